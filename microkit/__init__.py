@@ -1,0 +1,1 @@
+"""Everything around a service that is not its business logic."""

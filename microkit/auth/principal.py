@@ -1,0 +1,38 @@
+"""Who is calling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from microkit.contract import ANYONE, SERVICE, SIGNED_IN
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The verified caller: a user, or a service in its own name.
+
+    ``subject`` is the user's id, or ``service:payment``. ``token`` is the access token as it came.
+    """
+
+    subject: str
+    roles: frozenset[str] = frozenset()
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def is_service(self) -> bool:
+        return SERVICE in self.roles
+
+    @property
+    def anonymous(self) -> bool:
+        return not self.subject
+
+    def may(self, allow: tuple[str, ...]) -> bool:
+        """Whether one of the allowed roles is held. A service is no user: ``SIGNED_IN`` takes both."""
+        if ANYONE in allow:
+            return True
+        if self.anonymous:
+            return False
+        return SIGNED_IN in allow or not self.roles.isdisjoint(allow)
+
+
+ANONYMOUS = Principal("")

@@ -1,0 +1,139 @@
+"""The bus port: what an adapter promises to the outbox relay above it on one side, to the consumer runtime on the other.
+
+Batches are native on both sides, because one message a round trip is what makes a bus slow. All methods belong to one
+event loop; none is safe to call from another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from microkit.errors import MicrokitError
+from microkit.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What an adapter promises, for the conformance suite and for the reader.
+
+    ``persistent``: a confirmed message survives the end of the broker. ``ordered``: messages of one key are delivered
+    in the order they were confirmed in. ``groups``: several consumers of one group share its messages, each group sees
+    all. ``redelivers``: a message not acknowledged is delivered again. ``history``: a new group starts with the
+    messages that are already there.
+    """
+
+    persistent: bool
+    ordered: bool
+    groups: bool
+    redelivers: bool
+    history: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as delivered to one group. ``attempt`` counts from 1; ``position`` belongs to the adapter."""
+
+    message: Message
+    group: str
+    partition: int
+    offset: int
+    attempt: int = 1
+    position: Any = field(default=None, repr=False, compare=False)
+
+
+class PublishFailed(MicrokitError):
+    """Some messages of a batch were not confirmed.
+
+    ``failed`` maps their indexes in the batch to what went wrong; all others are confirmed. An unconfirmed message may
+    have arrived nevertheless: publishing it again is right, and may duplicate it.
+    """
+
+    def __init__(self, failed: dict[int, Exception]) -> None:
+        super().__init__(f"{len(failed)} messages were not confirmed; the first: {next(iter(failed.values()))!r}")
+        self.failed = failed
+
+
+class Consumer(Protocol):
+    """One member of a group. Created by :meth:`Bus.subscribe`."""
+
+    async def fetch(self, most: int, wait: float) -> Sequence[Delivery]:
+        """Up to ``most`` deliveries, in order within a key; an empty sequence after ``wait`` seconds without any.
+
+        Cancelling it loses nothing: what was taken and not returned is delivered again.
+        """
+        ...
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Says that these are done. The adapter commits the contiguous prefix where its broker knows only positions.
+
+        A second acknowledgement does nothing. Cancelled, some may stay unacknowledged, and are delivered again.
+        """
+        ...
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Gives these back unfinished, to be delivered again soon, to any member, in their old order."""
+        ...
+
+    async def close(self) -> None:
+        """Leaves the group. What was fetched and not acknowledged goes to other members."""
+        ...
+
+
+class Bus(Protocol):
+    """A connection to one broker."""
+
+    promises: Promises
+
+    async def start(self) -> None:
+        """Connects.
+
+        Raises:
+            ConnectionError: the broker cannot be reached.
+        """
+        ...
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Publishes a batch in its order; returns when all are confirmed.
+
+        Cancelled, any part of the batch may have been published.
+
+        Raises:
+            PublishFailed: some were not confirmed; its ``failed`` says which.
+        """
+        ...
+
+    def declare(self, group: str, topics: Sequence[str]) -> None:
+        """Makes the group known, so that from now on messages wait for it. Done for all groups before anything is
+        published; needs no connection. A second time it does nothing."""
+        ...
+
+    async def subscribe(self, group: str, topics: Sequence[str]) -> Consumer:
+        """Joins a group as a new member."""
+        ...
+
+    async def ping(self) -> None:
+        """Asks whether the broker answers.
+
+        Raises:
+            ConnectionError: it does not.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends the connection and closes the consumers that are left."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """The rare ability of a bus that keeps nothing itself: it tells when a message has been acknowledged by every group.
+
+    Until then the outbox row is the only durable copy, so the relay keeps it and publishes it again after a restart.
+    """
+
+    def on_settled(self, source: str, settled: Callable[[Sequence[str]], None]) -> None:
+        """``settled`` is called with the ids of messages whose ``ce_source`` is ``source``, soon after each has been
+        acknowledged by all groups, or published where no group listens."""
+        ...
