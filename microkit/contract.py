@@ -20,8 +20,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, get_origin
-from typing import get_args, get_type_hints, overload
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from microkit.errors import DefinitionError, Problem
 from microkit.page import PageRequest
