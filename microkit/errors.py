@@ -74,7 +74,13 @@ class Problem(MicrokitError):
     type: ClassVar[str] = "urn:problem:internal-error"
     title: ClassVar[str] = "Internal error"
 
-    def __init_subclass__(cls, *, status: int | None = None, title: str | None = None, type: str | None = None) -> None:
+    def __init_subclass__(
+        cls,
+        *,
+        status: int | None = None,
+        title: str | None = None,
+        type: str | None = None,  # noqa: A002  the RFC's own word
+    ) -> None:
         super().__init_subclass__()
         if status is not None:
             cls.status = status

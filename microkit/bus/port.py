@@ -1,4 +1,4 @@
-"""The bus port: what an adapter promises to the outbox relay above it on one side, to the consumer runtime on the other.
+"""The bus port: what an adapter promises to the outbox relay on one side, to the consumer runtime on the other.
 
 Batches are native on both sides, because one message a round trip is what makes a bus slow. All methods belong to one
 event loop; none is safe to call from another thread.
@@ -128,7 +128,7 @@ class Bus(Protocol):
 
 @runtime_checkable
 class Settles(Protocol):
-    """The rare ability of a bus that keeps nothing itself: it tells when a message has been acknowledged by every group.
+    """The rare ability of a bus that keeps nothing itself: it tells when every group has acknowledged a message.
 
     Until then the outbox row is the only durable copy, so the relay keeps it and publishes it again after a restart.
     """

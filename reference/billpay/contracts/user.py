@@ -73,7 +73,7 @@ class RefreshRequest(BaseModel):
 class Tokens(BaseModel):
     access_token: str
     refresh_token: str
-    token_type: str = "Bearer"
+    token_type: str = "Bearer"  # noqa: S105  RFC 6750's word, no secret
     expires_in: int
 
 
