@@ -1,0 +1,180 @@
+"""A service as its developer writes it: a list of declarations, without any state of a running one.
+
+Nothing happens when a declaration is read. :meth:`Service.instance` makes something that runs; one process may run many
+instances, of one service or of many, and they share nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import MetaData
+from starlette.types import ASGIApp
+
+from microkit.bus.port import Bus
+from microkit.contract import Contract, Operation, Roles
+from microkit.discovery.port import Resolver
+from microkit.errors import DefinitionError
+from microkit.gateway import Gateway
+from microkit.instance import ClientOfRunning, Declared, Instance, Listener
+from microkit.message import Event
+from microkit.saga import Saga
+from microkit.settings import ServiceSettings
+from microkit.telemetry import TraceRing
+from microkit.web import InlineRoute, Mount
+
+P = ParamSpec("P")
+H = ParamSpec("H")
+R = TypeVar("R")
+C = TypeVar("C", bound=Contract)
+
+_Inline = Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]
+
+
+class Service:
+    """One microservice.
+
+    ``name`` is what others find it by and, in capitals, the prefix of its settings. ``port`` is where it listens unless
+    the settings say otherwise. ``tables`` is the metadata of its own tables, ``migrations`` the folder with its Alembic
+    versions; a service with neither, that handles no event and runs no saga, has no database.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        port: int = 8000,
+        settings: type[ServiceSettings] = ServiceSettings,
+        tables: MetaData | None = None,
+        migrations: Path | None = None,
+        title: str = "",
+        version: str = "0.1.0",
+    ) -> None:
+        self.declared = Declared(
+            name=name,
+            port=port,
+            settings=settings,
+            tables=tables,
+            migrations=migrations,
+            title=title or name.replace("-", " ").title(),
+            version=version,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}>"
+
+    @property
+    def name(self) -> str:
+        return self.declared.name
+
+    def handles(
+        self, operation: Operation[P, R]
+    ) -> Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]:
+        """Says which function carries out an operation of a contract.
+
+        Its parameters are bound by name to the operation's, and by type to a ``Transaction``, the ``Principal``, a
+        typed client, the settings or a resource. A transaction is committed before the answer is sent.
+
+        Raises:
+            DefinitionError: the operation belongs to another service, or has a handler already.
+        """
+        if operation.contract.contract_service != self.name:
+            raise DefinitionError(
+                f"{operation.qualified_name} belongs to {operation.contract.contract_service!r}, not to {self.name!r}"
+            )
+
+        def register(handler: Callable[H, Awaitable[R]]) -> Callable[H, Awaitable[R]]:
+            if operation in self.declared.handlers:
+                raise DefinitionError(f"{operation.qualified_name} has two handlers")
+            self.declared.handlers[operation] = handler
+            return handler
+
+        return register
+
+    def on(
+        self, event: type[Event], *, group: str | None = None
+    ) -> Callable[[Callable[H, Awaitable[None]]], Callable[H, Awaitable[None]]]:
+        """Handles an event, as a durable consumer group of its own (``billing.mark_paid``).
+
+        The function has a parameter ``event``. With a ``Transaction`` its effect happens once, however often the event
+        is delivered; without one it must bear repetition.
+        """
+
+        def register(handler: Callable[H, Awaitable[None]]) -> Callable[H, Awaitable[None]]:
+            name = group or f"{self.name}.{handler.__name__}"
+            if any(listener.group == name and listener.event is event for listener in self.declared.listeners):
+                raise DefinitionError(f"{name} handles {event.__name__} twice; give one of them another group")
+            self.declared.listeners.append(Listener(name, event, handler))
+            return handler
+
+        return register
+
+    def resource(self, factory: Callable[H, AsyncIterator[R]]) -> Callable[H, AsyncIterator[R]]:
+        """Offers something that lives as long as the service: an async generator that yields it once.
+
+        Handlers ask for it by the type that the generator is annotated to yield; the generator's own parameters are
+        bound by type to the settings, the telemetry, the database and the resources before it.
+        """
+        self.declared.resources.append(factory)
+        return factory
+
+    def saga(self, definition: Saga[Any]) -> None:
+        """Runs the saga's instances in this service."""
+        self.declared.sagas.append(definition)
+
+    def client(self, contract: type[C]) -> C:
+        """The other service's operations, to be called from this service's handlers, sagas and resources."""
+        self.declared.clients.append(contract)
+        return contract(ClientOfRunning(contract))
+
+    def mount(self, path: str, app: ASGIApp | Gateway, *, allow: Roles) -> None:
+        """Serves a whole ASGI app, or a gateway, below ``path``. It gets health, telemetry, auth and shutdown."""
+        self.declared.mounts.append(Mount(path, app, (allow,) if isinstance(allow, str) else allow))
+
+    def get(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+        """An inline GET, for small things that no other service calls."""
+        return self._inline("GET", path, allow, status)
+
+    def post(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+        """An inline POST, for small things that no other service calls."""
+        return self._inline("POST", path, allow, status)
+
+    def put(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+        """An inline PUT, for small things that no other service calls."""
+        return self._inline("PUT", path, allow, status)
+
+    def patch(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+        """An inline PATCH, for small things that no other service calls."""
+        return self._inline("PATCH", path, allow, status)
+
+    def delete(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+        """An inline DELETE, for small things that no other service calls."""
+        return self._inline("DELETE", path, allow, status)
+
+    def _inline(self, method: str, path: str, allow: Roles, status: int) -> _Inline[H, R]:
+        def register(handler: Callable[H, Awaitable[R]]) -> Callable[H, Awaitable[R]]:
+            roles = (allow,) if isinstance(allow, str) else allow
+            self.declared.routes.append(InlineRoute(method, path, handler, roles, status))
+            return handler
+
+        return register
+
+    def instance(
+        self,
+        settings: Mapping[str, object] | None = None,
+        *,
+        bus: Bus | None = None,
+        resolver: Resolver | None = None,
+        ring: TraceRing | None = None,
+    ) -> Instance:
+        """Something that runs, once it is entered with ``async with``.
+
+        ``settings`` win over the environment. A ``bus`` or a ``resolver`` given here is shared and stays open; else
+        the instance makes its own from the settings. ``ring`` collects the recent traces of several instances.
+
+        Raises:
+            ConfigurationError: a setting is missing or wrong.
+        """
+        return Instance(self.declared, settings or {}, bus=bus, resolver=resolver, ring=ring)

@@ -1,0 +1,91 @@
+"""One command for each thing: ``nox -s lint types arch tests docs bench``. Bare ``nox`` is what one runs before a commit."""
+
+from __future__ import annotations
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+SOURCES = ["microkit", "reference", "tests", "benchmarks", "noxfile.py"]
+
+nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "arch", "tests", "docs"]
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """The pinned requirements, and microkit itself from the working tree."""
+    for requirement in requirements:
+        session.install("--require-hashes", "-r", f"requirements/{requirement}.txt")
+    session.install("--no-deps", "-e", ".")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting and lint rules. ``nox -s lint -- --fix`` mends what can be mended."""
+    install(session, "dev")
+    fix = "--fix" in session.posargs
+    session.run("ruff", "format", *([] if fix else ["--check"]), *SOURCES)
+    session.run("ruff", "check", *(["--fix"] if fix else []), *SOURCES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, over everything; pyright and ty read the public API as a user's editor does."""
+    install(session, "dev")
+    session.run("mypy", "-p", "microkit", "-p", "reference")
+    session.run("mypy", "tests", "benchmarks", "noxfile.py")
+    session.run("pytest", "-q", "tests/typing", *session.posargs)
+
+
+@nox.session
+def arch(session: nox.Session) -> None:
+    """The floors of the house: who may import whom."""
+    install(session, "dev")
+    session.run("lint-imports")
+    session.run("pytest", "-q", "tests/architecture", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The whole suite, on SQLite and on PostgreSQL, with branch coverage."""
+    install(session, "dev")
+    session.run("pytest", "--cov", "--cov-report=term:skip-covered", "--cov-report=xml", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the documentation; a broken link is an error. ``nox -s docs -- serve`` shows it while one writes."""
+    install(session, "dev")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """The slow tests that kill real processes, in their full form. CI runs them in the short form within ``tests``."""
+    install(session, "dev")
+    session.run("pytest", "tests/faults", *session.posargs, env={"MICROKIT_FAULTS": "full"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Every benchmark, each with its peer beside it, as a table."""
+    install(session, "dev", "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Pins the requirement files anew, with hashes and without addresses."""
+    session.install("uv")
+    for name, options in {
+        "run": ["--extra", "otlp", "--group", "reference"],
+        "dev": ["--all-extras", "--group", "reference", "--group", "dev"],
+        "bench": ["--all-extras", "--group", "reference", "--group", "dev", "--group", "bench"],
+    }.items():
+        session.run(
+            "uv", "pip", "compile", "pyproject.toml", *options, "--universal", "--generate-hashes",
+            "--python-version", "3.11", "--no-header", "--no-emit-index-url", "--no-annotate", "--quiet",
+            *session.posargs, "--output-file", f"requirements/{name}.txt",
+        )  # fmt: skip
