@@ -11,12 +11,14 @@ from microkit.contract import ANYONE, SERVICE, SIGNED_IN
 class Principal:
     """The verified caller: a user, or a service in its own name.
 
-    ``subject`` is the user's id, or ``service:payment``. ``token`` is the access token as it came.
+    ``subject`` is the user's id, or ``service:payment``. ``token`` is the access token as it came. ``session`` is the
+    session that it belongs to (the claim ``sid``), ``""`` where it names none.
     """
 
     subject: str
     roles: frozenset[str] = frozenset()
     token: str | None = field(default=None, repr=False)
+    session: str = ""
 
     @property
     def is_service(self) -> bool:
