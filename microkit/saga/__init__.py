@@ -1,0 +1,25 @@
+"""Sagas: work across services that ends completed, compensated, or parked where an operator sees it."""
+
+from microkit.saga.definition import (
+    NO_EFFECT,
+    Failure,
+    Retry,
+    Saga,
+    StepContext,
+    StepRefused,
+    compensatable,
+    pivot,
+    retriable,
+)
+
+__all__ = [
+    "NO_EFFECT",
+    "Failure",
+    "Retry",
+    "Saga",
+    "StepContext",
+    "StepRefused",
+    "compensatable",
+    "pivot",
+    "retriable",
+]
