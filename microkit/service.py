@@ -18,7 +18,8 @@ from microkit.contract import Contract, Operation, Roles
 from microkit.discovery.port import Resolver
 from microkit.errors import DefinitionError
 from microkit.gateway import Gateway
-from microkit.instance import ClientOfRunning, Declared, Instance, Listener
+from microkit.declared import Declared, Listener, Resource
+from microkit.instance import ClientOfRunning, Instance
 from microkit.message import Event
 from microkit.saga import Saga
 from microkit.settings import ServiceSettings
@@ -117,7 +118,7 @@ class Service:
         Handlers ask for it by the type that the generator is annotated to yield; the generator's own parameters are
         bound by type to the settings, the telemetry, the database and the resources before it.
         """
-        self.declared.resources.append(factory)
+        self.declared.resources.append(Resource.of(factory))
         return factory
 
     def saga(self, definition: Saga[Any]) -> None:

@@ -1,0 +1,100 @@
+"""What a service has declared: the plan that an instance is built from."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from sqlalchemy import MetaData
+
+from microkit.contract import Contract, Operation
+from microkit.errors import DefinitionError
+from microkit.message import Event
+from microkit.saga import Saga
+from microkit.settings import ServiceSettings
+from microkit.web import InlineRoute, Mount
+
+Handler = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One handler of one event, within a consumer group."""
+
+    group: str
+    event: type[Event]
+    handler: Handler
+
+    def siblings(self) -> frozenset[str]:
+        """The types of all events that the event's own module declares for its topic.
+
+        A topic carries several types. Those are known, whether handled or not; any other is a stranger, and to skip it
+        silently would be to lose it.
+        """
+        found = vars(sys.modules[self.event.__module__]).values()
+        events = [value for value in found if isinstance(value, type) and issubclass(value, Event)]
+        return frozenset(event.event_type for event in events if event.event_topic == self.event.event_topic)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something that lives as long as the instance: an async generator function and the type that it yields."""
+
+    factory: Callable[..., AsyncIterator[Any]]
+    kind: type
+
+    @classmethod
+    def of(cls, factory: Callable[..., AsyncIterator[Any]]) -> Resource:
+        """Reads the type from the annotation (``-> AsyncIterator[Horizon]``)."""
+        where = f"{factory.__module__}.{factory.__qualname__}"
+        yielded = get_args(get_type_hints(factory).get("return"))
+        if not inspect.isasyncgenfunction(factory) or not yielded:
+            raise DefinitionError(
+                f"{where} is no resource: write `async def {factory.__name__}(...) -> AsyncIterator[Thing]` "
+                "and yield the thing once"
+            )
+        return cls(factory, yielded[0])
+
+
+@dataclass(slots=True)
+class Declared:
+    """Everything that a :class:`microkit.Service` has been told."""
+
+    name: str
+    port: int
+    settings: type[ServiceSettings]
+    tables: MetaData | None
+    migrations: Path | None
+    title: str
+    version: str
+    handlers: dict[Operation[..., Any], Handler] = field(default_factory=dict)
+    routes: list[InlineRoute] = field(default_factory=list)
+    mounts: list[Mount] = field(default_factory=list)
+    listeners: list[Listener] = field(default_factory=list)
+    resources: list[Resource] = field(default_factory=list)
+    sagas: list[Saga[Any]] = field(default_factory=list)
+    clients: list[type[Contract]] = field(default_factory=list)
+
+    @property
+    def stores(self) -> bool:
+        """Whether the service needs a database."""
+        return bool(self.tables is not None or self.migrations or self.listeners or self.sagas)
+
+    def check(self) -> None:
+        """Refuses what can be seen to be wrong before anything is started.
+
+        Raises:
+            DefinitionError: an operation of a contract that the service handles in part has no handler.
+        """
+        for contract in {operation.contract for operation in self.handlers}:
+            missing = [operation for operation in contract.operations() if operation not in self.handlers]
+            if missing:
+                names = ", ".join(operation.qualified_name for operation in missing)
+                raise DefinitionError(
+                    f"{self.name} handles {contract.__name__} in part; without a handler: {names}. "
+                    f"Write @service.handles({missing[0].qualified_name})"
+                )
