@@ -1,0 +1,258 @@
+"""The gateway: one address in front of the services of a system."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from multidict import CIMultiDict
+from opentelemetry.trace import SpanKind
+
+from microkit import context
+from microkit.auth.principal import Principal
+from microkit.contract import ANYONE
+from microkit.discovery.port import Resolver
+from microkit.errors import BadRequest, ConfigurationError, Forbidden, MethodNotAllowed, NotFound, Unauthorized
+from microkit.gateway.body import ClientGone, Receive, RequestBody, Send, WhileClientWaits
+from microkit.gateway.document import MergedDocument
+from microkit.gateway.headers import Proxies, forwarded_headers, returned_headers
+from microkit.gateway.route import Route, RouteTable, canonical_path
+from microkit.gateway.upstream import Outgoing, Upstreams, broken
+from microkit.telemetry import Telemetry
+from microkit.telemetry.propagation import inject
+
+BODY_LIMIT = 10 * 1024 * 1024
+"""Bytes of a request's body where neither the gateway nor the route says otherwise: uploads pass through here."""
+
+_WHOLE = 64 * 1024
+"""An answer of known size up to this many bytes is taken in whole before its head is sent, so that one that breaks off
+is a 502 and not half an answer."""
+
+_HEALTH_TIMEOUT = 2.0
+
+Verify = Callable[[str], Awaitable[Principal]]
+
+
+class Gateway:
+    """The routes of a gateway. It holds no connections: a service binds it when it starts.
+
+    ``title`` heads the merged OpenAPI document; ``body_limit`` (bytes) bounds what a client may send.
+    """
+
+    def __init__(self, routes: Sequence[Route], *, title: str = "API", body_limit: int = BODY_LIMIT) -> None:
+        self.routes = tuple(routes)
+        self.title = title
+        self.body_limit = body_limit
+        self.table = RouteTable(self.routes)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The services behind it, each once, in the order of the routes."""
+        return tuple(dict.fromkeys(route.service for route in self.routes))
+
+    async def bind(
+        self,
+        *,
+        telemetry: Telemetry,
+        verify: Verify | None,
+        resolver: Resolver,
+        session: aiohttp.ClientSession,
+        trusted_proxies: Sequence[str] = (),
+    ) -> BoundGateway:
+        """The gateway at work, as an ASGI app that raises :class:`~microkit.errors.Problem` for the web floor to render.
+
+        ``session`` lends its connections and is closed by its owner.
+
+        Raises:
+            ConfigurationError: a route asks for roles and there is nothing to verify tokens with.
+        """
+        guarded = next((route for route in self.routes if ANYONE not in route.roles), None)
+        if guarded is not None and verify is None:
+            raise ConfigurationError(
+                f"The route {guarded.prefix} lets only {guarded.roles} pass, but no issuer of tokens is configured: set "
+                "auth_issuer and auth_jwks_url"
+            )
+        return BoundGateway(self, telemetry, verify, Upstreams(session, resolver), Proxies(trusted_proxies))
+
+
+class BoundGateway:
+    """A :class:`Gateway` with connections. Made by :meth:`Gateway.bind`."""
+
+    def __init__(
+        self, gateway: Gateway, telemetry: Telemetry, verify: Verify | None, upstreams: Upstreams, proxies: Proxies
+    ) -> None:
+        self._gateway = gateway
+        self._telemetry = telemetry
+        self._verify = verify
+        self._upstreams = upstreams
+        self._proxies = proxies
+        self._document = MergedDocument(gateway.title, gateway.routes, upstreams)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotFound("The gateway speaks HTTP only")
+        path = canonical_path(_raw_path(scope))
+        method: str = scope["method"]
+        route = self._route(path, method)
+        headers = forwarded_headers(scope["headers"])
+        principal = await self._judge(route, headers.get("Authorization"))
+        timeout = min(route.timeout, context.remaining() or route.timeout)
+        self._set_own_headers(headers, scope, principal, timeout)
+        limit = route.body_limit or self._gateway.body_limit
+        body = _body(scope["headers"], receive, limit)
+        target = route.upstream_path(path)
+        if query := scope["query_string"]:
+            target = f"{target}?{query.decode('latin-1')}"
+        with self._telemetry.span(
+            f"{method} {route.prefix}",
+            kind=SpanKind.CLIENT,
+            attributes={"http.request.method": method, "http.route": route.prefix, "peer.service": route.service},
+        ) as span:
+            headers.update(inject())
+            content = None if body is None else await body.begin()
+            if body is not None and body.length is not None:
+                headers["Content-Length"] = str(body.length)
+            outgoing = Outgoing(route.service, method, target, headers, content, body, timeout)
+            try:
+                async with WhileClientWaits(receive, body):
+                    status = await self._exchange(outgoing, route, send)
+            except ClientGone:
+                span.set_attribute("error.type", "client-gone")
+                return
+            span.set_attribute("http.response.status_code", status)
+
+    async def openapi(self) -> dict[str, Any]:
+        """One OpenAPI document of all that can be reached through the routes."""
+        return await self._document.read()
+
+    def health_parts(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """A probe for each service behind the gateway, by name; it raises where the service is not ready.
+
+        None of them is critical: a gateway that refuses everybody because one of its services is away takes all down.
+        """
+        return {service: self._probe(service) for service in self._gateway.services}
+
+    def _probe(self, service: str) -> Callable[[], Awaitable[None]]:
+        async def probe() -> None:
+            status, _ = await self._upstreams.get_json(service, "/health/ready", _HEALTH_TIMEOUT)
+            if status != 200:
+                raise ConnectionError(f"{service} is not ready: /health/ready answers {status}")
+
+        return probe
+
+    def _route(self, path: str, method: str) -> Route:
+        found = self._gateway.table.find(path)
+        if not found:
+            raise NotFound("Nothing is offered under this path")
+        for route in found:
+            if not route.methods or method in route.methods:
+                return route
+        allowed = sorted({allowed for route in found for allowed in route.methods})
+        raise MethodNotAllowed(headers={"Allow": ", ".join(allowed)})
+
+    async def _judge(self, route: Route, authorization: str | None) -> Principal | None:
+        """Who is calling, ``None`` where nobody proved anything and the route does not ask."""
+        scheme, _, token = (authorization or "").partition(" ")
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+        roles = route.roles
+        if ANYONE in roles:
+            # The service behind judges: an expired token must not keep anybody from the operation that renews it.
+            if not bearer or self._verify is None:
+                return None
+            try:
+                return await self._verify(bearer)
+            except Unauthorized:
+                return None
+        if not bearer or self._verify is None:
+            raise Unauthorized("Send an access token", headers={"WWW-Authenticate": "Bearer"})
+        principal = await self._verify(bearer)
+        if not principal.may(roles):
+            raise Forbidden(f"This needs one of the roles: {', '.join(roles)}")
+        return principal
+
+    def _set_own_headers(
+        self, headers: CIMultiDict[str], scope: MutableMapping[str, Any], principal: Principal | None, timeout: float
+    ) -> None:
+        peer = scope.get("client")
+        client = self._proxies.client(peer[0] if peer else "", scope.get("scheme", "http"), scope["headers"])
+        if client.address:
+            headers["X-Forwarded-For"] = client.address
+        headers["X-Forwarded-Proto"] = client.scheme
+        if client.host:
+            headers["X-Forwarded-Host"] = client.host
+        if request_id := context.current().request_id:
+            headers["X-Request-ID"] = request_id
+        if principal is not None:
+            headers["X-User-Id"] = principal.subject
+        headers["Request-Timeout-Ms"] = str(max(1, int(timeout * 1000)))
+
+    async def _exchange(self, outgoing: Outgoing, route: Route, send: Send) -> int:
+        response = await self._upstreams.send(outgoing)
+        try:
+            await self._answer(response, route, send)
+        finally:
+            response.close()
+        return response.status
+
+    async def _answer(self, response: aiohttp.ClientResponse, route: Route, send: Send) -> None:
+        headers = returned_headers(response.raw_headers)
+        if route.strip_prefix:
+            headers = [_public_location(pair, response, route) for pair in headers]
+        start = {"type": "http.response.start", "status": response.status, "headers": headers}
+        length = response.content_length
+        content = response.content
+        if content.is_eof() or (length is not None and length <= _WHOLE):
+            whole = await self._upstreams.read(response, route.service)
+            await send(start)
+            await send({"type": "http.response.body", "body": whole})
+            return
+        await send(start)
+        try:
+            async for piece in content.iter_any():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except (TimeoutError, aiohttp.ClientError) as error:
+            # The head is out. What is left is to end the connection without ending the body, which the server does when
+            # it sees an error: the client must be able to see that the answer is not whole.
+            raise broken(error, route.service) from None
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _raw_path(scope: MutableMapping[str, Any]) -> str:
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        return quote(scope["path"], safe="/:@!$&'()*+,;=~-._")
+    try:
+        return raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise BadRequest("The path is not percent-encoded") from None
+
+
+def _body(headers: Sequence[tuple[bytes, bytes]], receive: Receive, limit: int) -> RequestBody | None:
+    """``None`` where the request announces no body: nothing is read then."""
+    for name, value in headers:
+        if name == b"content-length":
+            if not (value.isascii() and value.isdigit()):
+                raise BadRequest("Content-Length is not a number")
+            length = int(value[:20])
+            return RequestBody(receive, length=length, limit=limit) if length else None
+        if name == b"transfer-encoding":
+            return RequestBody(receive, length=None, limit=limit)
+    return None
+
+
+def _public_location(
+    pair: tuple[bytes, bytes], response: aiohttp.ClientResponse, route: Route
+) -> tuple[bytes, bytes]:
+    """``Location`` as the client can follow it, where the service named a path of its own."""
+    name, value = pair
+    if name not in (b"location", b"content-location"):
+        return pair
+    location = value.decode("latin-1")
+    origin = str(response.url.origin())
+    if location.startswith(origin + "/"):
+        location = location[len(origin) :]
+    if location.startswith("/") and not location.startswith("//"):
+        return name, route.public_path(location).encode("latin-1")
+    return pair

@@ -1,0 +1,189 @@
+"""What passes the gateway of a request's and an answer's headers, and what it sets itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from multidict import CIMultiDict
+
+from microkit.errors import BadRequest, ConfigurationError
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""They end at each hop (RFC 9110, 7.6.1)."""
+
+_SET_BY_GATEWAY = frozenset(
+    {
+        b"content-length",  # set from what is really sent
+        b"expect",  # answered by our own server
+        b"forwarded",
+        b"host",
+        b"request-timeout-ms",
+        b"traceparent",
+        b"tracestate",
+        b"x-real-ip",
+        b"x-request-id",
+    }
+)
+
+_NOT_FORWARDED = _HOP_BY_HOP | _SET_BY_GATEWAY
+
+_NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
+"""The last three are the gateway's own answer to the client."""
+
+_SPOOFABLE = (b"x-forwarded-", b"x-user-", b"x-internal-")
+
+_HOST = re.compile(rb"[A-Za-z0-9._\-\[\]:%]{1,255}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a request comes from: the client's address, and the scheme and host it asked for."""
+
+    address: str
+    scheme: str
+    host: str
+
+
+def forwarded_headers(headers: RawHeaders) -> CIMultiDict[str]:
+    """The request's headers that go on to the service.
+
+    Hop-by-hop headers end here, as does each that ``Connection`` names, and everything by which a client could pose as
+    a proxy or as somebody else (also in the spelling ``X_User_Id``, which CGI-style servers read as the same name).
+
+    Raises:
+        BadRequest: two readings of the request are possible (RFC 9112, 6.3), or a value is not UTF-8.
+    """
+    passed: CIMultiDict[str] = CIMultiDict()
+    named: set[str] = set()
+    lengths = hosts = 0
+    chunked = False
+    for name, value in headers:
+        if b"_" in name:
+            name = name.replace(b"_", b"-")  # noqa: PLW2901  the one spelling that is judged
+            if name in _NOT_FORWARDED or name.startswith(_SPOOFABLE):
+                continue
+        if name in _NOT_FORWARDED:
+            if name == b"content-length":
+                lengths += 1
+            elif name == b"transfer-encoding":
+                chunked = True
+            elif name == b"connection":
+                named |= _named(value)
+            elif name == b"host":
+                hosts += 1
+            continue
+        if name.startswith(_SPOOFABLE):
+            continue
+        try:
+            passed.add(name.decode("ascii"), value.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise BadRequest(f"The header {name[:40]!r} is not UTF-8") from None
+    if lengths > 1 or (lengths and chunked):
+        raise BadRequest("The body's length is ambiguous: send Content-Length once, or Transfer-Encoding, not both")
+    if hosts > 1:
+        raise BadRequest("Send one Host header")
+    for name_ in named:
+        passed.popall(name_, None)
+    return passed
+
+
+def _named(connection: bytes) -> set[str]:
+    names = {name.strip().lower() for name in connection.split(b",")}
+    return {name.decode("ascii", "ignore") for name in names}
+
+
+def returned_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The answer's headers that go back to the client, names in lower case as ASGI wants them."""
+    lowered = [(name.lower(), value) for name, value in headers]
+    named = {
+        part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")
+    }
+    dropped = (_NOT_RETURNED | named) if named else _NOT_RETURNED
+    return [pair for pair in lowered if pair[0] not in dropped]
+
+
+class Proxies:
+    """The proxies in front of the gateway whose word about the client is taken.
+
+    ``trusted`` holds addresses, networks (``10.0.0.0/8``) or ``*``.
+    """
+
+    def __init__(self, trusted: Sequence[str]) -> None:
+        self._everybody = "*" in trusted
+        self._networks: list[IPv4Network | IPv6Network] = []
+        for entry in trusted:
+            if entry == "*":
+                continue
+            try:
+                self._networks.append(ip_network(entry, strict=False))
+            except ValueError:
+                raise ConfigurationError(
+                    f"trusted_proxies: {entry!r} is neither an address nor a network; write 10.0.0.0/8"
+                ) from None
+
+    def client(self, peer: str, scheme: str, headers: RawHeaders) -> Client:
+        """Who is calling, seen from a connection with ``peer``.
+
+        ``X-Forwarded-For`` counts from the right: the first address that is no trusted proxy is the client; what stands
+        left of it was written by the client itself and means nothing.
+        """
+        if not (self._everybody or self._networks) or not self._trusts(peer):
+            return Client(peer, scheme, _first(headers, b"host"))
+        chain = [part.strip() for value in _all(headers, b"x-forwarded-for") for part in value.split(",")]
+        address = peer
+        for hop in reversed(chain):
+            address = _bare_address(hop) or address
+            if not _bare_address(hop) or not self._trusts(address):
+                break
+        told_scheme = _first(headers, b"x-forwarded-proto").lower()
+        host = _first(headers, b"x-forwarded-host") or _first(headers, b"host")
+        return Client(address, told_scheme if told_scheme in ("http", "https") else scheme, host)
+
+    def _trusts(self, address: str) -> bool:
+        if self._everybody:
+            return True
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)
+
+
+def _all(headers: RawHeaders, wanted: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in headers if name == wanted]
+
+
+def _first(headers: RawHeaders, wanted: bytes) -> str:
+    for name, value in headers:
+        if name == wanted and _HOST.match(value):
+            return value.decode("ascii")
+    return ""
+
+
+def _bare_address(hop: str) -> str:
+    """The address in ``1.2.3.4``, ``1.2.3.4:5678``, ``2001:db8::1`` or ``[2001:db8::1]:443``; ``""`` for anything else."""
+    if hop.startswith("["):
+        hop = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        hop = hop.partition(":")[0]
+    try:
+        return str(ip_address(hop))
+    except ValueError:
+        return ""
