@@ -100,7 +100,8 @@ class Caller(Protocol):
             Problem: one that the operation declares in ``raises``.
             RemoteProblem: any other answer that is not a success.
             DeadlineExceeded: the caller's deadline has passed.
-            Unavailable: the service could not be reached.
+            Unavailable: the service could not be reached; the call was not sent.
+            BadGateway: the answer was lost or is no answer; the call may have been carried out.
         """
         ...
 
