@@ -1,17 +1,15 @@
 """The tables behind ``tx.publish`` and the inbox, in the service's own database.
 
 ``outbox`` has the columns of Debezium's outbox event router (``id``, ``aggregatetype``, ``aggregateid``, ``type``,
-``payload``), so that a connector can take the relay's place. Times are microseconds since 1970 on the database's clock:
-whole numbers compare and add alike on every database, and a lease is never judged by a process's own clock.
+``payload``), so that a connector can take the relay's place. All times are readings of the database's clock: a lease is
+never judged by a process's own.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 metadata = sa.MetaData()
 
@@ -29,6 +27,7 @@ PARKED: Final = 3
 DEAD: Final = 4
 """A dead letter of this service's own consumers, kept here because the bus keeps nothing."""
 
+_time = sa.DateTime(timezone=True)
 _big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # only INTEGER becomes SQLite's row id
 
 outbox = sa.Table(
@@ -44,9 +43,9 @@ outbox = sa.Table(
     sa.Column("shard", sa.SmallInteger, nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
-    sa.Column("next_at", sa.BigInteger, nullable=False, server_default=sa.text("0")),
-    sa.Column("created_at", sa.BigInteger, nullable=False),
-    sa.Column("done_at", sa.BigInteger),
+    sa.Column("next_at", _time),
+    sa.Column("created_at", _time, nullable=False),
+    sa.Column("done_at", _time),
     sa.Column("error", sa.Text),
     sqlite_autoincrement=True,  # a number that was pruned must not come back while its mark is under way
 )
@@ -80,7 +79,7 @@ shard_lease = sa.Table(
     sa.Column("shard", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("owner", sa.Text),
     sa.Column("epoch", sa.BigInteger, nullable=False, server_default=sa.text("0")),
-    sa.Column("lease_until", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("lease_until", _time),
 )
 """Who may publish a shard's rows, until when. ``epoch`` is the fencing token: it grows with every new owner."""
 
@@ -88,7 +87,7 @@ relay_presence = sa.Table(
     "outbox_relay",
     metadata,
     sa.Column("owner", sa.Text, primary_key=True),
-    sa.Column("seen_until", sa.BigInteger, nullable=False),
+    sa.Column("seen_until", _time, nullable=False),
 )
 """The relays that run, so that each takes its fair share of the shards and no more."""
 
@@ -99,25 +98,7 @@ inbox = sa.Table(
     sa.Column("source", sa.Text, primary_key=True),
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("digest", sa.LargeBinary, nullable=False),
-    sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Column("received_at", _time, nullable=False),
 )
 """Messages whose effect is in this database. CloudEvents: an id is unique within its source."""
 sa.Index("ix_inbox_received_at", inbox.c.received_at)
-
-
-class now_us(FunctionElement[int]):  # noqa: N801  it reads as the SQL function that it is
-    """The database's clock in microseconds since 1970; moves on within a transaction."""
-
-    type = sa.BigInteger()
-    inherit_cache = True
-    name = "now_us"
-
-
-@compiles(now_us, "postgresql")
-def _now_postgresql(_element: now_us, _compiler: Any, **_options: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
-
-
-@compiles(now_us, "sqlite")
-def _now_sqlite(_element: now_us, _compiler: Any, **_options: Any) -> str:
-    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"

@@ -1,0 +1,27 @@
+"""From a URL to a bus."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from microkit.bus.memory import MemoryBus
+from microkit.bus.port import Bus
+from microkit.errors import ConfigurationError
+
+_LATER = {"redis": "Redis and Valkey Streams", "kafka": "Kafka"}
+
+
+def connect(url: str) -> Bus:
+    """The adapter that a bus URL names; :meth:`Bus.start` connects it.
+
+    Raises:
+        ConfigurationError: the URL names no adapter of this version.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "memory":
+        return MemoryBus()
+    if scheme in _LATER:
+        raise ConfigurationError(
+            f"bus_url: {_LATER[scheme]} ({scheme}://) comes with a later version; this one has memory://"
+        )
+    raise ConfigurationError(f"bus_url: {scheme or url!r} names no bus; write memory://")
