@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +23,17 @@ class Resolver(Protocol):
         Raises:
             Unavailable: the service is not known, or has no instance.
         """
+        ...
+
+
+@runtime_checkable
+class Registrar(Protocol):
+    """Makes an instance known: after its server listens, until before it stops."""
+
+    async def register(self, service: str, endpoint: Endpoint) -> None:
+        """Makes the instance known to others."""
+        ...
+
+    async def deregister(self, service: str, endpoint: Endpoint) -> None:
+        """Takes it out again; one that is not there is no error."""
         ...
