@@ -1,0 +1,59 @@
+"""The tables of the saga engine: one row a saga, one row an ended attempt of a step.
+
+``saga`` is the truth and all that the engine reads. ``saga_step`` is only ever added to: the history for people.
+
+``next_at`` is when an engine must look at the saga again: at once, at the next attempt or, while ``lease_owner`` is
+set, when its lease runs out. It is null in a saga that has ended or is stuck, so that the index over it holds what is
+alive and finished sagas cost nothing. Moving on to the next step leaves ``next_at`` alone, which on PostgreSQL makes
+it a heap-only update that touches no index.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+saga = sa.Table(
+    "saga",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.String(16), nullable=False, comment="of the definition the saga began with"),
+    sa.Column("state", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("direction", sa.String(6), nullable=False, comment="action or undo"),
+    sa.Column("step", sa.String(100), nullable=True, comment="under way or next; null in a saga that has ended"),
+    sa.Column("attempts", sa.Integer, nullable=False, comment="begun attempts of this step in this direction"),
+    sa.Column("failure", sa.JSON(none_as_null=True), nullable=True, comment="why it is compensated"),
+    sa.Column("error", sa.Text, nullable=True, comment="of the last attempt, where it failed"),
+    sa.Column("seq", sa.Integer, nullable=False, comment="of the last row in saga_step"),
+    sa.Column("epoch", sa.BigInteger, nullable=False, comment="fencing token: counts the leases"),
+    sa.Column("lease_owner", sa.String(64), nullable=True),
+    sa.Column("next_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("context", sa.JSON, nullable=False, comment="trace, request id and tenant of whoever started it"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, comment="when the current step began"),
+    postgresql_with={"fillfactor": 80},
+)
+
+_alive = sa.text("next_at IS NOT NULL")
+_stuck = sa.text("status = 'stuck'")
+sa.Index("ix_saga_due", saga.c.next_at, postgresql_where=_alive, sqlite_where=_alive)
+sa.Index("ix_saga_stuck", saga.c.updated_at, postgresql_where=_stuck, sqlite_where=_stuck)
+sa.Index("ix_saga_created", saga.c.created_at, saga.c.id)
+
+saga_step = sa.Table(
+    "saga_step",
+    metadata,
+    sa.Column("saga_id", sa.Uuid, sa.ForeignKey("saga.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.String(100), nullable=False),
+    sa.Column("direction", sa.String(6), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(12), nullable=False, comment="done, refused, failed, timed-out"),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("error", sa.Text, nullable=True),
+)
