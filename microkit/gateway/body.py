@@ -12,7 +12,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class ClientGone(Exception):  # noqa: N818  it is nobody's error
+class ClientGone(Exception):
     """The client has hung up; nobody is left to answer."""
 
 

@@ -140,7 +140,9 @@ def _with_references(node: Any, renamed: Mapping[str, str]) -> Any:
         return node
     if isinstance(node, dict):
         return {
-            key: renamed.get(value, value) if key == "$ref" and isinstance(value, str) else _with_references(value, renamed)
+            key: renamed.get(value, value)
+            if key == "$ref" and isinstance(value, str)
+            else _with_references(value, renamed)
             for key, value in node.items()
         }
     if isinstance(node, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from microkit.discovery.port import Resolver
 from microkit.errors import BadRequest, ConfigurationError, Forbidden, MethodNotAllowed, NotFound, Unauthorized
 from microkit.gateway.body import ClientGone, Receive, RequestBody, Send, WhileClientWaits
 from microkit.gateway.document import MergedDocument
-from microkit.gateway.headers import Proxies, forwarded_headers, returned_headers
+from microkit.gateway.headers import Proxies, body_length, forwarded_headers, returned_headers
 from microkit.gateway.route import Route, RouteTable, canonical_path
 from microkit.gateway.upstream import Outgoing, Upstreams, broken
 from microkit.telemetry import Telemetry
@@ -61,7 +62,7 @@ class Gateway:
         session: aiohttp.ClientSession,
         trusted_proxies: Sequence[str] = (),
     ) -> BoundGateway:
-        """The gateway at work, as an ASGI app that raises :class:`~microkit.errors.Problem` for the web floor to render.
+        """An ASGI app. It raises :class:`~microkit.errors.Problem`, for the web floor to render.
 
         ``session`` lends its connections and is closed by its owner.
 
@@ -71,7 +72,7 @@ class Gateway:
         guarded = next((route for route in self.routes if ANYONE not in route.roles), None)
         if guarded is not None and verify is None:
             raise ConfigurationError(
-                f"The route {guarded.prefix} lets only {guarded.roles} pass, but no issuer of tokens is configured: set "
+                f"The route {guarded.prefix} lets only {guarded.roles} pass, but no issuer of tokens is known: set "
                 "auth_issuer and auth_jwks_url"
             )
         return BoundGateway(self, telemetry, verify, Upstreams(session, resolver), Proxies(trusted_proxies))
@@ -85,6 +86,7 @@ class BoundGateway:
     ) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
+        self._durations = telemetry.metrics.http_client
         self._verify = verify
         self._upstreams = upstreams
         self._proxies = proxies
@@ -100,28 +102,42 @@ class BoundGateway:
         principal = await self._judge(route, headers.get("Authorization"))
         timeout = min(route.timeout, context.remaining() or route.timeout)
         self._set_own_headers(headers, scope, principal, timeout)
+        length = body_length(scope["headers"])
         limit = route.body_limit or self._gateway.body_limit
-        body = _body(scope["headers"], receive, limit)
+        body = None if length == 0 else RequestBody(receive, length=length, limit=limit)
         target = route.upstream_path(path)
         if query := scope["query_string"]:
             target = f"{target}?{query.decode('latin-1')}"
-        with self._telemetry.span(
-            f"{method} {route.prefix}",
-            kind=SpanKind.CLIENT,
-            attributes={"http.request.method": method, "http.route": route.prefix, "peer.service": route.service},
-        ) as span:
-            headers.update(inject())
-            content = None if body is None else await body.begin()
-            if body is not None and body.length is not None:
-                headers["Content-Length"] = str(body.length)
-            outgoing = Outgoing(route.service, method, target, headers, content, body, timeout)
-            try:
+        outgoing = Outgoing(route.service, method, target, headers, None, body, timeout)
+        began = time.perf_counter()
+        status, failure = 0, ""
+        try:
+            with self._telemetry.span(
+                f"{method} {route.prefix}",
+                kind=SpanKind.CLIENT,
+                attributes={
+                    "http.request.method": method,
+                    "server.address": route.service,
+                    "url.template": route.prefix,
+                },
+            ) as span:
+                headers.update(inject())
+                if body is not None:
+                    outgoing.content = await body.begin()
+                    if body.length is not None:
+                        headers["Content-Length"] = str(body.length)
                 async with WhileClientWaits(receive, body):
                     status = await self._exchange(outgoing, route, send)
-            except ClientGone:
-                span.set_attribute("error.type", "client-gone")
-                return
-            span.set_attribute("http.response.status_code", status)
+                span.set_attribute("http.response.status_code", status)
+        except ClientGone:
+            failure = ClientGone.__name__  # nobody is left to answer
+        except Exception as error:
+            failure = type(error).__name__
+            raise
+        finally:
+            self._durations(route.service, method, route.prefix, status or "", failure).observe(
+                time.perf_counter() - began
+            )
 
     async def openapi(self) -> dict[str, Any]:
         """One OpenAPI document of all that can be reached through the routes."""
@@ -229,22 +245,7 @@ def _raw_path(scope: MutableMapping[str, Any]) -> str:
         raise BadRequest("The path is not percent-encoded") from None
 
 
-def _body(headers: Sequence[tuple[bytes, bytes]], receive: Receive, limit: int) -> RequestBody | None:
-    """``None`` where the request announces no body: nothing is read then."""
-    for name, value in headers:
-        if name == b"content-length":
-            if not (value.isascii() and value.isdigit()):
-                raise BadRequest("Content-Length is not a number")
-            length = int(value[:20])
-            return RequestBody(receive, length=length, limit=limit) if length else None
-        if name == b"transfer-encoding":
-            return RequestBody(receive, length=None, limit=limit)
-    return None
-
-
-def _public_location(
-    pair: tuple[bytes, bytes], response: aiohttp.ClientResponse, route: Route
-) -> tuple[bytes, bytes]:
+def _public_location(pair: tuple[bytes, bytes], response: aiohttp.ClientResponse, route: Route) -> tuple[bytes, bytes]:
     """``Location`` as the client can follow it, where the service named a path of its own."""
     name, value = pair
     if name not in (b"location", b"content-location"):

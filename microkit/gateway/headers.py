@@ -68,53 +68,50 @@ def forwarded_headers(headers: RawHeaders) -> CIMultiDict[str]:
     a proxy or as somebody else (also in the spelling ``X_User_Id``, which CGI-style servers read as the same name).
 
     Raises:
-        BadRequest: two readings of the request are possible (RFC 9112, 6.3), or a value is not UTF-8.
+        BadRequest: a value is not UTF-8.
     """
     passed: CIMultiDict[str] = CIMultiDict()
-    named: set[str] = set()
-    lengths = hosts = 0
-    chunked = False
+    named: list[str] = []
     for name, value in headers:
-        if b"_" in name:
-            name = name.replace(b"_", b"-")  # noqa: PLW2901  the one spelling that is judged
-            if name in _NOT_FORWARDED or name.startswith(_SPOOFABLE):
-                continue
-        if name in _NOT_FORWARDED:
-            if name == b"content-length":
-                lengths += 1
-            elif name == b"transfer-encoding":
-                chunked = True
-            elif name == b"connection":
-                named |= _named(value)
-            elif name == b"host":
-                hosts += 1
-            continue
-        if name.startswith(_SPOOFABLE):
+        judged = name.replace(b"_", b"-") if b"_" in name else name
+        if judged == b"connection":
+            named += [part.strip().decode("ascii", "ignore") for part in value.split(b",")]
+        if judged in _NOT_FORWARDED or judged.startswith(_SPOOFABLE):
             continue
         try:
             passed.add(name.decode("ascii"), value.decode("utf-8"))
         except UnicodeDecodeError:
             raise BadRequest(f"The header {name[:40]!r} is not UTF-8") from None
-    if lengths > 1 or (lengths and chunked):
-        raise BadRequest("The body's length is ambiguous: send Content-Length once, or Transfer-Encoding, not both")
-    if hosts > 1:
-        raise BadRequest("Send one Host header")
     for name_ in named:
         passed.popall(name_, None)
     return passed
 
 
-def _named(connection: bytes) -> set[str]:
-    names = {name.strip().lower() for name in connection.split(b",")}
-    return {name.decode("ascii", "ignore") for name in names}
+def body_length(headers: RawHeaders) -> int | None:
+    """How many bytes of body the request announces, ``None`` where it is chunked.
+
+    Raises:
+        BadRequest: two readings of where the request ends are possible (RFC 9112, 6.3), or of whom it is for.
+    """
+    lengths = [value for name, value in headers if name == b"content-length"]
+    chunked = any(name == b"transfer-encoding" for name, _ in headers)
+    if len(lengths) > 1 or (lengths and chunked):
+        raise BadRequest("The body's length is ambiguous: send Content-Length once, or Transfer-Encoding, not both")
+    if sum(name == b"host" for name, _ in headers) > 1:
+        raise BadRequest("Send one Host header")
+    if chunked:
+        return None
+    if not lengths:
+        return 0
+    if not lengths[0].isdigit() or len(lengths[0]) > 18:
+        raise BadRequest("Content-Length is not a number of bytes")
+    return int(lengths[0])
 
 
 def returned_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     """The answer's headers that go back to the client, names in lower case as ASGI wants them."""
     lowered = [(name.lower(), value) for name, value in headers]
-    named = {
-        part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")
-    }
+    named = {part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")}
     dropped = (_NOT_RETURNED | named) if named else _NOT_RETURNED
     return [pair for pair in lowered if pair[0] not in dropped]
 
@@ -178,7 +175,7 @@ def _first(headers: RawHeaders, wanted: bytes) -> str:
 
 
 def _bare_address(hop: str) -> str:
-    """The address in ``1.2.3.4``, ``1.2.3.4:5678``, ``2001:db8::1`` or ``[2001:db8::1]:443``; ``""`` for anything else."""
+    """The address in ``1.2.3.4``, ``1.2.3.4:5678``, ``2001:db8::1`` or ``[2001:db8::1]:443``, else ``""``."""
     if hop.startswith("["):
         hop = hop[1:].partition("]")[0]
     elif hop.count(":") == 1:

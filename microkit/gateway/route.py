@@ -22,7 +22,7 @@ class Route:
 
     ``strip_prefix`` is taken off before the request is sent on: ``Route("/api/bills", service="billing",
     strip_prefix="/api")`` sends ``/api/bills/7`` to billing's ``/bills/7``. ``allow`` is who may pass (a role, several,
-    ``SIGNED_IN``); with ``ANYONE``, the default, the service behind judges each operation itself, as it does in any case.
+    ``SIGNED_IN``); with ``ANYONE``, the default, the service behind judges alone; it judges each operation in any case.
     ``methods`` limits the route to some. ``timeout`` is how many seconds the service may take until its answer begins,
     and between two parts of the answer. ``body_limit`` is in bytes; ``None`` takes the gateway's.
     """
@@ -41,7 +41,9 @@ class Route:
         if canonical_path(self.prefix) != self.prefix:
             raise DefinitionError(f"Write the route's prefix {self.prefix!r} as {canonical_path(self.prefix)!r}")
         if self.strip_prefix and not below(self.prefix, self.strip_prefix):
-            raise DefinitionError(f"The route {self.prefix!r} does not begin with its strip_prefix {self.strip_prefix!r}")
+            raise DefinitionError(
+                f"The route {self.prefix!r} does not begin with its strip_prefix {self.strip_prefix!r}"
+            )
         if not self.service:
             raise DefinitionError(f"The route {self.prefix!r} names no service")
         if not self.timeout > 0:
@@ -67,7 +69,9 @@ class RouteTable:
         self._by_prefix: dict[str, tuple[Route, ...]] = {}
         for route in routes:
             siblings = self._by_prefix.get(route.prefix, ())
-            if any(not other.methods or not route.methods or set(other.methods) & set(route.methods) for other in siblings):
+            if any(
+                not other.methods or not route.methods or set(other.methods) & set(route.methods) for other in siblings
+            ):
                 raise DefinitionError(f"Two routes take {route.prefix!r} with the same methods")
             self._by_prefix[route.prefix] = (*siblings, route)
 
@@ -100,7 +104,9 @@ def canonical_path(path: str) -> str:
             raise BadRequest("The path's percent-encoding is broken")
         path = _ENCODED.sub(_decode_unreserved, path)
     if "//" in path or _DOT_SEGMENT.search(path) or _CONTROL.search(path) or not path.startswith("/"):
-        raise BadRequest("The path is ambiguous: it has empty or dot segments, or an encoded slash or control character")
+        raise BadRequest(
+            "The path is ambiguous: it has empty or dot segments, or an encoded slash or control character"
+        )
     return path
 
 

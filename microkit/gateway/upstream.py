@@ -13,7 +13,7 @@ from yarl import URL
 
 from microkit.discovery.port import Endpoint, Resolver
 from microkit.errors import BadGateway, DeadlineExceeded, Problem
-from microkit.gateway.body import ClientGone, RequestBody
+from microkit.gateway.body import RequestBody
 
 CONNECT_TIMEOUT = 3.0
 """Seconds in which a connection must stand, waiting for a free one of the pool included."""
@@ -79,9 +79,9 @@ class Upstreams:
         except _NOT_CONNECTED:
             raise BadGateway(f"The service {request.service} cannot be reached") from None
 
-    async def get_json(self, service: str, path: str, timeout: float) -> tuple[int, bytes]:
-        """Status and body of a small document that the service offers to everybody."""
-        request = Outgoing(service, "GET", path, CIMultiDict(), None, None, timeout)
+    async def get_json(self, service: str, path: str, within: float) -> tuple[int, bytes]:
+        """Status and body of a small document that the service offers to everybody, ``within`` so many seconds."""
+        request = Outgoing(service, "GET", path, CIMultiDict(), None, None, within)
         response = await self.send(request)
         try:
             return response.status, await self.read(response, service)
@@ -112,7 +112,7 @@ class Upstreams:
             async with asyncio.timeout(request.timeout) as limit:
                 if body is not None and not body.complete:
                     loop = asyncio.get_running_loop()
-                    # While the client sends, the service has nothing to answer yet: its time starts with the last piece.
+                    # The service has nothing to answer while the client sends: its time starts with the last piece.
                     body.on_progress = lambda: limit.reschedule(loop.time() + request.timeout)
                 return await self._session.request(
                     request.method,
@@ -144,5 +144,3 @@ def broken(error: Exception, service: str) -> Problem:
     if isinstance(error, aiohttp.ClientConnectionError):
         return BadGateway(f"The service {service} closed the connection without an answer")
     return BadGateway(f"The service {service} gave an answer that is no HTTP")
-
-
