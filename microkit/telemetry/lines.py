@@ -1,0 +1,131 @@
+"""How one log line looks: JSON for machines, coloured columns for people."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import orjson
+from opentelemetry.trace import get_current_span
+
+from microkit import context
+from microkit.redaction import MASK, MOST_CHARACTERS, names_a_secret, redact, redact_text
+
+Format = Literal["json", "console"]
+
+_OF_THE_LIBRARY: Final = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "service", "color_message"}
+)
+_OF_THE_LINE: Final = frozenset(
+    {"time", "level", "logger", "service", "message", "trace_id", "span_id", "request_id", "exception"}
+)
+
+_CONTROL: Final = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+} | {10: "\\n", 13: "\\r", 9: "\\t"}
+"""Characters that end a line, move the cursor or turn the direction of writing."""
+
+_SERVICE_COLOURS: Final = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
+_LEVEL_COLOURS: Final = {"DEBUG": 2, "INFO": 0, "WARNING": 33, "ERROR": 31, "CRITICAL": 41}
+_SERVICE_WIDTH: Final = 12
+
+_second: tuple[int, str] = (0, "")
+
+
+def utc(seconds: float) -> str:
+    """``2026-01-31T12:00:00.123Z``. The part down to the second is kept from one call to the next."""
+    global _second  # noqa: PLW0603  a cache of one value, the same for everybody
+    whole = int(seconds)
+    kept = _second
+    if kept[0] != whole:
+        kept = _second = (whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)))
+    return f"{kept[1]}.{int((seconds - whole) * 1000):03d}Z"
+
+
+def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
+    """What a record says, redacted and bounded, as the members of a JSON line."""
+    line: dict[str, Any] = {
+        "time": utc(record.created),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "service": getattr(record, "service", "") or serving,
+        "message": redact(_message(record)),
+    }
+    span = get_current_span().get_span_context()
+    if span.is_valid:
+        line["trace_id"] = f"{span.trace_id:032x}"
+        line["span_id"] = f"{span.span_id:016x}"
+    request_id = context.current().request_id
+    if request_id:
+        line["request_id"] = redact(request_id)
+    for name, value in record.__dict__.items():
+        if name not in _OF_THE_LIBRARY:
+            shown = MASK if names_a_secret(name) else redact(value)
+            line[f"extra.{name}" if name in _OF_THE_LINE else name] = shown
+    if record.exc_info and record.exc_info[1] is not None:
+        line["exception"] = _exception(record.exc_info[1])
+    if record.stack_info:
+        line["stack"] = redact_text(record.stack_info)
+    return line
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001  a wrong format string must not lose the line
+        return f"{record.msg} (its arguments do not fit: {type(error).__name__})"
+
+
+def _exception(error: BaseException) -> dict[str, str]:
+    frames = "".join(traceback.format_exception(error))
+    return {
+        "type": type(error).__qualname__,
+        "message": redact(str(error)),
+        "stacktrace": redact_text(frames[-2 * MOST_CHARACTERS :].encode("utf-8", "backslashreplace").decode()),
+    }
+
+
+def json_line(line: Mapping[str, Any]) -> bytes:
+    """One line of JSON. Line breaks in the values are escaped by JSON itself."""
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS, default=str)
+
+
+def console_line(line: Mapping[str, Any], *, colour: bool) -> bytes:
+    """Time, level, service and message in columns, the other members behind, a stack trace indented below."""
+    level = str(line["level"]).upper()
+    service = escape(str(line["service"]))
+    columns = f"{str(line['time'])[11:23]} {level:<7} {service:<{_SERVICE_WIDTH}} "
+    if colour:
+        tint = _SERVICE_COLOURS[zlib.crc32(service.encode()) % len(_SERVICE_COLOURS)]
+        columns = (
+            f"\x1b[2m{str(line['time'])[11:23]}\x1b[0m \x1b[{_LEVEL_COLOURS.get(level, 0)}m{level:<7}\x1b[0m "
+            f"\x1b[{tint}m{service:<{_SERVICE_WIDTH}}\x1b[0m "
+        )
+    rest = [
+        f"{escape(name)}={_value(value)}"
+        for name, value in line.items()
+        if name not in _OF_THE_LINE and name != "stack"
+    ]
+    if "trace_id" in line:
+        rest.append(f"trace={line['trace_id']}")
+    tail = "  ".join(("", *rest)) if rest else ""
+    if tail and colour:
+        tail = f"\x1b[2m{tail}\x1b[0m"
+    below = [line["exception"]["stacktrace"]] if "exception" in line else []
+    below += [line["stack"]] if "stack" in line else []
+    frames = "".join(f"    | {escape(frame)}\n" for text in below for frame in str(text).splitlines())
+    return f"{columns}{escape(str(line['message']))}{tail}\n{frames}".encode("utf-8", "backslashreplace")
+
+
+def _value(value: Any) -> str:
+    return escape(value) if isinstance(value, str) else escape(orjson.dumps(value, default=str).decode())
+
+
+def escape(text: str) -> str:
+    """``text`` on one line: control characters as ``\\n``, ``\\x1b`` …"""
+    return text.translate(_CONTROL)

@@ -1,0 +1,80 @@
+"""The trace on the wire: W3C Trace Context (https://www.w3.org/TR/trace-context/), strictly.
+
+A ``traceparent`` that breaks the rules is ignored and a new trace starts; a ``tracestate`` that breaks them is dropped
+while the ``traceparent`` beside it stands. Neither is logged: a stranger must not be able to fill the log.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    TraceFlags,
+    TraceState,
+    get_current_span,
+    set_span_in_context,
+)
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_MEMBER = re.compile(
+    r"([a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+    r"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])"
+)
+_LONGEST_TRACEPARENT: Final = 256
+_LONGEST_TRACESTATE: Final = 512
+_MOST_MEMBERS: Final = 32
+_NO_CONTEXT: Final = Context()
+_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(256))
+_NO_STATE: Final = TraceState()
+
+
+def extract(traceparent: str | None, tracestate: str | None = None) -> Context:
+    """The remote parent as a context to start a span in; an empty context, so a new trace, where there is none."""
+    if not traceparent or len(traceparent) > _LONGEST_TRACEPARENT:
+        return _NO_CONTEXT
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None:
+        return _NO_CONTEXT
+    version, trace_digits, span_digits, flags, rest = match.groups()
+    trace_id, span_id = int(trace_digits, 16), int(span_digits, 16)
+    if not trace_id or not span_id or version == "ff" or (rest and version == "00"):
+        return _NO_CONTEXT
+    state = _state(tracestate) if tracestate else _NO_STATE
+    remote = SpanContext(trace_id, span_id, True, _FLAGS[int(flags, 16)], state)
+    return set_span_in_context(NonRecordingSpan(remote), _NO_CONTEXT)
+
+
+def _state(header: str) -> TraceState:
+    if len(header) > _LONGEST_TRACESTATE:
+        return _NO_STATE
+    members: dict[str, str] = {}
+    for text in header.split(","):
+        member = text.strip(" \t")
+        if not member:
+            continue
+        match = _MEMBER.fullmatch(member)
+        if match is None or match[1] in members:
+            return _NO_STATE
+        members[match[1]] = match[2]
+    return TraceState(list(members.items())) if len(members) <= _MOST_MEMBERS else _NO_STATE
+
+
+def inject() -> dict[str, str]:
+    """The headers that carry the current span to the other side; none outside any span."""
+    context = get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    headers = {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
+    if context.trace_state:
+        headers["tracestate"] = context.trace_state.to_header()
+    return headers
+
+
+def trace_id_hex() -> str:
+    """The current trace's id as 32 hexadecimal digits, ``""`` outside any span."""
+    context = get_current_span().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else ""

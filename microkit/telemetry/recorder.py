@@ -1,0 +1,247 @@
+"""A small tracer behind OpenTelemetry's API, for when no exporter is there to feed.
+
+It keeps what has ended in a :class:`~microkit.telemetry.ring.TraceRing`. Against the SDK it leaves out processors,
+resources, limits that nobody sets and locks; what it records is the same tree of spans, which a test compares.
+Sampling is that of the SDK's ``ParentBased(TraceIdRatioBased(ratio))``: the parent decides, else the trace id.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    TracerProvider,
+    TraceState,
+    get_current_span,
+    use_span,
+)
+from opentelemetry.util._decorator import _agnosticcontextmanager
+from opentelemetry.util.types import Attributes, AttributeValue
+
+from microkit.redaction import redact_text
+from microkit.telemetry.ring import RecordedSpan, SpanEvent, SpanKindName, SpanLink, StatusName, TraceRing
+
+MOST_ATTRIBUTES: Final = 128
+MOST_EVENTS: Final = 128
+MOST_CHARACTERS: Final = 4_096
+
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_DROPPED: Final = TraceFlags(TraceFlags.DEFAULT)
+_NO_STATE: Final = TraceState()
+_LOW_64_BITS: Final = (1 << 64) - 1
+_KIND_NAMES: Final = {kind: cast("SpanKindName", kind.name.lower()) for kind in SpanKind}
+_STATUS_NAMES: Final[dict[StatusCode, StatusName]] = {
+    StatusCode.UNSET: "unset",
+    StatusCode.OK: "ok",
+    StatusCode.ERROR: "error",
+}
+_bits = random.getrandbits
+
+
+class RecordingSpan(Span):
+    """A span on its way into the ring. Its context is made only when somebody asks for it."""
+
+    def __init__(
+        self,
+        tracer: RecordingTracer,
+        name: str,
+        kind: SpanKind,
+        identity: tuple[int, int, TraceState],
+        attributes: Attributes,
+        links: Sequence[Link],
+        start_time: int | None,
+    ) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._kind = kind
+        self.trace, self.parent, self.state = identity
+        self.span = _bits(64) or 1
+        self._attributes: dict[str, Any] = dict(attributes) if attributes else {}
+        self._links = links
+        self._events: list[SpanEvent] = []
+        self._status = StatusCode.UNSET
+        self._description: str | None = None
+        self._context: SpanContext | None = None
+        self._end = 0
+        self._start = start_time or time.time_ns()
+
+    def get_span_context(self) -> SpanContext:
+        context = self._context
+        if context is None:
+            context = self._context = SpanContext(self.trace, self.span, False, _SAMPLED, self.state)
+        return context
+
+    def is_recording(self) -> bool:
+        return not self._end
+
+    def end(self, end_time: int | None = None) -> None:
+        if not self._end:
+            self._end = end_time or time.time_ns()
+            for key, value in self._attributes.items():
+                if type(value) is str and len(value) > MOST_CHARACTERS:
+                    self._attributes[key] = value[:MOST_CHARACTERS]
+            self._tracer.keep(self)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        if not self._end and (len(self._attributes) < MOST_ATTRIBUTES or key in self._attributes):
+            self._attributes[key] = value
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        for key, value in attributes.items():
+            self.set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        if not self._end and len(self._events) < MOST_EVENTS:
+            self._events.append(SpanEvent(name, timestamp or time.time_ns(), dict(attributes or {})))
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        if not self._end and len(self._links) < MOST_EVENTS:
+            self._links = [*self._links, Link(context, attributes)]
+
+    def update_name(self, name: str) -> None:
+        if not self._end:
+            self._name = name
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        if isinstance(status, StatusCode):
+            code, text = status, description
+        else:
+            code, text = status.status_code, status.description
+        # OK is the last word, and nothing takes a status back (OpenTelemetry's specification, "Set Status").
+        if not self._end and self._status is not StatusCode.OK and code is not StatusCode.UNSET:
+            self._status = code
+            self._description = text if code is StatusCode.ERROR else None
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        self.add_event("exception", {**exception_attributes(exception), **(attributes or {})}, timestamp)
+
+    def __exit__(self, exc_type: object, exc_val: BaseException | None, exc_tb: object) -> None:
+        if isinstance(exc_val, Exception):
+            self.record_exception(exc_val)
+            self.set_status(StatusCode.ERROR, f"{type(exc_val).__name__}: {redact_text(str(exc_val))}")
+        self.end()
+
+    def recorded(self) -> RecordedSpan:
+        """What is to be seen of it."""
+        return RecordedSpan(
+            service=self._tracer.service,
+            name=self._name,
+            kind=_KIND_NAMES[self._kind],
+            trace_id=f"{self.trace:032x}",
+            span_id=f"{self.span:016x}",
+            parent_id=f"{self.parent:016x}" if self.parent else None,
+            start_ns=self._start,
+            end_ns=self._end,
+            status=_STATUS_NAMES[self._status],
+            status_description=self._description,
+            attributes=dict(self._attributes),
+            events=tuple(self._events),
+            links=tuple(
+                SpanLink(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") for link in self._links
+            ),
+        )
+
+
+def exception_attributes(exception: BaseException) -> dict[str, str]:
+    """An exception under OpenTelemetry's names, without the credentials that its message may hold."""
+    kind = type(exception)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return {
+        "exception.type": f"{module}{kind.__qualname__}",
+        "exception.message": redact_text(str(exception))[:MOST_CHARACTERS],
+        "exception.stacktrace": redact_text("".join(traceback.format_exception(exception)))[-4 * MOST_CHARACTERS :],
+    }
+
+
+class RecordingTracer(Tracer):
+    """Starts spans. ``ring=None`` records nothing, but still gives every trace an id to log and to pass on."""
+
+    def __init__(self, service: str, ring: TraceRing | None, sampling: float) -> None:
+        self.service = service
+        self._ring = ring
+        self._bound = round(sampling * (_LOW_64_BITS + 1))
+
+    def keep(self, span: RecordingSpan) -> None:
+        """Takes a span that has ended."""
+        if self._ring is not None:
+            self._ring.add(span)
+
+    def start_span(
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> Span:
+        parent = get_current_span(context)
+        if type(parent) is RecordingSpan and self._ring is not None:
+            identity = (parent.trace, parent.span, parent.state)
+        elif parent is INVALID_SPAN or not (above := parent.get_span_context()).is_valid:
+            trace = _bits(128) or 1
+            if self._ring is None or trace & _LOW_64_BITS >= self._bound:
+                return NonRecordingSpan(SpanContext(trace, _bits(64) or 1, False, _DROPPED, _NO_STATE))
+            identity = (trace, 0, _NO_STATE)
+        elif self._ring is None or not above.trace_flags & TraceFlags.SAMPLED:
+            # Nobody will see this span: its children are shown under the one above, whose id travels on.
+            return NonRecordingSpan(above)
+        else:
+            identity = (above.trace_id, above.span_id, above.trace_state)
+        return RecordingSpan(self, name, kind, identity, attributes, links or (), start_time)
+
+    @_agnosticcontextmanager  # the API's own: it can also decorate a coroutine function
+    def start_as_current_span(  # noqa: PLR0913, PLR0917  the API's signature
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> Iterator[Span]:
+        span = self.start_span(name, context, kind, attributes, links, start_time)
+        with use_span(span, end_on_exit, record_exception, set_status_on_exception) as current:
+            yield current
+
+
+class RecordingProvider(TracerProvider):
+    """A tracer provider for one service, for instrumentation libraries that want one. Never set globally."""
+
+    def __init__(self, tracer: RecordingTracer) -> None:
+        self._tracer = tracer
+
+    def get_tracer(
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Attributes = None,
+    ) -> Tracer:
+        return self._tracer
