@@ -1,0 +1,18 @@
+"""The service's database: one pool, transactions as the unit of work, migrations; SQLite and PostgreSQL alike."""
+
+from microkit.db.clock import database_now
+from microkit.db.database import Database
+from microkit.db.failure import CommitUnknown, DatabaseUnavailable, TransactionAborted, is_transient
+from microkit.db.signal import Signal
+from microkit.db.transaction import Transaction
+
+__all__ = [
+    "CommitUnknown",
+    "Database",
+    "DatabaseUnavailable",
+    "Signal",
+    "Transaction",
+    "TransactionAborted",
+    "database_now",
+    "is_transient",
+]

@@ -1,0 +1,177 @@
+"""The service's database: its pool, its transactions and their retries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import MetaData, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from microkit import context
+from microkit.db import engines
+from microkit.db.failure import QUERY_CANCELED, DatabaseUnavailable, is_disconnect, is_transient, sqlstate
+from microkit.db.metrics import PoolMetrics
+from microkit.db.pool import Lease, Pool
+from microkit.db.shield import finish
+from microkit.db.signal import Signal
+from microkit.db.transaction import Dialect, OutboxWriter, Transaction
+from microkit.errors import DeadlineExceeded
+from microkit.telemetry import Telemetry
+
+Result = TypeVar("Result")
+
+# Seconds that a cancelled transaction may still take to end in order, before its connection is cut.
+_GRACE = 5.0
+
+
+class Database:
+    """One service's database, SQLite or PostgreSQL by its URL. It belongs to one event loop.
+
+    ``pool_size`` connections are kept, ``max_overflow`` more are opened at need. ``pool_timeout`` and
+    ``statement_timeout`` are seconds; the deadline of the work under way shortens both. ``tables`` are the service's.
+
+    ``outbox_writer`` is called once before COMMIT with the events that a transaction published.
+
+    Raises:
+        ConfigurationError: the URL names no database we know, or its driver is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        telemetry: Telemetry,
+        pool_size: int = 10,
+        max_overflow: int = 5,
+        pool_timeout: float = 5.0,
+        statement_timeout: float = 30.0,
+        tables: MetaData | None = None,
+    ) -> None:
+        made = engines.make(
+            url, size=pool_size + max_overflow, statement_timeout=statement_timeout, patience=pool_timeout
+        )
+        self.dialect: Dialect = made.dialect
+        self.engine: AsyncEngine = made.write
+        self.tables = tables
+        self.outbox_writer: OutboxWriter | None = None
+        self._file: Path | None = made.file
+        self._openings = made.openings
+        self._signals: dict[str, Signal] = {}
+        self._writers = Pool("write", made.write, made.writers, pool_timeout)
+        self._readers = self._writers
+        if made.read is not made.write:
+            self._readers = Pool("read", made.read, pool_size + max_overflow, pool_timeout)
+        self._metrics = PoolMetrics(telemetry.registry, dict.fromkeys((self._writers, self._readers)))
+
+    async def start(self) -> None:
+        """Opens the first connection.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached.
+        """
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        await self.ping()
+
+    async def close(self) -> None:
+        """Closes all connections that nobody uses. It is called last, when the work has ended."""
+        self._metrics.close()
+        for engine in {self._readers.engine, self._writers.engine}:
+            await finish(engine.dispose(), _GRACE)
+
+    async def ping(self) -> None:
+        """Asks the database for an answer.
+
+        Raises:
+            DatabaseUnavailable: it gives none.
+        """
+        async with self.transaction(read_only=True) as tx:
+            await tx.execute(text("SELECT 1"))
+
+    def signal(self, name: str) -> Signal:
+        """The wake-up of that name, the same one each time."""
+        found = self._signals.get(name)
+        if found is None:
+            found = self._signals[name] = Signal()
+        return found
+
+    @asynccontextmanager
+    async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Transaction]:
+        """One transaction: committed when the block ends, rolled back when it raises or is cancelled.
+
+        Raises:
+            DatabaseUnavailable: no connection to be had in time.
+            DeadlineExceeded: the deadline passed, or a statement took longer than it may.
+            CommitUnknown: the connection was lost during COMMIT.
+        """
+        lease = Lease(self._readers if read_only else self._writers, self._openings[read_only])
+        tx = Transaction(
+            lease,
+            dialect=self.dialect,
+            read_only=read_only,
+            outbox_writer=self.outbox_writer,
+            wake=self._set_signal,
+        )
+        try:
+            yield tx
+            await tx.prepare()
+        except BaseException as error:
+            await self._abandon(tx, lease)
+            if isinstance(error, Exception):
+                raise_translated(error)
+            raise
+        try:
+            await finish(tx.commit(), _GRACE)
+        except Exception as error:
+            raise_translated(error)
+            raise
+
+    async def run(
+        self,
+        work: Callable[[Transaction], Awaitable[Result]],
+        *,
+        read_only: bool = False,
+        attempts: int = 5,
+    ) -> Result:
+        """Runs ``work`` in a transaction of its own, and the whole of it again where that is safe and may help.
+
+        That is: a serialization failure or a deadlock, a connection lost before COMMIT was sent, a locked SQLite file.
+        ``work`` must therefore do nothing outside the transaction that it must not do twice.
+
+        Raises:
+            CommitUnknown: the connection was lost during COMMIT. This is not tried again.
+            DatabaseUnavailable: the database stayed away through all ``attempts``.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self.transaction(read_only=read_only) as tx:
+                    return await work(tx)
+            except Exception as error:
+                if attempt == attempts or not is_transient(error):
+                    if is_disconnect(error):
+                        raise DatabaseUnavailable("The connection to the database was lost") from error
+                    raise
+            pause = random.uniform(0, min(1.0, 0.02 * 2**attempt))  # noqa: S311  full jitter, no secret
+            left = context.remaining()
+            await asyncio.sleep(pause if left is None else min(pause, left))
+        raise AssertionError("attempts must be at least 1")
+
+    async def _abandon(self, tx: Transaction, lease: Lease) -> None:
+        try:
+            await finish(tx.rollback(), _GRACE)
+        finally:
+            lease.abandon()
+
+    def _set_signal(self, name: str) -> None:
+        self.signal(name).set()
+
+
+def raise_translated(error: Exception) -> None:
+    """Raises what a caller of ours should see instead of ``error``; returns where that is ``error`` itself."""
+    if sqlstate(error) == QUERY_CANCELED and "statement timeout" in str(error):
+        raise DeadlineExceeded("A statement took longer than it may") from error

@@ -1,0 +1,70 @@
+"""From a URL to engines: which database, which driver, which pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from microkit.db.transaction import Dialect
+from microkit.errors import ConfigurationError, MissingExtra
+
+_EXAMPLES = "sqlite+aiosqlite:///billing.db or postgresql+asyncpg://user:password@host:5432/billing"
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """``write`` and ``read`` are one and the same where the database needs no two. ``writers`` may write at a time.
+
+    ``openings`` are the BEGIN of a writing and of a reading transaction, where the driver has to be told.
+    """
+
+    dialect: Dialect
+    write: AsyncEngine
+    read: AsyncEngine
+    writers: int
+    file: Path | None = None
+    openings: tuple[str | None, str | None] = (None, None)
+
+
+def make(url: str, *, size: int, statement_timeout: float, patience: float) -> Engines:
+    """Makes the engines; nothing is opened yet. ``patience`` is how long SQLite's writer waits for another process.
+
+    Raises:
+        ConfigurationError: the URL names no database we know.
+        MissingExtra: the driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(f"the database URL cannot be read; it looks like {_EXAMPLES}") from None
+    match parsed.drivername:
+        case "postgresql" | "postgres" | "postgresql+asyncpg":
+            return _postgresql(parsed.set(drivername="postgresql+asyncpg"), size, statement_timeout)
+        case "sqlite" | "sqlite+aiosqlite":
+            return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), size, statement_timeout, patience)
+    raise ConfigurationError(f"no database is known as {parsed.drivername!r}; write {_EXAMPLES}")
+
+
+def _postgresql(url: URL, size: int, statement_timeout: float) -> Engines:
+    try:
+        from microkit.db import postgresql  # noqa: PLC0415  an extra
+    except ImportError as error:
+        if error.name == "asyncpg":
+            raise MissingExtra("PostgreSQL", "postgres") from error
+        raise
+    engine = postgresql.engine(url, size=size, statement_timeout=statement_timeout)
+    return Engines("postgresql", engine, engine, size, openings=(postgresql.BEGIN, postgresql.BEGIN_READ_ONLY))
+
+
+def _sqlite(url: URL, size: int, statement_timeout: float, patience: float) -> Engines:
+    from microkit.db import sqlite  # noqa: PLC0415  a driver that is not used is not loaded
+
+    write = sqlite.engine(url, size=1, statement_timeout=statement_timeout, patience=patience, writes=True)
+    if url.database in (None, "", ":memory:"):  # it lives inside its one connection
+        return Engines("sqlite", write, write, 1)
+    read = sqlite.engine(url, size=size, statement_timeout=statement_timeout, patience=patience, writes=False)
+    return Engines("sqlite", write, read, 1, file=Path(str(url.database)))

@@ -1,0 +1,70 @@
+"""What can go wrong with a database, told apart: what to try again, what to give up, what nobody can know."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError
+
+from microkit.errors import MicrokitError, Unavailable
+
+SERIALIZATION_FAILURE = "40001"
+DEADLOCK_DETECTED = "40P01"
+QUERY_CANCELED = "57014"
+
+# Class 08 and these: the server ended the connection, or takes no more (PostgreSQL manual, appendix A).
+_SERVER_GONE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
+
+
+class DatabaseUnavailable(Unavailable, status=503, title="The database is unavailable", type="database-unavailable"):
+    """The database cannot be reached, or no connection became free in time."""
+
+
+class CommitUnknown(MicrokitError):
+    """The connection was lost while COMMIT was under way: the transaction may stand or not.
+
+    It is not tried again, since that could do the work twice. Look for the work by its own key, or let the caller
+    repeat the request with the same idempotency key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the connection was lost during COMMIT: the transaction may have been committed or not")
+
+
+class TransactionAborted(MicrokitError):
+    """An earlier statement had failed, its error was swallowed, and so PostgreSQL answered COMMIT with ROLLBACK."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "nothing was committed: an earlier statement of this transaction failed and its error was swallowed. "
+            "Let the error out, or put what may fail into `async with tx.session.begin_nested()`"
+        )
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's five-letter code, ``None`` where the error has none."""
+    code = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether the connection was lost, so that all before COMMIT is rolled back and COMMIT itself is unknown."""
+    if not isinstance(error, DBAPIError):
+        return False
+    code = sqlstate(error)
+    return error.connection_invalidated or (code is not None and (code in _SERVER_GONE or code.startswith("08")))
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether SQLite found the file locked by another process."""
+    original = getattr(error, "orig", None)
+    if not isinstance(original, sqlite3.OperationalError):
+        return False
+    return (getattr(original, "sqlite_errorcode", 0) & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the whole transaction may succeed when it is tried again, and nothing of this try stands."""
+    if isinstance(error, DatabaseUnavailable):
+        return True
+    return sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED) or is_disconnect(error) or is_busy(error)

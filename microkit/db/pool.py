@@ -1,0 +1,134 @@
+"""Connections lent out one by one: a bounded number, a bounded wait, and a wait that can be cancelled.
+
+The semaphore stands in front of SQLAlchemy's pool, which therefore never has to wait itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.util import await_
+
+from microkit.db.failure import DatabaseUnavailable, is_disconnect
+from microkit.db.limit import allowed
+
+
+class Pool:
+    """An engine and its free places. ``waited`` is told the seconds that each taker waited."""
+
+    def __init__(self, name: str, engine: AsyncEngine, size: int, timeout: float) -> None:
+        self.name = name
+        self.engine = engine
+        self.size = size
+        self.timeout = timeout
+        self.used = 0
+        self.pending = 0
+        self.timeouts = 0
+        self.waited: Callable[[float], None] = lambda seconds: None
+        self._free = asyncio.Semaphore(size)
+
+    async def enter(self) -> None:
+        """Takes a place.
+
+        Raises:
+            DatabaseUnavailable: none became free in time.
+        """
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()  # does not wait
+            self.waited(0.0)
+        self.used += 1
+
+    async def _wait(self) -> None:
+        started = time.monotonic()
+        timeout = allowed(self.timeout)
+        self.pending += 1
+        try:
+            async with asyncio.timeout(timeout):
+                await self._free.acquire()
+        except TimeoutError:
+            self.timeouts += 1
+            raise DatabaseUnavailable(
+                f"No connection of {self.size} became free within {timeout:.3g} s", headers={"Retry-After": "1"}
+            ) from None
+        finally:
+            self.pending -= 1
+            self.waited(time.monotonic() - started)
+
+    @property
+    def idle(self) -> int:
+        """Open connections that nobody uses."""
+        pool = self.engine.sync_engine.pool
+        return pool.checkedin() if isinstance(pool, QueuePool) else 0
+
+    def leave(self) -> None:
+        self.used -= 1
+        self._free.release()
+
+
+class Lease:
+    """A place in the pool and a connection, both taken when the first statement needs them."""
+
+    __slots__ = ("_connection", "_entered", "_opening", "_pool")
+
+    def __init__(self, pool: Pool, opening: str | None) -> None:
+        self._pool = pool
+        self._opening = opening
+        self._entered = False
+        self._connection: Connection | None = None
+
+    @property
+    def taken(self) -> bool:
+        return self._connection is not None
+
+    def connection(self) -> Connection:
+        """The connection; called inside SQLAlchemy's greenlet."""
+        if self._connection is None:
+            if not self._entered:
+                await_(self._pool.enter())
+                self._entered = True
+            self._connection = connection = self._connect()
+            if self._opening is not None:
+                connection.connection.driver_connection.opening = self._opening  # type: ignore[union-attr]  # PostgresConnection
+        return self._connection
+
+    def _connect(self) -> Connection:
+        try:
+            return self._pool.engine.sync_engine.connect()
+        except (OSError, TimeoutError) as error:
+            raise DatabaseUnavailable("The database cannot be reached", headers={"Retry-After": "1"}) from error
+        except DBAPIError as error:
+            if is_disconnect(error):
+                raise DatabaseUnavailable("The database takes no connections", headers={"Retry-After": "1"}) from error
+            raise
+
+    def close(self) -> None:
+        """Rolls back what is open and gives all back; called inside SQLAlchemy's greenlet."""
+        try:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+        finally:
+            self.leave()
+
+    def abandon(self) -> None:
+        """Drops the connection without a word to the server, for when even closing it hangs; not in a greenlet."""
+        try:
+            if self._connection is not None:
+                self._connection.invalidate()
+                self._connection.close()
+                self._connection = None
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._pool.leave()

@@ -1,0 +1,91 @@
+"""Column types whose values come back from SQLite as from PostgreSQL.
+
+SQLite has neither decimals nor time zones. SQLAlchemy would pass a decimal through a float and drop a time zone without a
+word; here a value is kept exactly, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Dialect, types
+from sqlalchemy.dialects.sqlite import DATETIME
+
+# A binary double keeps every decimal of so many digits (IEEE 754, DBL_DIG).
+_DIGITS = 15
+
+
+class ExactNumeric(types.Numeric[Any]):
+    """``Numeric`` on SQLite: a number of up to 15 digits, so that comparing, sorting and summing work as numbers."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        scale = self.scale
+
+        def to_number(value: Any) -> Any:
+            if not isinstance(value, Decimal):
+                return value
+            if scale is not None:
+                value = round(value, scale)  # as PostgreSQL rounds a value to its column
+            if not value.is_finite():
+                raise ValueError(f"SQLite has no number {value}")
+            if len(value.normalize().as_tuple().digits) > _DIGITS:
+                raise ValueError(
+                    f"SQLite keeps {_DIGITS} digits and {value} has more; keep whole minor units in a BigInteger column"
+                )
+            return int(value) if value == value.to_integral_value() and abs(value) < 2**63 else float(value)
+
+        return to_number
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        if not self.asdecimal:
+            return None
+        scale = self.scale
+
+        def to_decimal(value: Any) -> Decimal | None:
+            if value is None:
+                return None
+            exact = Decimal(format(value, f".{_DIGITS}g") if isinstance(value, float) else value)
+            return exact if scale is None else round(exact, scale)
+
+        return to_decimal
+
+
+class UtcDateTime(DATETIME):
+    """``DateTime`` on SQLite. With ``timezone=True`` kept in UTC and returned so; aware and naive are not mixed up."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        store = super().bind_processor(dialect)
+        aware = self.timezone
+
+        def to_text(value: Any) -> Any:
+            if isinstance(value, datetime):
+                if (value.tzinfo is not None) is not aware:
+                    raise ValueError(
+                        f"{value!r} {'has no' if aware else 'has a'} time zone, and the column is "
+                        f"DateTime(timezone={aware})"
+                    )
+                if aware:
+                    value = value.astimezone(UTC).replace(tzinfo=None)
+            return store(value) if store else value
+
+        return to_text
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        load = super().result_processor(dialect, coltype)
+        if not self.timezone:
+            return load
+
+        def to_datetime(value: Any) -> Any:
+            loaded = load(value) if load else value
+            return loaded.replace(tzinfo=UTC) if isinstance(loaded, datetime) else loaded
+
+        return to_datetime
+
+
+EXACT: dict[type[types.TypeEngine[Any]], type[types.TypeEngine[Any]]] = {
+    types.Numeric: ExactNumeric,
+    types.DateTime: UtcDateTime,
+}

@@ -1,0 +1,204 @@
+"""One unit of work: rows, events and wake-ups that happen together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Executable, Result, Select, select
+from sqlalchemy.engine.interfaces import _CoreAnyExecuteParams
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import QueryableAttribute, Session
+from sqlalchemy.sql.selectable import TypedReturnsRows
+
+from microkit.db import pagination
+from microkit.db.failure import CommitUnknown, is_disconnect
+from microkit.db.pool import Lease
+from microkit.errors import DefinitionError
+from microkit.message import Event
+from microkit.page import PageRequest
+
+Model = TypeVar("Model")
+Value = TypeVar("Value")
+
+Dialect = Literal["sqlite", "postgresql"]
+OutboxWriter = Callable[["Transaction", Sequence[Event]], Awaitable[None]]
+
+
+class LeasedSession(Session):
+    """A session that takes its connection from the lease, with the first statement."""
+
+    def __init__(self, *, lease: Lease, **options: Any) -> None:  # AsyncSession passes bind and binds along
+        super().__init__(**options)
+        self.lease = lease
+
+    def get_bind(self, *_: Any, **__: Any) -> Connection:  # SQLAlchemy's hook, of many parameters
+        return self.lease.connection()
+
+
+class Transaction:
+    """One unit of work on the service's database, from :meth:`Database.transaction` or :meth:`Database.run`.
+
+    It is committed when its block or handler returns and rolled back when that raises; nobody commits by hand. A
+    connection is taken with the first statement, not before. It belongs to one task: no ``gather`` on it.
+
+    ``session`` is the SQLAlchemy session, for all that has no method here.
+    """
+
+    __slots__ = ("_after_commit", "_events", "_lease", "_outbox_writer", "_wake", "dialect", "read_only", "session")
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        dialect: Dialect,
+        read_only: bool,
+        outbox_writer: OutboxWriter | None,
+        wake: Callable[[str], None],
+    ) -> None:
+        self.dialect: Dialect = dialect
+        self.read_only = read_only
+        self.session = AsyncSession(sync_session_class=LeasedSession, lease=lease, expire_on_commit=False)
+        self._lease = lease
+        self._outbox_writer = outbox_writer
+        self._wake = wake
+        self._events: list[Event] = []
+        self._after_commit: list[Callable[[], None]] = []
+
+    def add(self, row: object) -> None:
+        """Inserts ``row`` at the next flush, at the latest before COMMIT."""
+        self._writes("add")
+        self.session.add(row)
+
+    def add_all(self, rows: Sequence[object]) -> None:
+        self._writes("add_all")
+        self.session.add_all(rows)
+
+    async def delete(self, row: object) -> None:
+        self._writes("delete")
+        await self.session.delete(row)
+
+    async def get(self, model: type[Model], key: Any) -> Model | None:
+        """The row with this primary key; one that is loaded already is not read again."""
+        return await self.session.get(model, key)
+
+    async def find(
+        self, model: type[Model], *conditions: ColumnElement[bool], for_update: bool = False
+    ) -> Model | None:
+        """The one row that fits all conditions.
+
+        ``for_update`` locks it until the end of the transaction and reads it anew. On SQLite there is one writer anyway.
+
+        Raises:
+            sqlalchemy.exc.MultipleResultsFound: more than one row fits.
+        """
+        statement = select(model).where(*conditions)
+        if for_update:
+            self._writes("find(for_update=True)")
+            statement = statement.with_for_update().execution_options(populate_existing=True)
+        return (await self.session.scalars(statement)).one_or_none()
+
+    async def scalars(self, statement: TypedReturnsRows[Value]) -> Sequence[Value]:
+        """The first column of all rows."""
+        return (await self.session.scalars(statement)).all()
+
+    async def scalar(self, statement: TypedReturnsRows[Value]) -> Value | None:
+        """The first column of the first row, ``None`` where there is no row."""
+        return await self.session.scalar(statement)
+
+    async def execute(
+        self, statement: Executable, params: _CoreAnyExecuteParams | None = None
+    ) -> Result[*tuple[Any, ...]]:
+        """Any statement; a list of ``params`` inserts many rows at once."""
+        return await self.session.execute(statement, params)
+
+    async def flush(self) -> None:
+        """Sends what was added or changed now, so that its errors come here and not at COMMIT.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: a constraint refuses a row.
+        """
+        await self.session.flush()
+
+    async def page(
+        self,
+        statement: Select[Value],
+        request: PageRequest,
+        *,
+        by: Sequence[QueryableAttribute[Any]],
+        descending: bool = False,
+    ) -> tuple[list[Value], str | None]:
+        """One page of a ``select`` of one entity, and the cursor of the next page, ``None`` on the last.
+
+        ``by`` are the columns to sort by, none of them nullable, together unique: end with the primary key. The page is
+        found by comparing with the last row of the page before (keyset pagination), so an index over ``by`` answers it
+        however deep it is.
+
+        Raises:
+            BadRequest: the cursor is not one of ours.
+        """
+        return await pagination.page(self.session, statement, request, by=by, descending=descending)
+
+    def publish(self, *events: Event) -> None:
+        """Writes the events into the outbox with this transaction: they are delivered if it commits, never if not."""
+        self._writes("publish")
+        if self._outbox_writer is None:
+            raise DefinitionError("publish() needs the outbox: the database of this service was made without one")
+        self._events.extend(events)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` once COMMIT is confirmed. It must not raise; what must not be lost belongs in a table."""
+        self._after_commit.append(callback)
+
+    def wake(self, signal: str) -> None:
+        """Sets ``Database.signal(signal)`` once COMMIT is confirmed."""
+        self.after_commit(lambda: self._wake(signal))
+
+    def _writes(self, what: str) -> None:
+        if self.read_only:
+            raise DefinitionError(
+                f"{what}() in a read-only transaction. Safe HTTP methods (GET, HEAD) get one; "
+                "write in an operation with another method, or use database.run() without read_only"
+            )
+
+    # What follows is for Database alone.
+
+    async def prepare(self) -> None:
+        """Sends everything but COMMIT."""
+        session = self.session.sync_session
+        if session._new or session._deleted or session.identity_map._modified:  # noqa: SLF001  a flush is a greenlet
+            await self.session.flush()
+        if self._events and self._outbox_writer is not None:
+            events, self._events = self._events, []
+            await self._outbox_writer(self, events)
+
+    async def commit(self) -> None:
+        """Sends COMMIT and gives the connection back.
+
+        Raises:
+            CommitUnknown: the connection was lost meanwhile.
+        """
+        try:
+            await self.session.run_sync(self._commit)
+        except Exception as error:
+            if not is_disconnect(error):
+                raise
+            if not self.read_only:
+                raise CommitUnknown from error
+        for callback in self._after_commit:
+            callback()
+
+    def _commit(self, session: Session) -> None:
+        try:
+            session.commit()
+        finally:
+            self._close(session)
+
+    async def rollback(self) -> None:
+        await self.session.run_sync(self._close)
+
+    def _close(self, session: Session) -> None:
+        try:
+            session.close()
+        finally:
+            self._lease.close()

@@ -1,0 +1,63 @@
+"""The pytest plugin: ``postgres_url``, and ``database_url`` and ``database``, with which a test runs on both databases.
+
+Asynchronous tests run under anyio's plugin: mark them ``@pytest.mark.anyio``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Everything else is imported where it is used: pytest loads this module at every start, whatever is tested.
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[Any]:
+    """One :class:`microkit.testing.postgres.Cluster` for the whole run."""
+    from microkit.testing.postgres import cluster  # noqa: PLC0415
+
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def postgres_url(postgres_cluster: Any) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database that is the test's alone."""
+    name = postgres_cluster.create()
+    yield postgres_cluster.url(name)
+    postgres_cluster.drop(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of an SQLite file that is the test's alone."""
+    return f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database: the test runs once on SQLite and once on PostgreSQL."""
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    return url
+
+
+@pytest.fixture
+def telemetry() -> Any:
+    """The telemetry of a service called ``test``, its spans kept in memory."""
+    from microkit.telemetry import Telemetry  # noqa: PLC0415
+
+    return Telemetry("test")
+
+
+@pytest.fixture
+async def database(anyio_backend: str, database_url: str, telemetry: Any) -> AsyncIterator[Any]:
+    """A started :class:`microkit.db.Database` without tables, on both databases in turn."""
+    from microkit.db import Database  # noqa: PLC0415
+
+    made = Database(database_url, telemetry=telemetry)
+    await made.start()
+    yield made
+    await made.close()
