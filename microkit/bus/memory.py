@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import ClassVar
 
 from microkit.bus.port import Delivery, Promises
 from microkit.message import Message
@@ -98,10 +97,7 @@ class MemoryConsumer:
         Raises:
             ConnectionError: the consumer or its bus was closed.
         """
-        taken = self._take(most)
-        if taken or wait <= 0:
-            await asyncio.sleep(0)  # a consumer that is always busy leaves the loop to others too
-            return self._deliver(taken)
+        await asyncio.sleep(0)  # a consumer that is always busy leaves the loop to others too
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         while not (taken := self._take(most)):
@@ -115,31 +111,25 @@ class MemoryConsumer:
             finally:
                 timer.cancel()
                 self._waiter = None
-        return self._deliver(taken)
+        return taken  # nothing is awaited between the taking and here, so a cancellation loses nothing
 
-    def _take(self, most: int) -> list[_Copy]:
+    def _take(self, most: int) -> list[Delivery]:
         if self._closed:
             raise ConnectionError(f"the consumer of {self._name!r} is closed")
-        taken: list[_Copy] = []
+        taken: list[Delivery] = []
         for lanes in (self.own, self._group.ready):
             while lanes and len(taken) < most:
                 lane = lanes.popleft()
                 lane.queued = False
+                lane.owner = self
                 while lane.waiting and len(taken) < most:
                     copy = lane.waiting.popleft()
-                    lane.owner = self
+                    copy.attempt += 1
                     lane.in_flight += 1
-                    taken.append(copy)
                     self._in_flight[id(copy)] = copy
+                    taken.append(Delivery(copy.message, self._name, 0, copy.offset, copy.attempt, copy))
                 self._group.offer(lane)
         return taken
-
-    def _deliver(self, taken: list[_Copy]) -> Sequence[Delivery]:
-        deliveries = []
-        for copy in taken:
-            copy.attempt += 1
-            deliveries.append(Delivery(copy.message, self._name, 0, copy.offset, copy.attempt, copy))
-        return deliveries
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """See :meth:`microkit.bus.port.Consumer.ack`."""
@@ -161,10 +151,6 @@ class MemoryConsumer:
         self._group.members.discard(self)
         self._give_back(list(self._in_flight.values()))
         self._in_flight.clear()
-        for lane in self.own:  # queued for this member alone; giving back has freed them
-            lane.queued = False
-            self._group.offer(lane)
-        self.own.clear()
         self.wake()
 
     def _put_down(self, deliveries: Sequence[Delivery], *, again: bool = False) -> list[_Copy]:
@@ -179,11 +165,12 @@ class MemoryConsumer:
         return copies
 
     def _give_back(self, copies: list[_Copy]) -> None:
-        touched = {id(copy.lane): copy.lane for copy in copies}
-        for copy in copies:
-            copy.lane.waiting.append(copy)
-        for lane in touched.values():
-            lane.waiting = deque(sorted(lane.waiting, key=lambda copy: copy.offset))
+        for copy in sorted(copies, key=lambda copy: copy.offset, reverse=True):
+            waiting = copy.lane.waiting
+            if waiting and waiting[0].offset < copy.offset:  # given back piece by piece
+                copy.lane.waiting = deque(sorted([copy, *waiting], key=lambda each: each.offset))
+            else:
+                waiting.appendleft(copy)
         for copy in copies:
             self._leave(copy.lane)
 
@@ -207,9 +194,8 @@ class MemoryBus:
     relay bounds it by the number of messages that it leaves unsettled.
     """
 
-    promises: ClassVar[Promises] = Promises(persistent=False, ordered=True, groups=True, redelivers=True, history=False)
-
     def __init__(self) -> None:
+        self.promises = Promises(persistent=False, ordered=True, groups=True, redelivers=True, history=False)
         self._groups: dict[str, _Group] = {}
         self._listening: dict[str, dict[str, _Group]] = {}
         self._offsets: dict[str, count[int]] = {}
