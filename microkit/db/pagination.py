@@ -28,7 +28,8 @@ async def page(
         raise DefinitionError(
             "page(by=…) needs columns to sort by, none of them nullable: a NULL compares with nothing"
         )
-    after = request.after(tuple[tuple(column.type.python_type for column in by)])  # type: ignore[misc]  # a type made of values
+    key: Any = tuple[tuple(column.type.python_type for column in by)]  # type: ignore[misc]  # made of values
+    after = request.after(key)
     if after is not None:
         row = tuple_(*by)
         last = tuple_(*(literal(value, column.type) for value, column in zip(after, by, strict=True)))

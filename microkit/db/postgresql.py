@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -54,7 +54,7 @@ class _Unit:
             await self._connection.execute("ROLLBACK")
 
 
-class PostgresConnection(asyncpg.Connection):
+class PostgresConnection(asyncpg.Connection):  # type: ignore[misc]  # of no known type
     """``opening`` is the next BEGIN; ``statement_timeout`` the longest time-out, ``timeout_set`` the one in force, in
     seconds."""
 

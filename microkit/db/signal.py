@@ -8,8 +8,8 @@ import asyncio
 class Signal:
     """Set by those who put work into a table, waited for by the one loop that takes it out.
 
-    A :meth:`set` while nobody waits is kept; several of them wake once. It is a hint only: what must not be missed is in
-    the table.
+    A :meth:`set` while nobody waits is kept; several of them wake once. It is a hint only: what must not be missed is
+    in the table.
     """
 
     __slots__ = ("_event",)

@@ -1,8 +1,8 @@
 """SQLite through aiosqlite: one file a service, safe against kill -9 and against loss of power.
 
 Write-ahead log, so that readers and the writer do not wait for each other; ``synchronous=FULL``, so that a commit is on
-the disk; foreign keys enforced. One connection writes (its pool of one is the queue of writers, where SQLite itself would
-have them poll), others read. Another process that writes the same file is waited for in short naps, which can be
+the disk; foreign keys enforced. One connection writes (its pool of one is the queue of writers, where SQLite itself
+would have them poll), others read. Another process that writes the same file is waited for in short naps, which can be
 cancelled.
 """
 
@@ -51,7 +51,7 @@ def engine(url: URL, *, size: int, statement_timeout: float, patience: float, wr
         connect_args={"isolation_level": None, "timeout": _BUSY},
     )
     sync = made.sync_engine
-    sync.dialect.colspecs = {**sync.dialect.colspecs, **EXACT}  # type: ignore[attr-defined]  # a class attribute of DefaultDialect
+    sync.dialect.colspecs = {**sync.dialect.colspecs, **EXACT}
 
     @event.listens_for(sync, "connect")
     def connected(adapted: Any, record: Any) -> None:
@@ -64,19 +64,10 @@ def engine(url: URL, *, size: int, statement_timeout: float, patience: float, wr
 
     @event.listens_for(sync, "begin")
     def begin(connection: Connection) -> None:
-        connection.info["stopwatch"].until = float("inf")
-        if not writes:
+        if writes:
+            _begin_writing(connection, patience)
+        else:
             connection.exec_driver_sql("BEGIN")
-            return
-        until = time.monotonic() + allowed(patience)
-        while True:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                return
-            except OperationalError as error:
-                if not is_busy(error) or time.monotonic() >= until:
-                    raise
-            await_(asyncio.sleep(random.uniform(0.001, 0.02)))  # noqa: S311  spreads the waiters, no secret
 
     @event.listens_for(sync, "before_cursor_execute")
     def about_to_execute(connection: Connection, *_: object) -> None:
@@ -87,3 +78,16 @@ def engine(url: URL, *, size: int, statement_timeout: float, patience: float, wr
         connection.info["stopwatch"].until = float("inf")
 
     return made
+
+
+def _begin_writing(connection: Connection, patience: float) -> None:
+    until = time.monotonic() + allowed(patience)
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= until:
+                raise
+        else:
+            return
+        await_(asyncio.sleep(random.uniform(0.001, 0.02)))  # noqa: S311  spreads the waiters, no secret

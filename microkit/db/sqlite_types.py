@@ -1,7 +1,7 @@
 """Column types whose values come back from SQLite as from PostgreSQL.
 
-SQLite has neither decimals nor time zones. SQLAlchemy would pass a decimal through a float and drop a time zone without a
-word; here a value is kept exactly, or refused.
+SQLite has neither decimals nor time zones. SQLAlchemy would pass a decimal through a float and drop a time zone without
+a word; here a value is kept exactly, or refused.
 """
 
 from __future__ import annotations

