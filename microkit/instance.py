@@ -1,0 +1,199 @@
+"""A running service: everything it owns, started and stopped in one fixed order.
+
+Two instances in one process share nothing that they were not both handed (a memory bus, a registry, a trace ring).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Mapping
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from microkit.assembly import Assembly, Parts
+from microkit.bus.port import Bus
+from microkit.contract import Contract, Operation
+from microkit.db import Database
+from microkit.declared import Declared
+from microkit.discovery.memory import MemoryRegistry
+from microkit.discovery.port import Endpoint
+from microkit.errors import ConfigurationError, MicrokitError
+from microkit.settings import ServiceSettings, load
+from microkit.telemetry import Telemetry, TraceRing
+from microkit.telemetry.logs import serving
+from microkit.web import Health, WebApp
+
+R = TypeVar("R")
+C = TypeVar("C", bound=Contract)
+
+_log = logging.getLogger(__name__)
+
+_running: Final[ContextVar[Instance]] = ContextVar("microkit_instance")
+
+
+class ClientOfRunning:
+    """Carries out the calls of a client that was made while the module loaded: by the instance at work."""
+
+    def __init__(self, contract: type[Contract]) -> None:
+        self._contract = contract
+
+    def call(self, operation: Operation[..., R], arguments: Mapping[str, Any]) -> Awaitable[R]:
+        instance = _running.get(None)
+        if instance is None:
+            raise MicrokitError(
+                f"{operation.qualified_name} is called outside of a running service. Call it from a handler, a saga or "
+                "a resource; in a test, from inside `async with service.instance():`, through instance.client(...)"
+            )
+        return instance.caller(self._contract).call(operation, arguments)
+
+
+class Instance:
+    """One running service. Made by :meth:`microkit.Service.instance`, entered with ``async with``.
+
+    Start order: settings, telemetry, database, clients, resources, consumers declared, server listening, registered,
+    sagas, consumers and relay at work, ready. The stop order and its reasons stand in :meth:`_stop`.
+    """
+
+    def __init__(
+        self,
+        declared: Declared,
+        settings: ServiceSettings,
+        *,
+        bus: Bus | None = None,
+        registry: MemoryRegistry | None = None,
+        ring: TraceRing | None = None,
+    ) -> None:
+        self.declared = declared
+        self.settings = settings
+        self.health = Health()
+        self._shared_bus = bus
+        self._registry = registry
+        self._ring = ring
+        self._parts: Parts | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Instance of {self.name}>"
+
+    @property
+    def name(self) -> str:
+        return self.declared.name
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a path."""
+        return self.parts.server.url
+
+    @property
+    def app(self) -> WebApp:
+        """The ASGI app, for a client in process."""
+        return self.parts.app
+
+    @property
+    def telemetry(self) -> Telemetry:
+        return self.parts.telemetry
+
+    @property
+    def database(self) -> Database:
+        """The service's database.
+
+        Raises:
+            ConfigurationError: the service has none.
+        """
+        if self.parts.database is None:
+            raise ConfigurationError(f"{self.name} has no database: give Service(...) tables= or migrations=")
+        return self.parts.database
+
+    @property
+    def parts(self) -> Parts:
+        """Everything that the instance owns while it runs."""
+        if self._parts is None:
+            raise MicrokitError(f"{self.name} is not running: `async with service.instance() as instance:`")
+        return self._parts
+
+    def client(self, contract: type[C]) -> C:
+        """The operations of another service as this one calls them, in its own name outside of a request."""
+        return contract(self.caller(contract))
+
+    def caller(self, contract: type[Contract]) -> Any:
+        return self.parts.caller(contract.contract_service)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Starts it; returns when it is ready.
+
+        Raises:
+            ConfigurationError: a setting, the database or a port is not as it must be.
+        """
+        # One task lives as long as the instance, so that all it opens is closed by the task that opened it, and so that
+        # the tasks it starts inherit whom they work for.
+        own = contextvars.copy_context()
+        own.run(_running.set, self)
+        own.run(serving.set, self.name)
+        self._task = asyncio.create_task(self._run(), name=f"{self.name} instance", context=own)
+        started = asyncio.create_task(self._started.wait())
+        await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if self._task.done():
+            task, self._task = self._task, None
+            task.result()
+
+    async def stop(self) -> None:
+        """Stops it; returns when everything is closed. A second time it does nothing."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._stopping.set()
+        await task
+
+    async def _run(self) -> None:
+        async with AsyncExitStack() as owned:
+            self._parts = await Assembly(self.declared, self.settings, self.health, self._registry, owned).build(
+                self._shared_bus, self._ring
+            )
+            try:
+                await self._go()
+                self._started.set()
+                await self._stopping.wait()
+            finally:
+                await self._stop()
+        self._parts = None
+
+    async def _go(self) -> None:
+        parts = self.parts
+        await parts.server.start()
+        if self._registry is not None:
+            await self._registry.register(self.name, Endpoint(parts.server.url))
+        for worker in parts.workers:
+            await worker.start()
+        self.health.ready()
+        _log.info("ready at %s", parts.server.url)
+
+    async def _stop(self) -> None:
+        parts, settings = self.parts, self.settings
+        # Balancers first: readiness says no, discovery forgets us, and only then do we wait, still serving, until
+        # nobody sends anything any more.
+        self.health.drain()
+        if self._registry is not None:
+            await self._registry.deregister(self.name, Endpoint(parts.server.url))
+        await asyncio.sleep(settings.drain_delay)
+        # Requests may publish events and start sagas: they end first. The relay ends last, because all others publish.
+        await parts.server.stop(settings.shutdown_timeout)
+        for worker in reversed(parts.workers):
+            await worker.stop(settings.shutdown_timeout)
+        self.health.stopped()
+        _log.info("stopped")

@@ -1,0 +1,180 @@
+"""A system: several services that belong together, and how they run in one process.
+
+In one process they share a memory bus, a registry of instances and a ring of recent traces; each keeps its own port,
+database file, metrics and settings. What a service's own settings say (``BILLING_DATABASE_URL``) wins over what the
+system would choose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microkit.auth import generate_service_keys
+from microkit.bus import MemoryBus
+from microkit.discovery.memory import MemoryRegistry
+from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
+from microkit.instance import Instance
+from microkit.service import Service
+from microkit.telemetry import TraceRing
+
+Watch = Callable[[str, str], None]
+"""Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Services that are started together.
+
+    ``issuer`` names the service that publishes the keys of users' access tokens at ``/.well-known/jwks.json``;
+    ``seed`` fills a running system with demo data and returns the credentials it made, by name; ``story`` is what
+    ``microkit demo`` tells.
+    """
+
+    name: str
+    services: Sequence[Service]
+    issuer: str | None = None
+    seed: Callable[[RunningSystem], Awaitable[Mapping[str, str]]] | None = None
+    story: Callable[[Any], Awaitable[None]] | None = None
+
+    def __post_init__(self) -> None:
+        names = [service.name for service in self.services]
+        if len(names) != len(set(names)):
+            raise DefinitionError(f"{self.name}: two of its services have the same name ({', '.join(names)})")
+        if self.issuer is not None and self.issuer not in names:
+            raise DefinitionError(f"{self.name}: the issuer {self.issuer!r} is none of its services")
+
+    @asynccontextmanager
+    async def running(
+        self,
+        folder: Path,
+        *,
+        ports: Mapping[str, int] | None = None,
+        settings: Mapping[str, Mapping[str, object]] | None = None,
+        watch: Watch = lambda _service, _state: None,
+    ) -> AsyncIterator[RunningSystem]:
+        """Starts every service in this process; stops them when the block ends.
+
+        ``folder`` keeps the database files and keys, so that a second start finds what the first one left. ``ports``
+        and ``settings``, by service, win over everything.
+
+        Raises:
+            ConfigurationError: the folder cannot be written, a port is taken, a setting is wrong. Services that had
+                been started are stopped again.
+        """
+        keys = _service_keys(folder, [service.name for service in self.services])
+        given = {name: dict(values) for name, values in (settings or {}).items()}
+        for name, port in (ports or {}).items():
+            given.setdefault(name, {})["port"] = port
+        system = RunningSystem(self.name, folder)
+        urls = {service.name: service.url_with(given.get(service.name, {})) for service in self.services}
+        for service in self.services:
+            system.instances[service.name] = service.instance(
+                given.get(service.name, {}),
+                defaults=self._defaults(service.name, folder, urls, keys),
+                bus=system.bus,
+                registry=system.registry,
+                ring=system.ring,
+            )
+        try:
+            await _start(system.instances, watch)
+            yield system
+        finally:
+            await _stop(system.instances, watch)
+            await system.bus.close()
+
+    def _defaults(
+        self, service: str, folder: Path, urls: Mapping[str, str], keys: tuple[Mapping[str, str], str]
+    ) -> dict[str, object]:
+        defaults: dict[str, object] = {
+            "database_url": f"sqlite+aiosqlite:///{folder / service}.db",
+            "migrate_on_start": True,
+            "auth_audience": self.name,
+            "auth_service_key": keys[0][service],
+            "auth_service_keys": keys[1],
+        }
+        if self.issuer is not None:
+            defaults["auth_issuer"] = urls[self.issuer]
+            defaults["auth_jwks_url"] = f"{urls[self.issuer]}/.well-known/jwks.json"
+        return defaults
+
+
+@dataclass(slots=True)
+class RunningSystem:
+    """The instances of a system in this process, by service name, and what they share."""
+
+    name: str
+    folder: Path
+    instances: dict[str, Instance] = field(default_factory=dict)
+    bus: MemoryBus = field(default_factory=MemoryBus)
+    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    ring: TraceRing = field(default_factory=TraceRing)
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Where each service listens."""
+        return {name: instance.url for name, instance in self.instances.items()}
+
+
+async def _start(instances: Mapping[str, Instance], watch: Watch) -> None:
+    async def start(name: str, instance: Instance) -> None:
+        watch(name, "starting")
+        try:
+            await instance.start()
+        except BaseException:
+            watch(name, "failed")
+            raise
+        watch(name, "ready")
+
+    ended = await asyncio.gather(*(start(*item) for item in instances.items()), return_exceptions=True)
+    failed = {name: error for name, error in zip(instances, ended, strict=True) if isinstance(error, BaseException)}
+    for name, error in failed.items():
+        if isinstance(error, (MicrokitError, OSError)):
+            raise ConfigurationError(f"{name} does not start: {error}") from error
+        raise error
+
+
+async def _stop(instances: Mapping[str, Instance], watch: Watch) -> None:
+    async def stop(name: str, instance: Instance) -> None:
+        watch(name, "stopping")
+        await instance.stop()
+        watch(name, "stopped")
+
+    await asyncio.gather(*(stop(*item) for item in instances.items()))
+
+
+def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str], str]:
+    """The services' keys for development, made once and kept in the folder, readable by their owner only."""
+    path = folder / "service-keys.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if set(kept["private"]) == set(names):
+                return kept["private"], kept["public"]
+        keys = generate_service_keys(names)
+        unfinished = path.with_suffix(".new")
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"private": keys.private, "public": keys.public}, file)
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder {folder} cannot be written ({error.strerror}); choose another with --folder"
+        ) from error
+    return keys.private, keys.public
+
+
+def free_ports(count: int) -> list[int]:
+    """``count`` different ports of this machine that nobody listens on, for tests."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for bound in sockets:
+            bound.bind(("127.0.0.1", 0))
+        return [bound.getsockname()[1] for bound in sockets]

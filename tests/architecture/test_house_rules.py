@@ -1,0 +1,61 @@
+"""What the import linter cannot see."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import microkit
+
+ROOT = Path(__file__).parent.parent.parent
+MODULES = sorted([*(ROOT / "microkit").rglob("*.py"), *(ROOT / "reference").rglob("*.py")])
+EMPTY_NAMES = {"utils", "common", "helpers", "misc", "base"}
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert [path for path in MODULES if path.stem in EMPTY_NAMES] == []
+
+
+def test_nothing_is_imported_under_type_checking_to_break_a_cycle() -> None:
+    """The one place where it stands is the package's own front door, which imports lazily so that it stays light."""
+    hiding = [path for path in MODULES if "TYPE_CHECKING" in path.read_text(encoding="utf-8")]
+
+    assert hiding == [ROOT / "microkit" / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_takes_no_keywords_only_to_pass_them_through(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    passing = [
+        function.name
+        for function in functions
+        if function.args.kwarg is not None and not function.name.startswith("__") and function.args.vararg is None
+    ]
+
+    assert passing == []
+
+
+def test_the_public_names_are_these() -> None:
+    for name in microkit.__all__:
+        assert getattr(microkit, name) is not None
+    assert sorted(microkit.__all__) == [
+        "ANYONE", "BadRequest", "Conflict", "ConfigurationError", "Contract", "Database", "DefinitionError", "Duration",
+        "Event", "Forbidden", "Gateway", "Header", "Instance", "MicrokitError", "NotFound", "Page", "PageRequest",
+        "Principal", "Problem", "RemoteProblem", "Route", "SERVICE", "SIGNED_IN", "Saga", "Service", "ServiceSettings",
+        "Size", "StepContext", "StepRefused", "System", "Telemetry", "Transaction", "Unauthorized", "Unavailable",
+        "ValidationFailed", "compensatable", "delete", "get", "patch", "pivot", "post", "put", "retriable",
+    ]  # fmt: skip
+
+
+def test_importing_microkit_loads_no_driver_no_broker_and_no_command_line() -> None:
+    heavy = ["sqlalchemy", "aiohttp", "asyncpg", "aiosqlite", "alembic", "typer", "rich", "jwt", "uvicorn"]
+    script = f"import sys, microkit; print([name for name in {heavy!r} if name in sys.modules])"
+
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+    assert printed.strip() == "[]"

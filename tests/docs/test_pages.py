@@ -1,0 +1,36 @@
+"""What the documentation says is tried, block by block."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from walkthrough import Walkthrough, blocks
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN = [page for page in PAGES if any(block.language in {"python", "console"} for block in blocks(page))]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", RUN, ids=name)
+def test_every_block_of_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    runnable = [
+        block for block in blocks(page) if block.language in {"python", "console"} and block.not_run is None
+    ]
+
+    assert len(Walkthrough(page, tmp_path).follow()) >= len(runnable)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_block_that_is_not_run_says_why(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+
+    for language in re.findall(r"^```(\w*)", text, re.MULTILINE)[::2]:
+        assert language != "bash", "write a console block, whose commands are run"
+    for block in blocks(page):
+        assert block.not_run is None or len(block.not_run) > 10
