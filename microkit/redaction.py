@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 MASK: Final = "***"
 
@@ -76,6 +76,14 @@ def redact(value: Any, *, depth: int = DEEPEST) -> Any:
         return _redact_mapping(value, depth)
     shown = [redact(item, depth=depth - 1) for item in islice(value, MOST_ITEMS)]
     return shown if len(value) <= MOST_ITEMS else [*shown, f"… {len(value) - MOST_ITEMS} more"]
+
+
+def shown(name: str, value: Any) -> Any:
+    """``value`` as it may be shown under ``name``. Numbers are shown whatever they are called: a
+    ``token_lifetime`` of 600 is no secret; pydantic's secrets show themselves."""
+    if value is None or isinstance(value, bool | int | float | Secret | SecretStr | SecretBytes):
+        return value
+    return MASK if names_a_secret(name) else redact(value)
 
 
 def _as_collection(value: Any) -> Any:

@@ -1,0 +1,95 @@
+"""The values that settings are made of, and the rules for them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import Secret
+
+from microkit.redaction import redact_text
+
+SHORTEST_SECRET: Final = 16
+
+_PLACEHOLDERS: Final = frozenset(
+    {
+        *("admin", "default", "dummy", "example", "guest", "letmein", "none", "null", "passw0rd", "password"),
+        *("postgres", "qwerty", "root", "secret", "test", "todo", "topsecret", "user", "xxx"),
+    }
+)
+_PLACEHOLDER_STARTS: Final = (
+    *("changeme", "changethis", "insert", "placeholder", "replaceme", "replacethis"),
+    *("yourkey", "yourpassword", "yoursecret"),
+)
+_HOST: Final = re.compile(
+    r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE
+)
+
+
+class SecretUrl(Secret[str]):
+    """A URL that may hold a password: shown without it, whole only by ``get_secret_value()``."""
+
+    def _display(self) -> str:
+        return redact_text(self.get_secret_value())
+
+    @property
+    def password(self) -> str | None:
+        """The password in it, as written."""
+        try:
+            return urlsplit(self.get_secret_value()).password
+        except ValueError:
+            return None
+
+
+def upper(value: Any) -> Any:
+    """``info`` as ``INFO``."""
+    return value.upper() if isinstance(value, str) else value
+
+
+def endpoints(value: Any) -> Any:
+    """``user=http://a,http://b;payment=http://c`` as a dictionary; JSON has been read before."""
+    if not isinstance(value, str):
+        return {name: [urls] if isinstance(urls, str) else urls for name, urls in dict(value).items()}
+    pairs = [part.partition("=") for part in value.split(";") if part.strip()]
+    if not all(equals and name.strip() and urls.strip() for name, equals, urls in pairs):
+        raise ValueError("is written user=http://10.0.0.5:3001,http://10.0.0.6:3001;payment=http://10.0.0.7:3002")
+    return {name.strip(): [url.strip() for url in urls.split(",")] for name, _, urls in pairs}
+
+
+def http_url(value: str | None) -> str | None:
+    """Raises ValueError where it is no http URL."""
+    if value is not None:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("is no http:// or https:// URL")
+    return value
+
+
+def refuse_weak(secret: str | bytes, shortest: int) -> None:
+    """Raises ValueError where it is a placeholder or, unless ``shortest`` is 0, short or simple."""
+    text = secret if isinstance(secret, str) else secret.decode("latin-1")
+    plain = re.sub(r"[\W_]", "", text).lower()
+    if plain in _PLACEHOLDERS or plain.startswith(_PLACEHOLDER_STARTS):
+        raise ValueError("is a placeholder that everybody knows")
+    if len(text) < shortest:
+        raise ValueError(f"is too short to be a secret: {shortest} characters at least")
+    if shortest and len(set(text)) < 5:
+        raise ValueError("is too simple to be a secret")
+
+
+def host_name(text: str) -> str:
+    """Raises ValueError where it is no host name, ``*`` or ``*.domain``."""
+    if not _HOST.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no host name: write it without scheme, port and path")
+    return text
+
+
+def network(text: str) -> str:
+    """Raises ValueError where it is neither an address nor a network."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text[:80]!r} is no address and no network; an example: 10.0.0.0/8") from None
+    return text
