@@ -51,13 +51,8 @@ def describe(settings: ServiceSettings) -> list[Setting]:
 
 def is_secret(info: FieldInfo) -> bool:
     """Whether a field's type says that its value is secret whole."""
-    kinds = (info.annotation, *get_args(info.annotation))
-    return any(
-        isinstance(kind, type)
-        and issubclass(kind, SecretStr | SecretBytes | Secret)
-        and not issubclass(kind, SecretUrl)
-        for kind in kinds
-    )
+    kinds = [kind for kind in (info.annotation, *get_args(info.annotation)) if isinstance(kind, type)]
+    return any(issubclass(kind, SecretStr | SecretBytes | Secret) and kind is not SecretUrl for kind in kinds)
 
 
 def masked(name: str, info: FieldInfo | None, value: Any) -> str:
@@ -72,10 +67,8 @@ def masked(name: str, info: FieldInfo | None, value: Any) -> str:
 
 def written(info: FieldInfo, value: Any) -> str:
     """``value`` as it is written in a variable."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "true", False: "false"}[value]
     units = in_units(value, info.metadata)
     if units is not None:
         return units

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
 from microkit.errors import ConfigurationError
-from microkit.settings.describe import is_secret, masked, written
+from microkit.settings.describe import is_secret, masked
 from microkit.settings.model import Origin, ServiceSettings
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -200,8 +200,9 @@ class _Reading(Generic[S]):
             return f"{key} is missing: {self._meaning(name)}{self._example(name)}"
         inner = "".join(f"[{part}]" for part in wrong["loc"][1:])
         text = wrong["msg"].removeprefix("Value error, ")
-        value = f"={masked(name, self.cls.model_fields.get(name), values[name])}" if name in values else ""
-        return f"{key}{inner}{value} ({places.get(name, 'default')}): {text}. {self._example(name)}"
+        info = self.cls.model_fields[name]
+        value = masked(name, info, values.get(name, info.get_default(call_default_factory=True)))
+        return f"{key}{inner}={value} ({places.get(name, 'default')}): {text}. {self._example(name)}"
 
     def _meaning(self, name: str) -> str:
         info = self.cls.model_fields.get(name)
@@ -218,7 +219,7 @@ class _Reading(Generic[S]):
             example = "<a random text of 32 characters>"
         else:
             default = info.get_default(call_default_factory=True)
-            example = "..." if default is PydanticUndefined else written(info, default) or "..."
+            example = "..." if default is PydanticUndefined else masked(name, info, default) or "..."
         return f"An example: {self.origin.key(name)}={example}"
 
     def _message(self) -> str:
