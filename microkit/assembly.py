@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, get_type_hints
 
 import aiohttp
+import orjson
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from microkit.auth import ServiceTokens, SigningKey, Verifier, verifier_for
-from microkit.bus import Bus, ConsumerRuntime, Subscription, connect
+from microkit.bus.connect import connect
+from microkit.bus.consumer import ConsumerRuntime, Subscription
+from microkit.bus.port import Bus
 from microkit.client import HttpCaller, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate, pending
-from microkit.declared import Declared, Resource
+from microkit.declared import Declared, Mounted, Resource
 from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.port import Resolver
 from microkit.discovery.static import StaticResolver
 from microkit.errors import ConfigurationError, DefinitionError
 from microkit.gateway import BoundGateway, Gateway
+from microkit.lifespan import lifespan_of
 from microkit.listening import GroupHandler
 from microkit.outbox import Relay, install
+from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
 from microkit.saga import SagaEngine
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
-from microkit.web import Health, Limits, Mount, Server, WebApp
+from microkit.web import Health, InlineRoute, Limits, Mount, Surface, WebApp
 
 
 class Worker(Protocol):
@@ -160,7 +167,7 @@ class Assembly:
     async def _bus(self, shared: Bus | None) -> Bus:
         if shared is not None:
             return shared
-        bus = connect(self._settings.bus_url)
+        bus = connect(self._settings.bus_url.get_secret_value())
         self._owned.push_async_callback(bus.close)
         await bus.start()
         return bus
@@ -187,22 +194,34 @@ class Assembly:
             offered[resource.kind] = await self._owned.enter_async_context(_opened(resource, offered))
 
     def _workers(self, parts: Parts) -> None:
-        declared = self._declared
-        if parts.database is None or parts.bus is None:
+        declared, health = self._declared, self._health
+        database, bus = parts.database, parts.bus
+        if database is None or bus is None:
             return
-        install(parts.database, declared.name)
-        relay = Relay(parts.database, parts.bus, parts.telemetry, source=declared.name)
-        consumers = ConsumerRuntime(parts.bus, parts.telemetry)
-        listeners = sorted(declared.listeners, key=lambda listener: listener.group)
+        install(database, declared.name)
+        health.part("database", answering(database.ping))
+        health.part("bus", answering(bus.ping), critical=False)
+        # Started in this order, stopped in the reverse: consumers and sagas publish, so the relay flushes last.
+        relay = Relay(database, bus, parts.telemetry, source=declared.name)
+        health.part("relay", relay_probe(relay), critical=False)
+        parts.workers.append(relay)
+        if declared.sagas:
+            engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources)
+            health.part("sagas", saga_probe(engine), critical=False)
+            parts.workers.append(engine)
+        if declared.listeners:
+            consumers = self._consumers(database, bus, parts)
+            health.part("consumers", consumer_probe(consumers), critical=False, liveness=True)
+            parts.workers.append(consumers)
+
+    def _consumers(self, database: Database, bus: Bus, parts: Parts) -> ConsumerRuntime:
+        consumers = ConsumerRuntime(bus, parts.telemetry)
+        listeners = sorted(self._declared.listeners, key=lambda listener: listener.group)
         for group, members in groupby(listeners, key=lambda listener: listener.group):
             found = list(members)
             topics = tuple(sorted({listener.event.event_topic for listener in found}))
-            consumers.add(Subscription(group, topics, GroupHandler(found, parts.resources, parts.database)))
-        # Stopped in the reverse order: consumers and sagas publish, so the relay ends last and flushes.
-        parts.workers.append(relay)
-        if declared.sagas:
-            parts.workers.append(SagaEngine(parts.database, parts.telemetry, declared.sagas, parts.resources))
-        parts.workers.append(consumers)
+            consumers.add(Subscription(group, topics, GroupHandler(found, parts.resources, database)))
+        return consumers
 
     async def web(self, parts: Parts) -> WebApp:
         """The HTTP floor on top of the parts.
@@ -214,19 +233,77 @@ class Assembly:
         declared, settings = self._declared, self._settings
         declared.check()
         self._check_access(parts.verifier)
-        return WebApp(
+        routes = list(declared.routes)
+        surface = Surface(
             service=declared.name,
             title=declared.title,
             version=declared.version,
             operations=list(declared.handlers.items()),
-            routes=declared.routes,
-            mounts=[await self._mount(mount, parts) for mount in declared.mounts],
+            routes=routes,
+            mounts=[await self._mount(mounted, parts, routes) for mounted in declared.mounts],
+        )
+        return WebApp(
+            surface,
             telemetry=parts.telemetry,
             verify=parts.verifier.verify if parts.verifier is not None else None,
             database=parts.database,
             resources=parts.resources,
-            limits=Limits(body=settings.body_limit, timeout=settings.request_timeout),
+            limits=Limits(
+                body=settings.body_limit,
+                timeout=settings.request_timeout,
+                allowed_hosts=tuple(settings.allowed_hosts),
+            ),
             health=self._health,
-            allowed_hosts=settings.allowed_hosts,
-            environment=settings.environment,
+            access_log=settings.access_log,
         )
+
+    async def _mount(self, mounted: Mounted, parts: Parts, routes: list[InlineRoute]) -> Mount:
+        app: ASGIApp
+        if isinstance(mounted.app, Gateway):
+            app = gateway = await mounted.app.bind(
+                telemetry=parts.telemetry,
+                verify=parts.verifier.verify if parts.verifier is not None else None,
+                resolver=parts.resolver,
+                session=parts.session,
+                trusted_proxies=self._settings.trusted_proxies,
+            )
+            for name, ping in gateway.health_parts().items():
+                self._health.part(name, answering(ping), critical=False)
+            routes.append(InlineRoute("GET", "/openapi.json", _document_of(gateway), (ANYONE,)))
+        else:
+            app = mounted.app
+            await self._owned.enter_async_context(lifespan_of(app, mounted.path))
+        return Mount(mounted.path, app, mounted.allow)
+
+    def _check_access(self, verifier: Verifier | None) -> None:
+        guarded = [operation.qualified_name for operation in self._declared.handlers if ANYONE not in operation.allow]
+        guarded += [f"{route.method} {route.path}" for route in self._declared.routes if ANYONE not in route.allow]
+        guarded += [mount.path for mount in self._declared.mounts if ANYONE not in mount.allow]
+        if guarded and verifier is None:
+            prefix = self._declared.name.upper().replace("-", "_")
+            raise ConfigurationError(
+                f"{guarded[0]} lets nobody in without a token, and nothing says who issues tokens: set "
+                f"{prefix}_AUTH_ISSUER, {prefix}_AUTH_JWKS_URL and {prefix}_AUTH_AUDIENCE, such as "
+                f"https://user.example, https://user.example/.well-known/jwks.json and {self._declared.name}"
+            )
+
+
+def _document_of(gateway: BoundGateway) -> Callable[[], Awaitable[Response]]:
+    async def openapi() -> Response:
+        return Response(orjson.dumps(await gateway.openapi()), media_type="application/json")
+
+    return openapi
+
+
+def _opened(resource: Resource, offered: Mapping[Any, object]) -> AbstractAsyncContextManager[object]:
+    hints = get_type_hints(resource.factory)
+    hints.pop("return", None)
+    missing = [name for name, kind in hints.items() if kind not in offered]
+    if missing:
+        known = ", ".join(sorted(kind.__name__ for kind in offered))
+        raise DefinitionError(
+            f"the resource {resource.factory.__qualname__} asks for {missing[0]!r}, of a type that nothing offers "
+            f"before it; offered are: {known}"
+        )
+    arguments = {name: offered[kind] for name, kind in hints.items()}
+    return asynccontextmanager(resource.factory)(**arguments)

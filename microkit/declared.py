@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from sqlalchemy import MetaData
+from starlette.types import ASGIApp
 
 from microkit.contract import Contract, Operation
 from microkit.errors import DefinitionError
+from microkit.gateway import Gateway
 from microkit.message import Event
 from microkit.saga import Saga
 from microkit.settings import ServiceSettings
-from microkit.web import InlineRoute, Mount
+from microkit.web import InlineRoute
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -60,6 +62,15 @@ class Resource:
         return cls(factory, yielded[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A whole app below a path, or a gateway, which becomes an app when the service starts."""
+
+    path: str
+    app: ASGIApp | Gateway
+    allow: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Declared:
     """Everything that a :class:`microkit.Service` has been told."""
@@ -73,7 +84,7 @@ class Declared:
     version: str
     handlers: dict[Operation[..., Any], Handler] = field(default_factory=dict)
     routes: list[InlineRoute] = field(default_factory=list)
-    mounts: list[Mount] = field(default_factory=list)
+    mounts: list[Mounted] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
     resources: list[Resource] = field(default_factory=list)
     sagas: list[Saga[Any]] = field(default_factory=list)

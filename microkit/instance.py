@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from microkit.assembly import Assembly, Parts
+from microkit.assembly import Assembly, Parts, Worker
 from microkit.bus.port import Bus
-from microkit.contract import Contract, Operation
+from microkit.contract import Caller, Contract, Operation
 from microkit.db import Database
 from microkit.declared import Declared
 from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.port import Endpoint
 from microkit.errors import ConfigurationError, MicrokitError
-from microkit.settings import ServiceSettings, load
+from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.telemetry.logs import serving
-from microkit.web import Health, WebApp
+from microkit.web import Health, Server, State
 
 R = TypeVar("R")
 C = TypeVar("C", bound=Contract)
@@ -41,14 +41,14 @@ class ClientOfRunning:
     def __init__(self, contract: type[Contract]) -> None:
         self._contract = contract
 
-    def call(self, operation: Operation[..., R], arguments: Mapping[str, Any]) -> Awaitable[R]:
+    async def call(self, operation: Operation[..., R], arguments: Mapping[str, Any]) -> R:
         instance = _running.get(None)
         if instance is None:
             raise MicrokitError(
                 f"{operation.qualified_name} is called outside of a running service. Call it from a handler, a saga or "
                 "a resource; in a test, from inside `async with service.instance():`, through instance.client(...)"
             )
-        return instance.caller(self._contract).call(operation, arguments)
+        return await instance.caller(self._contract).call(operation, arguments)
 
 
 class Instance:
@@ -74,6 +74,7 @@ class Instance:
         self._registry = registry
         self._ring = ring
         self._parts: Parts | None = None
+        self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -88,12 +89,9 @@ class Instance:
     @property
     def url(self) -> str:
         """Where it listens, without a path."""
-        return self.parts.server.url
-
-    @property
-    def app(self) -> WebApp:
-        """The ASGI app, for a client in process."""
-        return self.parts.app
+        if self._server is None:
+            raise self._not_running()
+        return self._server.url
 
     @property
     def telemetry(self) -> Telemetry:
@@ -114,14 +112,18 @@ class Instance:
     def parts(self) -> Parts:
         """Everything that the instance owns while it runs."""
         if self._parts is None:
-            raise MicrokitError(f"{self.name} is not running: `async with service.instance() as instance:`")
+            raise self._not_running()
         return self._parts
+
+    def _not_running(self) -> MicrokitError:
+        return MicrokitError(f"{self.name} is not running: `async with service.instance() as instance:`")
 
     def client(self, contract: type[C]) -> C:
         """The operations of another service as this one calls them, in its own name outside of a request."""
         return contract(self.caller(contract))
 
-    def caller(self, contract: type[Contract]) -> Any:
+    def caller(self, contract: type[Contract]) -> Caller:
+        """What carries out the calls to the contract's service."""
         return self.parts.caller(contract.contract_service)
 
     async def __aenter__(self) -> Self:
@@ -162,38 +164,39 @@ class Instance:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as owned:
-            self._parts = await Assembly(self.declared, self.settings, self.health, self._registry, owned).build(
-                self._shared_bus, self._ring
-            )
+            assembly = Assembly(self.declared, self.settings, self.health, self._registry, owned)
+            self._parts = parts = await assembly.parts(self._shared_bus, self._ring)
+            app = await assembly.web(parts)
+            self._server = server = Server(app, self.settings.host, self.settings.port, limits=app.limits)
             try:
-                await self._go()
+                await self._go(server, parts.workers)
                 self._started.set()
                 await self._stopping.wait()
             finally:
-                await self._stop()
-        self._parts = None
+                await self._stop(server, parts.workers)
+        self._parts = self._server = None
 
-    async def _go(self) -> None:
-        parts = self.parts
-        await parts.server.start()
-        if self._registry is not None:
-            await self._registry.register(self.name, Endpoint(parts.server.url))
-        for worker in parts.workers:
+    async def _go(self, server: Server, workers: Sequence[Worker]) -> None:
+        await server.start()
+        for worker in workers:
             await worker.start()
-        self.health.ready()
-        _log.info("ready at %s", parts.server.url)
+        if self._registry is not None:
+            await self._registry.register(self.name, Endpoint(server.url))
+        self.health.state = State.READY
+        _log.info("ready at %s", server.url)
 
-    async def _stop(self) -> None:
-        parts, settings = self.parts, self.settings
+    async def _stop(self, server: Server, workers: Sequence[Worker]) -> None:
+        settings = self.settings
         # Balancers first: readiness says no, discovery forgets us, and only then do we wait, still serving, until
         # nobody sends anything any more.
-        self.health.drain()
+        self.health.state = State.DRAINING
         if self._registry is not None:
-            await self._registry.deregister(self.name, Endpoint(parts.server.url))
-        await asyncio.sleep(settings.drain_delay)
+            await self._registry.deregister(self.name, Endpoint(server.url))
+        if self._started.is_set():
+            await asyncio.sleep(settings.drain_delay)
         # Requests may publish events and start sagas: they end first. The relay ends last, because all others publish.
-        await parts.server.stop(settings.shutdown_timeout)
-        for worker in reversed(parts.workers):
+        await server.stop(settings.shutdown_timeout)
+        for worker in reversed(workers):
             await worker.stop(settings.shutdown_timeout)
-        self.health.stopped()
+        self.health.state = State.STOPPED
         _log.info("stopped")

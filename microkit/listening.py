@@ -36,7 +36,9 @@ class GroupHandler:
         self._group = listeners[0].group
         self._database = database
         self._known = frozenset[str]().union(*(listener.siblings() for listener in listeners))
-        self._handlers = {listener.event.event_type: (listener.event, _bind(listener, resources)) for listener in listeners}
+        self._handlers = {
+            listener.event.event_type: (listener.event, _bind(listener, resources)) for listener in listeners
+        }
 
     async def __call__(self, delivery: Delivery) -> None:
         """Handles one delivery.

@@ -15,16 +15,16 @@ from starlette.types import ASGIApp
 
 from microkit.bus.port import Bus
 from microkit.contract import Contract, Operation, Roles
-from microkit.discovery.port import Resolver
+from microkit.declared import Declared, Listener, Mounted, Resource
+from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import DefinitionError
 from microkit.gateway import Gateway
-from microkit.declared import Declared, Listener, Resource
 from microkit.instance import ClientOfRunning, Instance
 from microkit.message import Event
 from microkit.saga import Saga
-from microkit.settings import ServiceSettings
+from microkit.settings import ServiceSettings, load
 from microkit.telemetry import TraceRing
-from microkit.web import InlineRoute, Mount
+from microkit.web import InlineRoute
 
 P = ParamSpec("P")
 H = ParamSpec("H")
@@ -70,9 +70,7 @@ class Service:
     def name(self) -> str:
         return self.declared.name
 
-    def handles(
-        self, operation: Operation[P, R]
-    ) -> Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]:
+    def handles(self, operation: Operation[P, R]) -> Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]:
         """Says which function carries out an operation of a contract.
 
         Its parameters are bound by name to the operation's, and by type to a ``Transaction``, the ``Principal``, a
@@ -132,7 +130,7 @@ class Service:
 
     def mount(self, path: str, app: ASGIApp | Gateway, *, allow: Roles) -> None:
         """Serves a whole ASGI app, or a gateway, below ``path``. It gets health, telemetry, auth and shutdown."""
-        self.declared.mounts.append(Mount(path, app, (allow,) if isinstance(allow, str) else allow))
+        self.declared.mounts.append(Mounted(path, app, (allow,) if isinstance(allow, str) else allow))
 
     def get(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
         """An inline GET, for small things that no other service calls."""
@@ -162,20 +160,33 @@ class Service:
 
         return register
 
+    def settings(
+        self, overrides: Mapping[str, object] | None = None, *, defaults: Mapping[str, object] | None = None
+    ) -> ServiceSettings:
+        """The settings as an instance would find them: ``overrides`` win over the environment, ``defaults`` do not.
+
+        Raises:
+            ConfigurationError: some are missing or wrong; the message names them all.
+        """
+        chosen = {"port": self.declared.port, **(defaults or {})}
+        return load(self.declared.settings, self.name, overrides=overrides, defaults=chosen)
+
     def instance(
         self,
-        settings: Mapping[str, object] | None = None,
+        settings: Mapping[str, object] | ServiceSettings | None = None,
         *,
         bus: Bus | None = None,
-        resolver: Resolver | None = None,
+        registry: MemoryRegistry | None = None,
         ring: TraceRing | None = None,
     ) -> Instance:
         """Something that runs, once it is entered with ``async with``.
 
-        ``settings`` win over the environment. A ``bus`` or a ``resolver`` given here is shared and stays open; else
-        the instance makes its own from the settings. ``ring`` collects the recent traces of several instances.
+        ``settings`` win over the environment, or are whole. A ``bus`` given here is shared and stays open, else the
+        instance makes its own. In a ``registry`` the instances of one process find each other, else they are found as
+        the settings say. ``ring`` collects the recent traces of several instances.
 
         Raises:
             ConfigurationError: a setting is missing or wrong.
         """
-        return Instance(self.declared, settings or {}, bus=bus, resolver=resolver, ring=ring)
+        loaded = settings if isinstance(settings, ServiceSettings) else self.settings(settings)
+        return Instance(self.declared, loaded, bus=bus, registry=registry, ring=ring)

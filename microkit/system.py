@@ -23,6 +23,7 @@ from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
 from microkit.instance import Instance
 from microkit.service import Service
+from microkit.settings import ServiceSettings
 from microkit.telemetry import TraceRing
 
 Watch = Callable[[str, str], None]
@@ -69,19 +70,11 @@ class System:
             ConfigurationError: the folder cannot be written, a port is taken, a setting is wrong. Services that had
                 been started are stopped again.
         """
-        keys = _service_keys(folder, [service.name for service in self.services])
-        given = {name: dict(values) for name, values in (settings or {}).items()}
-        for name, port in (ports or {}).items():
-            given.setdefault(name, {})["port"] = port
+        chosen = self._settings(folder, ports or {}, settings or {})
         system = RunningSystem(self.name, folder)
-        urls = {service.name: service.url_with(given.get(service.name, {})) for service in self.services}
         for service in self.services:
             system.instances[service.name] = service.instance(
-                given.get(service.name, {}),
-                defaults=self._defaults(service.name, folder, urls, keys),
-                bus=system.bus,
-                registry=system.registry,
-                ring=system.ring,
+                chosen[service.name], bus=system.bus, registry=system.registry, ring=system.ring
             )
         try:
             await _start(system.instances, watch)
@@ -90,20 +83,34 @@ class System:
             await _stop(system.instances, watch)
             await system.bus.close()
 
-    def _defaults(
-        self, service: str, folder: Path, urls: Mapping[str, str], keys: tuple[Mapping[str, str], str]
-    ) -> dict[str, object]:
-        defaults: dict[str, object] = {
-            "database_url": f"sqlite+aiosqlite:///{folder / service}.db",
+    def _settings(
+        self, folder: Path, ports: Mapping[str, int], given: Mapping[str, Mapping[str, object]]
+    ) -> dict[str, ServiceSettings]:
+        private, public = _service_keys(folder, [service.name for service in self.services])
+        overrides = {service.name: dict(given.get(service.name, {})) for service in self.services}
+        for name, port in ports.items():
+            overrides[name]["port"] = port
+        shared: dict[str, object] = {
             "migrate_on_start": True,
             "auth_audience": self.name,
-            "auth_service_key": keys[0][service],
-            "auth_service_keys": keys[1],
+            "auth_service_keys": public,
         }
         if self.issuer is not None:
-            defaults["auth_issuer"] = urls[self.issuer]
-            defaults["auth_jwks_url"] = f"{urls[self.issuer]}/.well-known/jwks.json"
-        return defaults
+            issuer = next(service for service in self.services if service.name == self.issuer)
+            found = issuer.settings(overrides[issuer.name])
+            url = f"http://{found.host}:{found.port}"
+            shared |= {"auth_issuer": url, "auth_jwks_url": f"{url}/.well-known/jwks.json"}
+        return {
+            service.name: service.settings(
+                overrides[service.name],
+                defaults={
+                    **shared,
+                    "database_url": f"sqlite+aiosqlite:///{folder / service.name}.db",
+                    "auth_service_key": private[service.name],
+                },
+            )
+            for service in self.services
+        }
 
 
 @dataclass(slots=True)

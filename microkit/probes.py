@@ -1,0 +1,53 @@
+"""How the parts of an instance answer when health asks after them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from microkit.bus.consumer import ConsumerRuntime
+from microkit.outbox import Relay
+
+Details = Mapping[str, Any]
+Probe = Callable[[], Awaitable[Details | None]]
+
+
+class PartDown(Exception):
+    """A part does not do its work; the message says what is wrong."""
+
+
+def answering(ping: Callable[[], Awaitable[None]]) -> Probe:
+    """Up while ``ping`` returns."""
+
+    async def probe() -> None:
+        await ping()
+
+    return probe
+
+
+def relay_probe(relay: Relay) -> Probe:
+    """Up while events are published; with the backlog and the age of its oldest."""
+
+    async def probe() -> Details:
+        health = relay.health()
+        if not health.ok:
+            raise PartDown("stalled" if health.stalled else health.trouble)
+        return {"backlog": health.backlog.waiting, "oldest_seconds": round(health.backlog.oldest, 3)}
+
+    return probe
+
+
+def consumer_probe(consumers: ConsumerRuntime) -> Probe:
+    """Up while every group's loop turns: a running process alone does not prove that events are handled."""
+
+    async def probe() -> Details:
+        progress = consumers.progress()
+        stalled = [group.group for group in progress if group.stalled]
+        if stalled:
+            raise PartDown(f"stalled: {', '.join(stalled)}")
+        return {
+            group.group: {"in_flight": group.in_flight, "retrying": group.retrying, "trouble": group.trouble}
+            for group in progress
+        }
+
+    return probe
