@@ -36,7 +36,7 @@ class SigningKey:
     kid: str
     algorithm: str
     jwk: Mapping[str, str] = field(repr=False)
-    key: PyJWK = field(repr=False)
+    key: PyJWK = field(repr=False, compare=False)
 
     @classmethod
     def generate(cls, kid: str | None = None) -> Self:
