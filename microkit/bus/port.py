@@ -62,6 +62,10 @@ class Consumer(Protocol):
         """Up to ``most`` deliveries, in order within a key; an empty sequence after ``wait`` seconds without any.
 
         Cancelling it loses nothing: what was taken and not returned is delivered again.
+
+        Raises:
+            ConnectionError: the broker is away, or the consumer was closed. A consumer that was not closed may be asked
+                again, and fetches when the broker is back.
         """
         ...
 
@@ -97,10 +101,13 @@ class Bus(Protocol):
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publishes a batch in its order; returns when all are confirmed.
 
-        Cancelled, any part of the batch may have been published.
+        A message that fails takes the later ones of its topic and key with it, so that order survives publishing it
+        again. Cancelled, any part of the batch may have been published.
 
         Raises:
-            PublishFailed: some were not confirmed; its ``failed`` says which.
+            PublishFailed: some were not confirmed; its ``failed`` says which. An ``OSError`` or ``TimeoutError`` in it
+                says that the way to the broker failed, anything else that the broker will not have the message.
+            ConnectionError: the broker is away; nothing is known to have arrived.
         """
         ...
 
@@ -133,7 +140,7 @@ class Settles(Protocol):
     Until then the outbox row is the only durable copy, so the relay keeps it and publishes it again after a restart.
     """
 
-    def on_settled(self, source: str, settled: Callable[[Sequence[str]], None]) -> None:
+    def on_settled(self, source: str, settled: Callable[[Sequence[str]], None]) -> Callable[[], None]:
         """``settled`` is called with the ids of messages whose ``ce_source`` is ``source``, soon after each has been
-        acknowledged by all groups, or published where no group listens."""
+        acknowledged by all groups, or published where no group listens. Calling what is returned ends that."""
         ...

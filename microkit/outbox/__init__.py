@@ -1,0 +1,8 @@
+"""The outbox: events committed with the rows that they tell of, delivered by a relay; the inbox: their effects, once."""
+
+from microkit.outbox.dead_letters import burial
+from microkit.outbox.inbox import effect_once
+from microkit.outbox.relay import Relay, RelayHealth, RelayOptions
+from microkit.outbox.writer import install
+
+__all__ = ["Relay", "RelayHealth", "RelayOptions", "burial", "effect_once", "install"]

@@ -1,0 +1,90 @@
+"""The inbox: a message's effect happens once, because the mark that it happened is in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from microkit.db.clock import database_now
+from microkit.db.database import Database
+from microkit.db.transaction import Transaction
+from microkit.errors import UndecodableMessage
+from microkit.message import Message
+from microkit.outbox.tables import inbox
+
+_LONGEST_NAME: Final = 255
+_INSERTS: Final = {
+    "postgresql": postgresql.insert(inbox).values(received_at=database_now()).on_conflict_do_nothing(),
+    "sqlite": sqlite.insert(inbox).values(received_at=database_now()).on_conflict_do_nothing(),
+}
+_KNOWN: Final = sa.select(inbox.c.digest).where(
+    inbox.c.consumer == sa.bindparam("consumer"),
+    inbox.c.source == sa.bindparam("source"),
+    inbox.c.id == sa.bindparam("id"),
+)
+
+
+async def effect_once(
+    database: Database, group: str, message: Message, work: Callable[[Transaction], Awaitable[None]]
+) -> bool:
+    """Does ``work`` in one transaction with the inbox row of ``message``; ``False`` when its effect was there already.
+
+    A copy that arrives while another is being worked on waits for it. ``work`` may be called again after a failed
+    transaction, as :meth:`Database.run` says.
+
+    Raises:
+        UndecodableMessage: the message has no id (``no-id``), none that can be kept (``bad-id``), or the id of another
+            message (``id-reused``).
+    """
+    name = _name(group, message)
+    digest = _digest(message)
+
+    async def unit(tx: Transaction) -> bool:
+        inserted = await tx.execute(_INSERTS[tx.dialect], [{**name, "digest": digest}])
+        if inserted.rowcount:  # type: ignore[attr-defined]  # an INSERT's result is a CursorResult
+            await work(tx)
+            return True
+        known = (await tx.execute(_KNOWN, name)).scalar_one_or_none()
+        if known is not None and known != digest:
+            raise UndecodableMessage("id-reused", f"{message.id} came before, with another type or payload")
+        return False
+
+    return await database.run(unit)
+
+
+async def prune(database: Database, *, older_than: float, most: int = 1000) -> int:
+    """Forgets up to ``most`` messages received more than ``older_than`` seconds ago; how many there were.
+
+    Older copies than that would have their effect again, so stay well above the time that a bus keeps a message.
+    """
+    name = (inbox.c.consumer, inbox.c.source, inbox.c.id)
+    old = (
+        sa.select(*name)
+        .where(inbox.c.received_at < database_now(plus=-older_than))
+        .order_by(inbox.c.received_at)
+        .limit(most)
+    )
+
+    async def unit(tx: Transaction) -> int:
+        gone = await tx.execute(sa.delete(inbox).where(sa.tuple_(*name).in_(old)))
+        return int(gone.rowcount)  # type: ignore[attr-defined]  # a DELETE's result is a CursorResult
+
+    return await database.run(unit)
+
+
+def _name(group: str, message: Message) -> dict[str, str]:
+    source = message.headers.get("ce_source", "")
+    if not message.id:
+        raise UndecodableMessage("no-id", "the message has no ce_id header")
+    for text in (message.id, source):
+        if len(text) > _LONGEST_NAME or not text.isprintable():
+            raise UndecodableMessage("bad-id", "ce_id and ce_source are at most 255 printable characters")
+    return {"consumer": group, "source": source, "id": message.id}
+
+
+def _digest(message: Message) -> bytes:
+    return blake2b(message.type.encode() + b"\0" + message.value, digest_size=16).digest()

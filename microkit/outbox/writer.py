@@ -1,0 +1,66 @@
+"""Writes a transaction's events into its outbox, just before COMMIT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+from zlib import crc32
+
+import sqlalchemy as sa
+
+from microkit.db.clock import database_now
+from microkit.db.database import Database
+from microkit.db.transaction import Transaction
+from microkit.message import Event, Message
+from microkit.outbox.tables import SHARDS, outbox
+from microkit.telemetry.propagation import inject
+
+SIGNAL: Final = "outbox"
+"""The name of the database's signal that wakes the relay."""
+
+MOST_BYTES: Final = 1024 * 1024
+"""The largest payload of an event: what every bus takes."""
+
+_INSERT: Final = sa.insert(outbox).values(created_at=database_now()).inline()
+
+
+def install(database: Database, source: str) -> None:
+    """Lets ``tx.publish`` write into the outbox, in the name of the service ``source``."""
+    database.outbox_writer = partial(write, source=source)
+
+
+async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> None:
+    """Inserts the events, in their order, in one statement, with the trace of the work under way.
+
+    It runs last in the transaction. Transactions that change the same row are serialized by its lock, so the numbers
+    that their events get here are in the order of their commits: that is what makes order per key hold.
+
+    Raises:
+        ValueError: an event is larger than 1 MiB.
+    """
+    trace = inject()
+    await tx.execute(_INSERT, [_row(event.to_message(source, trace=trace)) for event in events])
+    tx.wake(SIGNAL)
+
+
+def shard_of(key: str) -> int:
+    """The shard of a key. Never change it: a row written before would be in another shard than the next of its key."""
+    return crc32(key.encode("utf-8", "surrogatepass")) % SHARDS
+
+
+def _row(message: Message) -> dict[str, Any]:
+    if len(message.value) > MOST_BYTES:
+        raise ValueError(
+            f"{message.type} is {len(message.value)} bytes long; an event carries at most {MOST_BYTES}. "
+            "Put large content where consumers can fetch it, and publish its address"
+        )
+    return {
+        "id": message.id,
+        "aggregatetype": message.topic,
+        "aggregateid": message.key,
+        "type": message.type,
+        "payload": message.value,
+        "headers": dict(message.headers),
+        "shard": shard_of(message.key),
+    }
