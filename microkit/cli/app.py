@@ -1,0 +1,104 @@
+"""The commands and their options. Each loads what it needs when it runs, so that ``--help`` is there at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microkit.cli.folder import DEFAULT_FOLDER
+
+app = typer.Typer(
+    help="Runs and looks after systems of microkit services.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="The settings of a service.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+SystemArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODULE:SYSTEM]",
+        help="The system, as module and variable. The default is `system` under [tool.microkit] in pyproject.toml.",
+        show_default=False,
+    ),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(
+        "--system", metavar="MODULE:SYSTEM", help="The system that the service belongs to.", show_default=False
+    ),
+]
+ServiceArgument = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name.")]
+FolderOption = Annotated[Path, typer.Option("--folder", help="Where databases and keys are kept.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+
+
+@app.command(epilog="Example: microkit up reference.billpay.system:system --seed")
+def up(
+    system: SystemArgument = None,
+    *,
+    seed: Annotated[bool, typer.Option("--seed", help="Fill in demo data and print credentials that work.")] = False,
+    folder: FolderOption = DEFAULT_FOLDER,
+    port_offset: Annotated[int, typer.Option(help="Added to each service's port.", min=0, max=60000)] = 0,
+    console_port: Annotated[int, typer.Option(help="The console's port, before the offset.", min=0, max=65535)] = 3900,
+    json: JsonOption = False,
+) -> None:
+    """Start every service of a system in this process, each on its own port with its own database.
+
+    Ends with ^C or SIGTERM, after the work under way is done; a second ^C ends at once.
+    """
+    from microkit.cli.up import Up  # noqa: PLC0415
+
+    Up(system, folder=folder, seed=seed, port_offset=port_offset, console_port=console_port, json=json).run()
+
+
+@app.command(epilog="Example: microkit demo --json | jq .ok")
+def demo(system: SystemArgument = None, *, folder: FolderOption = DEFAULT_FOLDER, json: JsonOption = False) -> None:
+    """Tell the system's story against a running `microkit up`: each call, each event, the saga's steps, the trace.
+
+    Exits with 1 if anything is not as it should be.
+    """
+    from microkit.cli.demo import tell  # noqa: PLC0415
+
+    if not tell(system, folder=folder, json=json):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: BILLING_DATABASE_URL=postgresql+asyncpg://db/billing microkit migrate billing --check")
+def migrate(
+    service: ServiceArgument,
+    *,
+    system: SystemOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; list what is missing and exit with 1 if anything is.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Bring a service's database, as its settings name it, to the schema that its code needs."""
+    from microkit.cli.migrate import migrate as run  # noqa: PLC0415
+
+    if not run(service, system, check=check, json=json):
+        raise typer.Exit(1)
+
+
+@config_app.command("show", epilog="Example: microkit config show billing")
+def config_show(service: ServiceArgument, *, system: SystemOption = None, json: JsonOption = False) -> None:
+    """Show each setting of a service: its value with secrets masked, where it comes from, its default, its meaning."""
+    from microkit.cli.config import show  # noqa: PLC0415
+
+    show(service, system, json=json)
+
+
+@app.command(epilog="Example: microkit version")
+def version(*, json: JsonOption = False) -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed  # noqa: PLC0415
+    from json import dumps  # noqa: PLC0415
+
+    found = installed("microkit")
+    typer.echo(dumps({"version": found}) if json else found)

@@ -1,0 +1,147 @@
+"""``microkit up``: a whole system in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from microkit.cli.folder import Note, noted, sole_use
+from microkit.cli.load import load_system
+from microkit.console.api import api
+from microkit.errors import ConfigurationError
+from microkit.system import RunningSystem, System
+from microkit.telemetry.logs import configure
+from microkit.web import Limits, Server
+
+_HOST = "127.0.0.1"
+
+
+class Up:
+    """One run of the command."""
+
+    def __init__(
+        self, system: str | None, *, folder: Path, seed: bool, port_offset: int, console_port: int, json: bool
+    ) -> None:
+        self._reference, self._system = load_system(system)
+        self._folder = folder
+        self._seed = seed
+        self._offset = port_offset
+        self._console_port = console_port
+        self._json = json
+        # In JSON the one document is all that stdout holds, so the log goes beside it.
+        self._out = Console(file=sys.stdout)
+        self._log_stream = sys.stderr if json else sys.stdout
+
+    def run(self) -> None:
+        """Runs until it is told to end.
+
+        Raises:
+            ConfigurationError: something cannot be started; what had been is stopped again.
+        """
+        if self._seed and self._system.seed is None:
+            raise ConfigurationError(f"The system {self._system.name} has no demo data: leave --seed out")
+        undo = configure(self._log_stream, format="json" if self._json else "console")
+        try:
+            with sole_use(self._folder):
+                uvloop.run(self._main())
+        finally:
+            undo()
+
+    async def _main(self) -> None:
+        stop = _stop_on_signals()
+        began = time.monotonic()
+        async with self._system.running(self._folder, ports=_ports(self._system, self._offset)) as running:
+            server = Server(
+                api(running), _HOST, self._console_port + self._offset if self._console_port else 0, limits=Limits()
+            )
+            await server.start()
+            try:
+                note = Note(self._reference, os.getpid(), server.url, running.urls)
+                with noted(self._folder, note):
+                    credentials = await self._system.seed(running) if self._seed and self._system.seed else {}
+                    self._announce(running, server.url, time.monotonic() - began, credentials)
+                    await stop.wait()
+                    self._say("Draining: the work under way is finished. ^C again ends at once.")
+            finally:
+                await server.stop(2.0)
+        self._say("Stopped.")
+
+    def _announce(self, running: RunningSystem, console: str, seconds: float, credentials: Mapping[str, str]) -> None:
+        services = [
+            {"name": name, "url": running.urls[name], "state": str(instance.health.state)}
+            for name, instance in running.instances.items()
+        ]
+        if self._json:
+            document: dict[str, Any] = {
+                "system": running.name,
+                "folder": str(self._folder),
+                "console": console,
+                "ready_seconds": round(seconds, 3),
+                "services": services,
+            }
+            if self._seed:
+                document["credentials"] = dict(credentials)
+            sys.stdout.write(json.dumps(document) + "\n")
+            sys.stdout.flush()
+            return
+        self._print_tables(running, services, console, seconds, credentials)
+
+    def _print_tables(
+        self,
+        running: RunningSystem,
+        services: list[dict[str, str]],
+        console: str,
+        seconds: float,
+        credentials: Mapping[str, str],
+    ) -> None:
+        table = Table(title=f"{running.name}: ready in {seconds:.1f} s", title_justify="left")
+        for heading in ("service", "URL", "state"):
+            table.add_column(heading)
+        for service in services:
+            table.add_row(service["name"], service["url"], f"[green]{service['state']}[/]")
+        table.add_row("[dim]console[/]", f"[dim]{console}[/]", "")
+        self._out.print(table)
+        if credentials:
+            given = Table(title="Demo credentials, for this machine only", title_justify="left")
+            given.add_column("name")
+            given.add_column("password")
+            for name, password in credentials.items():
+                given.add_row(name, password)
+            self._out.print(given)
+        self._out.print(f"Databases in [bold]{self._folder}[/]. In another terminal: [bold]microkit demo[/]. ^C ends.")
+
+    def _say(self, sentence: str) -> None:
+        if not self._json:
+            self._out.print(f"[dim]{sentence}[/]")
+
+
+def _ports(system: System, offset: int) -> dict[str, int]:
+    """Nothing without an offset: then each service's settings decide."""
+    return {service.name: service.declared.port + offset for service in system.services} if offset else {}
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; the second cancels the main task."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+
+    def on_signal() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stop

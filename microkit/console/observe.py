@@ -1,0 +1,172 @@
+"""What the console shows of a running system, read where it truly is: in the trace ring and the services' databases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+
+from microkit.db import Database
+from microkit.instance import Instance
+from microkit.outbox import tables as outbox_tables
+from microkit.saga import tables as saga_tables
+from microkit.telemetry.ring import RecordedSpan, TraceRing
+
+MOST_ROWS: Final = 500
+"""So many of the latest rows of a table are looked through."""
+
+_OUTBOX_STATE: Final = {
+    outbox_tables.PENDING: "pending",
+    outbox_tables.FAILING: "failing",
+    outbox_tables.PUBLISHED: "published",
+    outbox_tables.PARKED: "parked",
+    outbox_tables.DEAD: "dead-letter",
+}
+
+
+class Observed(Protocol):
+    """A running system as the console sees it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def instances(self) -> Mapping[str, Instance]: ...
+    @property
+    def urls(self) -> Mapping[str, str]: ...
+    @property
+    def ring(self) -> TraceRing: ...
+
+
+Document = dict[str, Any]
+
+
+async def services(system: Observed) -> list[Document]:
+    """Each service with its URL, its state and its parts."""
+    found = []
+    for name, instance in system.instances.items():
+        reports = await instance.health.report()
+        found.append(
+            {
+                "name": name,
+                "url": system.urls[name],
+                "state": str(instance.health.state),
+                "parts": {
+                    part: {"up": report.up, "critical": report.critical, **report.details}
+                    for part, report in reports.items()
+                },
+            }
+        )
+    return found
+
+
+def trace(system: Observed, trace_id: str) -> Document:
+    """The spans of one trace by their start; times in nanoseconds since the epoch."""
+    spans = system.ring.trace(trace_id)
+    return {
+        "trace_id": trace_id,
+        "services": list(dict.fromkeys(span.service for span in spans)),
+        "spans": [_span(span) for span in spans],
+    }
+
+
+def recent_traces(system: Observed, limit: int = 20) -> list[Document]:
+    """The traces that ended last, each by its first span."""
+    firsts: dict[str, RecordedSpan] = {}
+    for span in system.ring.recent(MOST_ROWS):
+        first = firsts.get(span.trace_id)
+        if first is None or span.start_ns < first.start_ns:
+            firsts[span.trace_id] = span
+    return [
+        {"trace_id": trace_id, "service": span.service, "name": span.name, "start_ns": span.start_ns}
+        for trace_id, span in list(firsts.items())[:limit]
+    ]
+
+
+def _span(span: RecordedSpan) -> Document:
+    return {
+        "span_id": span.span_id,
+        "parent_id": span.parent_id,
+        "service": span.service,
+        "name": span.name,
+        "kind": span.kind,
+        "start_ns": span.start_ns,
+        "end_ns": span.end_ns,
+        "status": span.status,
+        "status_description": span.status_description,
+        "attributes": dict(span.attributes),
+    }
+
+
+async def events(system: Observed, trace_id: str | None) -> list[Document]:
+    """The latest events that the services published, of one trace or of all, by their time."""
+    found: list[Document] = []
+    for service, database in _databases(system).items():
+        table = outbox_tables.outbox
+        async with database.transaction(read_only=True) as tx:
+            rows = (await tx.execute(sa.select(table).order_by(table.c.seq.desc()).limit(MOST_ROWS))).mappings()
+            found += [_event(service, row) for row in rows if trace_id is None or _of_trace(row["headers"], trace_id)]
+    return sorted(found, key=lambda event: str(event["time"]))
+
+
+def _event(service: str, row: Mapping[str, Any]) -> Document:
+    try:
+        payload = orjson.loads(row["payload"])
+    except orjson.JSONDecodeError:
+        payload = None
+    return {
+        "id": row["id"],
+        "service": service,
+        "type": row["type"],
+        "topic": row["aggregatetype"],
+        "key": row["aggregateid"],
+        "payload": payload,
+        "state": _OUTBOX_STATE.get(row["state"], str(row["state"])),
+        "time": row["created_at"],
+        "error": row["error"],
+    }
+
+
+async def sagas(system: Observed, trace_id: str | None) -> list[Document]:
+    """The latest sagas with their steps, of one trace or of all."""
+    found: list[Document] = []
+    for service, database in _databases(system).items():
+        table = saga_tables.saga
+        async with database.transaction(read_only=True) as tx:
+            rows = (await tx.execute(sa.select(table).order_by(table.c.created_at.desc()).limit(MOST_ROWS))).mappings()
+            wanted = [row for row in rows.all() if trace_id is None or _of_trace(row["context"], trace_id)]
+            found += [_saga(service, row, await _steps(tx, row["id"])) for row in wanted]
+    return found
+
+
+async def saga(system: Observed, saga_id: UUID) -> Document | None:
+    """One saga with its steps."""
+    for service, database in _databases(system).items():
+        table = saga_tables.saga
+        async with database.transaction(read_only=True) as tx:
+            row = (await tx.execute(sa.select(table).where(table.c.id == saga_id))).mappings().one_or_none()
+            if row is not None:
+                return _saga(service, row, await _steps(tx, saga_id))
+    return None
+
+
+async def _steps(tx: Any, saga_id: UUID) -> list[Document]:
+    table = saga_tables.saga_step
+    columns = [column for column in table.c if column.name != "saga_id"]
+    rows = (await tx.execute(sa.select(*columns).where(table.c.saga_id == saga_id).order_by(table.c.seq))).mappings()
+    return [dict(row) for row in rows]
+
+
+def _saga(service: str, row: Mapping[str, Any], steps: list[Document]) -> Document:
+    shown = ("name", "version", "status", "step", "attempts", "failure", "error", "state", "created_at", "updated_at")
+    return {"id": str(row["id"]), "service": service, **{name: row[name] for name in shown}, "steps": steps}
+
+
+def _of_trace(headers: Any, trace_id: str) -> bool:
+    return trace_id in str(headers.get("traceparent", "")) if isinstance(headers, Mapping) else False
+
+
+def _databases(system: Observed) -> dict[str, Database]:
+    return {name: instance.database for name, instance in system.instances.items() if instance.database is not None}

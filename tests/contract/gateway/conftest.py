@@ -1,0 +1,180 @@
+"""A real gateway on a real socket, in front of real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+import uvicorn
+
+from microkit.auth.principal import Principal
+from microkit.discovery.static import StaticResolver
+from microkit.errors import Problem, Unauthorized
+from microkit.gateway import BoundGateway, Gateway, Route
+from microkit.telemetry import Telemetry, TraceRing
+
+App = Callable[..., Awaitable[None]]
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def rendering_problems(app: App) -> App:
+    """What the web floor does around a mounted app, as far as these tests need it."""
+
+    async def edge(scope: Any, receive: Any, send: Any) -> None:
+        started = False
+
+        async def note(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await app(scope, receive, note)
+        except Problem as problem:
+            if started:
+                raise
+            headers = [(b"content-type", b"application/problem+json")]
+            headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+            await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+            await send({"type": "http.response.body", "body": orjson.dumps(problem.document())})
+
+    return edge
+
+
+@asynccontextmanager
+async def serving(app: App) -> AsyncIterator[str]:
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", proxy_headers=False)
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  a server in a test owns no signals
+    task = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+        await asyncio.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+@asynccontextmanager
+async def behaving(behaviour: Behaviour) -> AsyncIterator[str]:
+    """A server that does to each connection what ``behaviour`` says, however wrong."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await behaviour(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            tasks.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await server.wait_closed()
+
+
+@dataclass
+class Tokens:
+    """Tokens that the tests' verifier knows."""
+
+    principals: dict[str, Principal] = field(
+        default_factory=lambda: {
+            "alice": Principal("user-alice", frozenset({"member"}), "alice"),
+            "root": Principal("user-root", frozenset({"member", "admin"}), "root"),
+        }
+    )
+
+    async def verify(self, token: str) -> Principal:
+        if token not in self.principals:
+            raise Unauthorized("The token is not valid", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        return self.principals[token]
+
+
+@dataclass
+class Running:
+    """A gateway that listens at ``url``; ``client`` sends to it as any browser would."""
+
+    url: str
+    bound: BoundGateway
+    ring: TraceRing
+    telemetry: Telemetry
+    client: aiohttp.ClientSession
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def raw(self, request: bytes, *, wait: float = 5.0) -> bytes:
+        """Everything that comes back for ``request`` as it is, until the gateway closes or nothing more comes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            await writer.drain()
+            received = b""
+            while True:
+                try:
+                    piece = await asyncio.wait_for(reader.read(65536), wait)
+                except TimeoutError:
+                    return received
+                if not piece:
+                    return received
+                received += piece
+        finally:
+            writer.close()
+
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts a gateway with ``routes`` in front of services given as apps, behaviours or lists of URLs."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(
+            routes: Sequence[Route],
+            upstreams: dict[str, Any],
+            *,
+            trusted_proxies: Sequence[str] = (),
+            body_limit: int = 10_000_000,
+        ) -> Running:
+            urls: dict[str, list[str]] = {}
+            for service, upstream in upstreams.items():
+                if isinstance(upstream, list):
+                    urls[service] = upstream
+                elif "reader" in getattr(upstream, "__annotations__", {}):
+                    urls[service] = [await stack.enter_async_context(behaving(upstream))]
+                else:
+                    urls[service] = [await stack.enter_async_context(serving(upstream))]
+            ring = TraceRing()
+            telemetry = Telemetry("gateway", ring=ring)
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            bound = await Gateway(routes, title="Shop", body_limit=body_limit).bind(
+                telemetry=telemetry,
+                verify=Tokens().verify,
+                resolver=StaticResolver(urls),
+                session=session,
+                trusted_proxies=trusted_proxies,
+            )
+            url = await stack.enter_async_context(serving(rendering_problems(bound)))
+            client = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+            return Running(url, bound, ring, telemetry, client)
+
+        yield begin
