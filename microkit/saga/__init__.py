@@ -11,12 +11,15 @@ from microkit.saga.definition import (
     pivot,
     retriable,
 )
+from microkit.saga.engine import EngineHealth, SagaEngine
 
 __all__ = [
     "NO_EFFECT",
+    "EngineHealth",
     "Failure",
     "Retry",
     "Saga",
+    "SagaEngine",
     "StepContext",
     "StepRefused",
     "compensatable",

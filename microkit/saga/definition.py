@@ -30,11 +30,16 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Final, Generic, TypeVar, get_type_hints
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import orjson
 from pydantic import BaseModel
 
+from microkit.contract import Contract
+from microkit.db import Transaction
 from microkit.errors import DefinitionError, MicrokitError
+from microkit.injection import bare
+from microkit.saga.enrol import enrol
 
 State = TypeVar("State", bound=BaseModel)
 
@@ -123,17 +128,27 @@ KEEP_TRYING: Final = Retry(attempts=20)
 """Of a step with no way back: about five minutes, then the saga is parked as stuck."""
 
 
+LOCAL_TIMEOUT: Final = 30.0
+"""Seconds that a step with a transaction of its own has when it names no time-out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step. ``timeout`` bounds each attempt of it and of its ``undo``, in seconds."""
+    """One step. ``timeout`` bounds each attempt of it and of its ``undo``, in seconds.
+
+    ``action_local`` and ``undo_local`` say whether that half takes a ``Transaction``: its effect is then committed
+    together with the saga's progress. The other kind acts elsewhere, and its outcome is recorded after it.
+    """
 
     name: str
     kind: StepKind
     action: Action
     undo: Action | None
-    timeout: float | None
+    timeout: float
     retry: Retry
     undo_retry: Retry
+    action_local: bool
+    undo_local: bool
 
 
 def compensatable(
@@ -176,12 +191,38 @@ def _step(
     retries: tuple[Retry, Retry],
     name: str | None,
 ) -> Step:
-    for function in (action, undo):
-        if function is not None and not inspect.iscoroutinefunction(function):
-            raise DefinitionError(f"{function!r} must be written with async def to be a saga's step")
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise DefinitionError(f"step {action.__name__!r}: timeout={timeout} is not a number of seconds above 0")
-    return Step(name or action.__name__, kind, action, undo, timeout, *retries)
+    name = name or action.__name__
+    local = [function is None or _is_local(name, function) for function in (action, undo)]
+    if timeout is None and not all(local):
+        raise DefinitionError(
+            f"step {name!r} acts outside this service's transaction and has no time-out: give it timeout=, in seconds, "
+            "or have it take a Transaction where its effect is in this database"
+        )
+    timeout = LOCAL_TIMEOUT if timeout is None else timeout
+    if not 0 < timeout < float("inf"):
+        raise DefinitionError(f"step {name!r}: timeout={timeout} is not a number of seconds above 0")
+    return Step(name, kind, action, undo, timeout, *retries, *local)
+
+
+def _is_local(name: str, function: Action) -> bool:
+    if not inspect.iscoroutinefunction(function):
+        raise DefinitionError(f"step {name!r}: {function!r} must be written with async def")
+    kinds = [kind for kind in map(bare, _hints(name, function).values()) if inspect.isclass(kind)]
+    local = Transaction in kinds
+    remote = [kind.__name__ for kind in kinds if issubclass(kind, Contract)]
+    if local and remote:
+        raise DefinitionError(
+            f"step {name!r}: {function.__qualname__} takes a Transaction and calls {remote[0]}: the transaction would "
+            "stay open for as long as the other service takes. Make them two steps, the call and what is written down"
+        )
+    return local
+
+
+def _hints(name: str, function: Action) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise DefinitionError(f"step {name!r}: a type that it names is not known yet: {error}") from None
 
 
 _ORDER = {StepKind.COMPENSATABLE: 0, StepKind.PIVOT: 1, StepKind.RETRIABLE: 2}
@@ -215,6 +256,54 @@ class Saga(Generic[State]):
         shape = [f"{step.name}:{step.kind}:{'undo' if step.undo else '-'}" for step in self.steps]
         return sha256("\n".join([self.name, str(self.version), *shape]).encode()).hexdigest()[:16]
 
+    def dump(self, state: State) -> Any:
+        """``state`` as JSON.
+
+        Raises:
+            ValueError: it would not come back from the database as it is. Secrets, for example, come back masked: keep
+                a reference to them.
+        """
+        if not isinstance(state, self.state):
+            raise TypeError(f"{self.name}: the state is a {self.state.__name__}, not {state!r:.100}")
+        try:
+            frozen = orjson.loads(state.model_dump_json(warnings="error"))
+            again = self.load(frozen)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: the state does not fit {self.state.__name__}: {error}") from None
+        if again != state:
+            raise ValueError(
+                f"{self.name}: the state does not survive being stored as JSON: it reads back as {again!r}"
+            )
+        return frozen
+
+    def load(self, frozen: Any) -> State:
+        """The state that ``dump`` stored.
+
+        Raises:
+            pydantic.ValidationError: it does not fit the model (any more).
+        """
+        return self.state.model_validate_json(orjson.dumps(frozen))
+
+    async def start(self, tx: Transaction, state: State, *, saga_id: UUID | None = None) -> UUID:
+        """Starts a saga in the caller's transaction: it runs if that commits. Returns its id.
+
+        Starting a ``saga_id`` again does nothing, so that a repeated event starts one saga.
+
+        Raises:
+            ValueError: the state would not survive being stored.
+            Conflict: another saga has this id.
+        """
+        saga_id = saga_id or uuid4()
+        columns = {
+            "name": self.name,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "step": self.steps[0].name,
+            "state": self.dump(state),
+        }
+        await enrol(tx, saga_id, columns)
+        return saga_id
+
 
 def _check(saga: Saga[Any]) -> None:
     where = f"saga {saga.name!r}"
@@ -231,7 +320,7 @@ def _check(saga: Saga[Any]) -> None:
     for step in saga.steps:
         for function in (step.action, step.undo):
             if function is not None:
-                _check_result(f"{where}, step {step.name!r}", function, saga.state)
+                _check_state(f"{where}, step {step.name!r}", _hints(step.name, function), saga.state)
 
 
 def _check_order(where: str, steps: Sequence[Step]) -> None:
@@ -251,13 +340,13 @@ def _check_order(where: str, steps: Sequence[Step]) -> None:
         raise DefinitionError(f"{where}: {after.name!r} is {after.kind} and follows a {before.kind} step: {advice}")
 
 
-def _check_result(where: str, function: Action, state: type[BaseModel]) -> None:
-    try:
-        result = get_type_hints(function).get("return")
-    except NameError as error:
-        raise DefinitionError(f"{where}: a type it names is not known yet: {error}") from None
+def _check_state(where: str, hints: Mapping[str, Any], state: type[BaseModel]) -> None:
+    result = hints.get("return")
     if inspect.isclass(result) and issubclass(result, BaseModel) and not issubclass(result, state):
         raise DefinitionError(
-            f"{where}: it returns {result.__name__}; a step returns the saga's state "
-            f"({state.__name__}), a dictionary of the fields that changed, or nothing"
+            f"{where} returns {result.__name__}; a step returns the saga's state ({state.__name__}), a dictionary "
+            "of the fields that changed, or nothing"
         )
+    taken = hints.get("state")
+    if inspect.isclass(taken) and not issubclass(state, taken):
+        raise DefinitionError(f"{where} takes state: {taken.__name__}; the saga's state is {state.__name__}")

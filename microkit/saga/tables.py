@@ -10,7 +10,25 @@ it a heap-only update that touches no index.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import sqlalchemy as sa
+
+
+class Status(StrEnum):
+    """Of a saga. ``completed`` and ``compensated`` are its ends; ``stuck`` waits for an operator."""
+
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    COMPLETED = "completed"
+    COMPENSATED = "compensated"
+    STUCK = "stuck"
+
+
+class Direction(StrEnum):
+    ACTION = "action"
+    UNDO = "undo"
+
 
 metadata = sa.MetaData()
 

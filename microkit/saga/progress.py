@@ -1,0 +1,147 @@
+"""Where a saga goes after an attempt: forward, back, a wait, or aside. Pure: no clock, no database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from microkit.errors import Problem
+from microkit.saga.definition import Failure, Saga, Step, StepKind, StepRefused
+from microkit.saga.tables import Direction, Status
+
+
+class Ended(StrEnum):
+    """How an attempt of a step ended. ``lost``: with the process, or the lease, that made it."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+    TIMED_OUT = "timed-out"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt: number ``number`` (from 1) of ``step`` in ``direction``. ``failure`` is why it is being undone.
+
+    ``local``: it runs in a transaction of this service's database, so that a failed attempt is known to have left
+    nothing behind. Of any other the outcome is unknown until it says so itself.
+    """
+
+    step: Step
+    direction: Direction
+    number: int
+    local: bool
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an attempt. ``reason`` is for people and ``type`` for programs; both empty where it is done."""
+
+    ended: Ended
+    reason: str = ""
+    type: str | None = None
+
+
+DONE = Outcome(Ended.DONE)
+
+_LONGEST_REASON = 1000
+
+# Answers that say "not now" or "not you", which no compensation cures: they are failures, to be tried again.
+_PASSING = frozenset({401, 403, 408, 421, 425, 429})
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """A refusal where the step says that it cannot be done and was not; else a failure, to be tried again.
+
+    A problem with a 4xx status is a refusal, unless it is about the caller's token or the moment: 401, 403, 408, 421,
+    425, 429, or any that asks to come back with ``Retry-After``.
+    """
+    if isinstance(error, StepRefused):
+        return Outcome(Ended.REFUSED, _clean(error.reason), error.type)
+    if isinstance(error, Problem):
+        later = error.status in _PASSING or any(name.lower() == "retry-after" for name in error.headers)
+        refused = 400 <= error.status < 500 and not later
+        return Outcome(Ended.REFUSED if refused else Ended.FAILED, _clean(str(error)), error.type)
+    if isinstance(error, TimeoutError):
+        return Outcome(Ended.TIMED_OUT, _clean(str(error) or "it took longer than it may"))
+    return Outcome(Ended.FAILED, _clean(f"{type(error).__name__}: {error}"))
+
+
+def _clean(text: str) -> str:
+    return text.replace("\x00", "�")[:_LONGEST_REASON]  # PostgreSQL's text holds no NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Where the saga stands after an attempt.
+
+    ``step`` is the one to do next, in ``direction``; none at an end. ``wait`` is how many seconds until its first or
+    next attempt; 0 goes on at once, under the same lease. An end, and ``stuck``, waits for nothing: ``None``.
+    """
+
+    status: Status
+    direction: Direction
+    step: str | None
+    wait: float | None
+    failure: Failure | None = None
+    error: str | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        return self.wait == 0
+
+
+def after(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
+    """The move that follows ``attempt`` of a step of ``saga``."""
+    if attempt.direction is Direction.UNDO:
+        return _after_undo(saga, attempt, outcome)
+    if outcome.ended is Ended.DONE:
+        position = saga.positions[attempt.step.name] + 1
+        if position == len(saga.steps):
+            return Move(Status.COMPLETED, Direction.ACTION, None, None)
+        return Move(Status.RUNNING, Direction.ACTION, saga.steps[position].name, 0)
+    if outcome.ended is Ended.REFUSED and attempt.step.kind is not StepKind.RETRIABLE:
+        # A first attempt that refuses has left nothing. An earlier one may have, before its answer was lost.
+        own = not attempt.local and attempt.number > 1
+        return _turn_back(saga, attempt, Failure(attempt.step.name, outcome.reason, outcome.type), own=own)
+    return _after_failure(saga, attempt, outcome)
+
+
+def _after_failure(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
+    step = attempt.step
+    if attempt.number < step.retry.attempts:
+        return _wait(Status.RUNNING, attempt, outcome, step.retry.delay(attempt.number))
+    if step.kind is StepKind.COMPENSATABLE or (step.kind is StepKind.PIVOT and attempt.local):
+        reason = _clean(f"gave up after {attempt.number} attempts: {outcome.reason}")
+        return _turn_back(saga, attempt, Failure(step.name, reason, outcome.type), own=not attempt.local)
+    return Move(Status.STUCK, Direction.ACTION, step.name, None, error=outcome.reason)
+
+
+def _after_undo(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
+    step = attempt.step
+    if outcome.ended is Ended.DONE:
+        return _undo_from(saga, saga.positions[step.name] - 1, attempt.failure)
+    if attempt.number < step.undo_retry.attempts:
+        return _wait(Status.COMPENSATING, attempt, outcome, step.undo_retry.delay(attempt.number))
+    return Move(Status.STUCK, Direction.UNDO, step.name, None, attempt.failure, outcome.reason)
+
+
+def _wait(status: Status, attempt: Attempt, outcome: Outcome, seconds: float) -> Move:
+    # Never 0, which would mean the next step: this is the same one again, under a new lease.
+    wait = max(seconds, 0.001)
+    return Move(status, attempt.direction, attempt.step.name, wait, attempt.failure, outcome.reason)
+
+
+def _turn_back(saga: Saga[Any], attempt: Attempt, failure: Failure, *, own: bool) -> Move:
+    position = saga.positions[attempt.step.name]
+    return _undo_from(saga, position if own else position - 1, failure)
+
+
+def _undo_from(saga: Saga[Any], position: int, failure: Failure | None) -> Move:
+    for step in reversed(saga.steps[: position + 1]):
+        if step.undo is not None:
+            return Move(Status.COMPENSATING, Direction.UNDO, step.name, 0, failure)
+    return Move(Status.COMPENSATED, Direction.UNDO, None, None, failure)

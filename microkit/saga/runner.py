@@ -1,0 +1,179 @@
+"""Runs the sagas that this process holds: one attempt after another, until a saga ends, waits or is lost to another.
+
+A local step commits its effect and the saga's progress in one transaction. Of a step that acts elsewhere the intent
+is on record before it begins (the attempt was counted by the claim, or by the transition before it), and the outcome
+after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from opentelemetry.trace import Span
+
+from microkit.context import deadline_within, working
+from microkit.db import CommitUnknown, Database, Transaction, is_transient
+from microkit.errors import DeadlineExceeded, MicrokitError
+from microkit.saga import leases
+from microkit.saga.binding import BoundSaga
+from microkit.saga.metrics import SagaMetrics
+from microkit.saga.progress import DONE, Ended, Outcome, outcome_of
+from microkit.saga.store import Held, LeaseLost, Transition, record
+from microkit.saga.tables import Status
+from microkit.saga.work import Unfit, Work
+from microkit.telemetry import Telemetry
+from microkit.telemetry.propagation import extract
+from microkit.telemetry.span import describe_failure
+
+Result = TypeVar("Result")
+
+# The deadline inside the step passes first, so that what is called there can say itself that it was too slow.
+_GRACE = 0.5
+
+# Longest pause, in seconds, before a database that is away is asked again.
+_LONGEST_PAUSE = 2.0
+
+
+class Runner:
+    """Carries out attempts under the leases of ``owner``. ``due_in`` is told in how many seconds a retry is due."""
+
+    def __init__(
+        self,
+        database: Database,
+        telemetry: Telemetry,
+        sagas: Mapping[str, BoundSaga],
+        metrics: SagaMetrics,
+        *,
+        owner: str,
+        due_in: Callable[[float], None],
+    ) -> None:
+        self._database = database
+        self._telemetry = telemetry
+        self._sagas = sagas
+        self._metrics = metrics
+        self._owner = owner
+        self._due_in = due_in
+        self._log = telemetry.logger.getChild("saga")
+        self.stopping = False
+        """Once set, a saga is left at its next transition."""
+
+    async def run(self, held: Held) -> Held | None:
+        """Carries ``held`` as far as it goes. What is returned is still held, its next attempt not begun."""
+        bound = self._sagas[held.fingerprint]
+        now: Held | None = held
+        try:
+            while now is not None and not (self.stopping and now is not held):
+                now = await self._advance(Work(bound, now))
+        except LeaseLost:
+            self._log.warning("saga is no longer ours", extra={"saga": held.name, "saga_id": str(held.id)})
+            return None
+        return now
+
+    async def _advance(self, work: Work) -> Held | None:
+        """One attempt and its transition. Returns the saga if it goes on at once."""
+        carried = work.held.context
+        parent = extract(carried.get("traceparent"), carried.get("tracestate"))
+        began = time.perf_counter()
+        with (
+            self._telemetry.span(work.title, attributes=work.attributes, parent=parent) as span,
+            working(work.context),
+        ):
+            try:
+                outcome, now = await self._attempt(work, span)
+            except Unfit as error:
+                await self._park(work, str(error))
+                return None
+        self._metrics.attempted(work, outcome, time.perf_counter() - began)
+        return now
+
+    async def _attempt(self, work: Work, span: Span) -> tuple[Outcome, Held | None]:
+        if work.attempt.number > work.retry.attempts:
+            outcome = Outcome(Ended.LOST, "the process ended during the attempts before")
+            return outcome, await self._record(work, outcome, work.held.state)
+        outcome, state = DONE, work.held.state
+        try:
+            async with asyncio.timeout(work.attempt.step.timeout + _GRACE):
+                with deadline_within(work.attempt.step.timeout):
+                    if work.attempt.local:
+                        now = await self._database.run(work.effect_and_progress)
+                        self._tell(work, work.transition(DONE, None))
+                        return DONE, now
+                    state = await work.effect(None)
+        except (LeaseLost, Unfit):
+            raise
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            outcome = Outcome(Ended.FAILED, "the step cancelled itself")
+        except Exception as error:  # noqa: BLE001  whatever a step raises is its outcome
+            describe_failure(span, error)
+            outcome = outcome_of(error)
+            self._log_failure(work, outcome, error)
+        if work.attempt.local:
+            # Cut off at the wrong moment it was committed all the same.
+            reloaded = await self._reloaded(work)
+            if reloaded.seq > work.held.seq:
+                return DONE, reloaded
+        return outcome, await self._record(work, outcome, state)
+
+    async def _record(self, work: Work, outcome: Outcome, state: Any) -> Held | None:
+        """Writes the outcome, for as long as the lease lasts. Returns the saga if it goes on at once."""
+        transition = work.transition(outcome, state)
+        while True:
+            try:
+                now = await self._insist(lambda tx: record(tx, transition))
+            except CommitUnknown:
+                reloaded = await self._reloaded(work)
+                if reloaded.seq > work.held.seq:
+                    return reloaded
+                continue
+            self._tell(work, transition)
+            return now
+
+    async def _reloaded(self, work: Work) -> Held:
+        held = await self._insist(lambda tx: leases.reload(tx, owner=self._owner, held=work.held), read_only=True)
+        if held is None:
+            raise LeaseLost
+        return held
+
+    async def _insist(self, unit: Callable[[Transaction], Awaitable[Result]], *, read_only: bool = False) -> Result:
+        """Runs ``unit`` again until the database answers. The engine cancels it when the lease has run out."""
+        pause = 0.05
+        while True:
+            try:
+                return await self._database.run(unit, read_only=read_only)
+            except Exception as error:
+                if not (is_transient(error) or isinstance(error, DeadlineExceeded)):
+                    raise
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  full jitter, no secret
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _park(self, work: Work, reason: str) -> None:
+        await self._insist(lambda tx: leases.park(tx, held=work.held, reason=reason))
+        self._metrics.ended(work.held.name, Status.STUCK)
+        self._log.error("saga is stuck: %s", reason, extra=work.attributes)
+
+    def _tell(self, work: Work, transition: Transition) -> None:
+        move = transition.move
+        if move.wait is not None:
+            if not move.goes_on:
+                self._due_in(move.wait)
+            return
+        self._metrics.ended(work.saga.name, move.status)
+        if move.status is Status.STUCK:
+            self._log.error("saga is stuck: %s", move.error, extra=work.attributes)
+        else:
+            self._log.info("saga %s", move.status, extra=work.attributes)
+
+    def _log_failure(self, work: Work, outcome: Outcome, error: Exception) -> None:
+        expected = isinstance(error, MicrokitError)
+        level = logging.INFO if outcome.ended is Ended.REFUSED else logging.WARNING
+        message = "saga step %s: %s"
+        self._log.log(
+            level, message, outcome.ended, outcome.reason, extra=work.attributes, exc_info=None if expected else error
+        )
