@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import MetaData
 from starlette.types import ASGIApp
@@ -31,7 +31,11 @@ H = ParamSpec("H")
 R = TypeVar("R")
 C = TypeVar("C", bound=Contract)
 
-_Inline = Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]
+
+class _Inline(Protocol):
+    """A decorator that returns what it is given. A Protocol, so that its type variables are solved at each use."""
+
+    def __call__(self, handler: Callable[H, Awaitable[R]], /) -> Callable[H, Awaitable[R]]: ...
 
 
 class Service:
@@ -132,27 +136,27 @@ class Service:
         """Serves a whole ASGI app, or a gateway, below ``path``. It gets health, telemetry, auth and shutdown."""
         self.declared.mounts.append(Mounted(path, app, (allow,) if isinstance(allow, str) else allow))
 
-    def get(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+    def get(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
         """An inline GET, for small things that no other service calls."""
         return self._inline("GET", path, allow, status)
 
-    def post(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+    def post(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
         """An inline POST, for small things that no other service calls."""
         return self._inline("POST", path, allow, status)
 
-    def put(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+    def put(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
         """An inline PUT, for small things that no other service calls."""
         return self._inline("PUT", path, allow, status)
 
-    def patch(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+    def patch(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
         """An inline PATCH, for small things that no other service calls."""
         return self._inline("PATCH", path, allow, status)
 
-    def delete(self, path: str, *, allow: Roles, status: int = 200) -> _Inline[H, R]:
+    def delete(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
         """An inline DELETE, for small things that no other service calls."""
         return self._inline("DELETE", path, allow, status)
 
-    def _inline(self, method: str, path: str, allow: Roles, status: int) -> _Inline[H, R]:
+    def _inline(self, method: str, path: str, allow: Roles, status: int) -> _Inline:
         def register(handler: Callable[H, Awaitable[R]]) -> Callable[H, Awaitable[R]]:
             roles = (allow,) if isinstance(allow, str) else allow
             self.declared.routes.append(InlineRoute(method, path, handler, roles, status))
