@@ -1,4 +1,4 @@
-"""The outbox: events committed with the rows that they tell of, delivered by a relay; the inbox: their effects, once."""
+"""The outbox: events committed with the rows they tell of, and delivered by a relay; the inbox: their effects, once."""
 
 from microkit.outbox.dead_letters import burial
 from microkit.outbox.inbox import effect_once
