@@ -51,3 +51,15 @@ def consumer_probe(consumers: ConsumerRuntime) -> Probe:
         }
 
     return probe
+
+
+def saga_probe(engine: SagaEngine) -> Probe:
+    """Up while sagas are taken up and carried on."""
+
+    async def probe() -> Details:
+        health = engine.health()
+        if not health.ok:
+            raise PartDown(health.error)
+        return {"in_flight": health.in_flight, "stuck": health.stuck}
+
+    return probe
