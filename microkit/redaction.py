@@ -43,6 +43,10 @@ _PAIR = re.compile(
     re.IGNORECASE,
 )
 
+_SCHEMES: Final = ("bearer", "basic", "dpop")
+_HEADERS: Final = ("authorization", "cookie")
+_STEMS: Final = ("pass", "pwd", "token", "otp", "seed", "secret", "dsn", "key")
+
 
 @lru_cache(maxsize=4096)
 def names_a_secret(name: str) -> bool:
@@ -53,11 +57,19 @@ def names_a_secret(name: str) -> bool:
 
 def redact_text(text: str) -> str:
     """``text`` without the credentials in it that can be recognised by their form."""
-    text = _SCHEME_AND_TOKEN.sub(rf"\1 {MASK}", text)
-    text = _JWT.sub(MASK, text)
-    text = _URL_PASSWORD.sub(rf"\1{MASK}@", text)
-    text = _HEADER.sub(rf"\1\2{MASK}", text)
-    return _PAIR.sub(rf"\1\2{MASK}", text)
+    lower = text.lower()  # looking for a word first is some ten times cheaper than an expression that finds nothing
+    if any(scheme in lower for scheme in _SCHEMES):
+        text = _SCHEME_AND_TOKEN.sub(rf"\1 {MASK}", text)
+    if "eyj" in lower:
+        text = _JWT.sub(MASK, text)
+    if "@" in text and "://" in text:
+        text = _URL_PASSWORD.sub(rf"\1{MASK}@", text)
+    if "=" in text or ":" in text:
+        if any(header in lower for header in _HEADERS):
+            text = _HEADER.sub(rf"\1\2{MASK}", text)
+        if any(stem in lower for stem in _STEMS):
+            text = _PAIR.sub(rf"\1\2{MASK}", text)
+    return text
 
 
 def redact(value: Any, *, depth: int = DEEPEST) -> Any:

@@ -7,13 +7,15 @@ import time
 import traceback
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import orjson
-from opentelemetry.trace import get_current_span
+from opentelemetry.trace import Span, get_current_span
 
 from microkit import context
 from microkit.redaction import MASK, MOST_CHARACTERS, names_a_secret, redact, redact_text
+from microkit.telemetry.propagation import span_ids
 
 Format = Literal["json", "console"]
 
@@ -34,17 +36,18 @@ _SERVICE_COLOURS: Final = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 _LEVEL_COLOURS: Final = {"DEBUG": 2, "INFO": 0, "WARNING": 33, "ERROR": 31, "CRITICAL": 41}
 _SERVICE_WIDTH: Final = 12
 
-_second: tuple[int, str] = (0, "")
+ACCESS: Final = "access"
+
+
+@lru_cache(maxsize=16)
+def _stamp(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:03d}Z"
 
 
 def utc(seconds: float) -> str:
-    """``2026-01-31T12:00:00.123Z``. The part down to the second is kept from one call to the next."""
-    global _second  # noqa: PLW0603  a cache of one value, the same for everybody
-    whole = int(seconds)
-    kept = _second
-    if kept[0] != whole:
-        kept = _second = (whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)))
-    return f"{kept[1]}.{int((seconds - whole) * 1000):03d}Z"
+    """``2026-01-31T12:00:00.123Z``. Kept for the lines of the same millisecond."""
+    return _stamp(int(seconds * 1000))
 
 
 def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
@@ -56,10 +59,10 @@ def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
         "service": getattr(record, "service", "") or serving,
         "message": redact(_message(record)),
     }
-    span = get_current_span().get_span_context()
-    if span.is_valid:
-        line["trace_id"] = f"{span.trace_id:032x}"
-        line["span_id"] = f"{span.span_id:016x}"
+    trace_id, span_id = span_ids(get_current_span())
+    if trace_id:
+        line["trace_id"] = trace_id
+        line["span_id"] = span_id
     request_id = context.current().request_id
     if request_id:
         line["request_id"] = redact(request_id)
@@ -92,7 +95,35 @@ def _exception(error: BaseException) -> dict[str, str]:
 
 def json_line(line: Mapping[str, Any]) -> bytes:
     """One line of JSON. Line breaks in the values are escaped by JSON itself."""
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS, default=str)
+    try:
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a lone surrogate, a number beyond 64 bits, an object
+        return orjson.dumps(redact(line), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def access_json(
+    service: str,
+    method: str,
+    path: str,
+    route: str,
+    status: int,
+    seconds: float,
+    span: Span,
+    fields: Mapping[str, str | int],
+) -> bytes:
+    """The JSON line of one served request. What is the same for all requests of a route is written once and kept."""
+    trace_id, span_id = span_ids(span)
+    begin = (
+        f'{{"time":"{utc(time.time())}",{_route_members(service, method, route, status)}'
+        f'"duration_ms":{int(seconds * 1e6) / 1000},"trace_id":"{trace_id}","span_id":"{span_id}",'
+    )
+    return begin.encode() + json_line({"path": path, **fields})[1:]
+
+
+@lru_cache(maxsize=4096)
+def _route_members(service: str, method: str, route: str, status: int) -> str:
+    members = {"level": "info", "logger": ACCESS, "service": service, "message": f"{method} {route} {status}"}
+    return json_line({**members, "method": method, "route": route, "status": status}).decode()[1:-2] + ","
 
 
 def console_line(line: Mapping[str, Any], *, colour: bool) -> bytes:

@@ -12,19 +12,17 @@ import io
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Final, TextIO
 
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span
 
-from microkit.telemetry.lines import Format, console_line, json_line, members, utc
+from microkit.telemetry.lines import ACCESS, Format, access_json, console_line, json_line, members
 
 serving: ContextVar[str] = ContextVar("microkit_serving", default="")
 """The service that the current task works for; it names the lines of loggers that belong to no service."""
 
-ACCESS: Final = "access"
 _NOTHING: Final[Mapping[str, str]] = {}
 
 
@@ -64,7 +62,9 @@ class LineHandler(logging.Handler):
         self.stream = stream
         self.form: Format = form
         self.colour = colour
-        self._bytes = stream.buffer if isinstance(stream, io.TextIOWrapper) else None
+        self._buffer = stream.buffer if isinstance(stream, io.TextIOWrapper) else None
+        raw = getattr(self._buffer, "raw", None)
+        self._raw = raw if isinstance(raw, io.FileIO) else None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -76,25 +76,19 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
     def write(self, line: bytes) -> None:
-        """Writes one whole line."""
-        if self._bytes is not None:
-            self._bytes.write(line)
-            self._bytes.flush()
+        """Writes one whole line: in one system call where there is a file below, so that lines of several threads and
+        processes do not mix."""
+        if self._raw is not None:
+            written = self._raw.write(line)
+            if written == len(line):
+                return
+            line = line[written or 0 :]  # a full disk or a pipe that does not block: the buffer knows what to do
+        if self._buffer is not None:
+            self._buffer.write(line)
+            self._buffer.flush()
         else:
             self.stream.write(line.decode())
             self.stream.flush()
-
-    def access(self, line: dict[str, object]) -> None:
-        """Writes an access line; never raises."""
-        try:
-            if self.form == "json":
-                self.write(json_line(line))
-            else:
-                self.write(console_line(line, colour=self.colour))
-        except BrokenPipeError:
-            pass
-        except Exception:  # noqa: BLE001  a request was served; that its line failed is told, and no more
-            self.handleError(logging.makeLogRecord({"name": ACCESS, "msg": "access line failed"}))
 
 
 def configure(
@@ -140,38 +134,34 @@ def access_line(
     route: str,
     status: int,
     seconds: float,
-    span: Span | None = None,
+    span: Span = INVALID_SPAN,
     fields: Mapping[str, str | int] = _NOTHING,
 ) -> None:
-    """Writes the line of one served request straight to the stream, past the machinery of records.
+    """Writes the line of one served request straight to the stream, past the machinery of records. Never raises.
 
     ``path`` comes without its query, which may hold credentials; ``route`` is the template that matched. ``fields`` are
-    further members, trusted not to be secret: ``request_id``, ``client``, ``user``, ``bytes``. Where no
-    :func:`configure` has been called it becomes an ordinary record of the logger ``access``.
+    further members, trusted not to be secret: ``request_id``, ``client``, ``user``, ``bytes``. On the console, and
+    where no :func:`configure` has been called, it is an ordinary record of the logger ``access``.
     """
-    line: dict[str, object] = {
-        "time": utc(time.time()),
-        "level": "info",
-        "logger": ACCESS,
-        "service": service,
-        "message": f"{method} {path} {status}",
-        "method": method,
-        "path": path,
-        "route": route,
-        "status": status,
-        "duration_ms": round(seconds * 1000, 3),
-    }
-    if span is not None:
-        context = span.get_span_context()
-        line["trace_id"] = f"{context.trace_id:032x}"
-        line["span_id"] = f"{context.span_id:016x}"
-    if fields:
-        line.update(fields)
-    written = False
     for handler in logging.root.handlers:
-        if type(handler) is LineHandler:
-            handler.access(line)
-            written = True
-    if not written:
-        rest = {name: value for name, value in line.items() if name not in {"time", "level", "logger", "message"}}
-        logging.getLogger(ACCESS).info("%s %s %s", method, path, status, extra=rest)
+        if type(handler) is LineHandler and handler.form == "json":
+            try:
+                handler.write(access_json(service, method, path, route, status, seconds, span, fields))
+            except BrokenPipeError:
+                pass
+            except Exception:  # noqa: BLE001  the request has been served; that its line failed must not undo that
+                handler.handleError(logging.makeLogRecord({"name": ACCESS, "msg": "a line of the access log failed"}))
+            return
+    record = logging.makeLogRecord(
+        {
+            **fields,
+            "name": ACCESS,
+            "levelno": logging.INFO,
+            "levelname": "INFO",
+            "msg": "%s %s %s",
+            "args": (method, path, status),
+            "service": service,
+            "duration_ms": int(seconds * 1e6) / 1000,
+        }
+    )
+    logging.root.handle(record)

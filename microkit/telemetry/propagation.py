@@ -11,13 +11,17 @@ from typing import Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    INVALID_SPAN,
     NonRecordingSpan,
+    Span,
     SpanContext,
     TraceFlags,
     TraceState,
     get_current_span,
     set_span_in_context,
 )
+
+from microkit.telemetry.recorder import RecordingSpan
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _MEMBER = re.compile(
@@ -30,6 +34,8 @@ _MOST_MEMBERS: Final = 32
 _NO_CONTEXT: Final = Context()
 _FLAGS: Final = tuple(TraceFlags(bits) for bits in range(256))
 _NO_STATE: Final = TraceState()
+# The key under which the API keeps the span: writing it directly spares copying the current context.
+(_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, _NO_CONTEXT)
 
 
 def extract(traceparent: str | None, tracestate: str | None = None) -> Context:
@@ -45,7 +51,7 @@ def extract(traceparent: str | None, tracestate: str | None = None) -> Context:
         return _NO_CONTEXT
     state = _state(tracestate) if tracestate else _NO_STATE
     remote = SpanContext(trace_id, span_id, True, _FLAGS[int(flags, 16)], state)
-    return set_span_in_context(NonRecordingSpan(remote), _NO_CONTEXT)
+    return Context({_SPAN_KEY: NonRecordingSpan(remote)})
 
 
 def _state(header: str) -> TraceState:
@@ -65,16 +71,28 @@ def _state(header: str) -> TraceState:
 
 def inject() -> dict[str, str]:
     """The headers that carry the current span to the other side; none outside any span."""
-    context = get_current_span().get_span_context()
-    if not context.is_valid:
-        return {}
-    headers = {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
-    if context.trace_state:
-        headers["tracestate"] = context.trace_state.to_header()
+    span = get_current_span()
+    if type(span) is RecordingSpan:
+        trace_id, span_id, flags, state = span.trace, span.span, TraceFlags.SAMPLED, span.state
+    else:
+        context = span.get_span_context()
+        if not context.is_valid:
+            return {}
+        trace_id, span_id, flags, state = context.trace_id, context.span_id, context.trace_flags, context.trace_state
+    headers = {"traceparent": f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"}
+    if state:
+        headers["tracestate"] = state.to_header()
     return headers
+
+
+def span_ids(span: Span) -> tuple[str, str]:
+    """A span's trace id and own id in hexadecimal; two empty texts where it has none."""
+    if type(span) is RecordingSpan:  # asking it for its context would make one
+        return f"{span.trace:032x}", f"{span.span:016x}"
+    context = span.get_span_context()
+    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else ("", "")
 
 
 def trace_id_hex() -> str:
     """The current trace's id as 32 hexadecimal digits, ``""`` outside any span."""
-    context = get_current_span().get_span_context()
-    return f"{context.trace_id:032x}" if context.is_valid else ""
+    return span_ids(get_current_span())[0]
