@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uvloop
@@ -14,7 +15,6 @@ from microkit.cli.load import load_system
 from microkit.console.narrator import TerminalNarrator
 from microkit.console.story import Silent, Story, StoryBroken
 from microkit.errors import ConfigurationError
-from microkit.system import System
 
 
 def tell(reference: str | None, *, folder: Path, json: bool) -> bool:
@@ -27,14 +27,14 @@ def tell(reference: str | None, *, folder: Path, json: bool) -> bool:
     _, system = load_system(reference or note.system)
     if system.story is None:
         raise ConfigurationError(f"The system {system.name} has no story: give System(…, story=…) one")
-    return uvloop.run(_tell(system, note, json=json))
+    return uvloop.run(_tell(system.story, note, json=json))
 
 
-async def _tell(system: System, note: Note, *, json: bool) -> bool:
+async def _tell(tale: Callable[[Story], Awaitable[None]], note: Note, *, json: bool) -> bool:
     out = Console(file=sys.stdout)
     async with Story(note.services, note.console, Silent() if json else TerminalNarrator(out)) as story:
         try:
-            await system.story(story)  # type: ignore[misc]  tell() has seen that there is one
+            await tale(story)
         except StoryBroken as broken:
             story.check("The story goes on to its end", False, broken)
     if json:

@@ -107,7 +107,7 @@ async def events(system: Observed, trace_id: str | None) -> list[Document]:
         table = outbox_tables.outbox
         async with database.transaction(read_only=True) as tx:
             rows = (await tx.execute(sa.select(table).order_by(table.c.seq.desc()).limit(MOST_ROWS))).mappings()
-            found += [_event(service, row) for row in rows if trace_id is None or _of_trace(row["headers"], trace_id)]
+            found += [_event(service, dict(row)) for row in rows if trace_id is None or _of_trace(row["headers"], trace_id)]
     return sorted(found, key=lambda event: str(event["time"]))
 
 
@@ -137,7 +137,7 @@ async def sagas(system: Observed, trace_id: str | None) -> list[Document]:
         async with database.transaction(read_only=True) as tx:
             rows = (await tx.execute(sa.select(table).order_by(table.c.created_at.desc()).limit(MOST_ROWS))).mappings()
             wanted = [row for row in rows.all() if trace_id is None or _of_trace(row["context"], trace_id)]
-            found += [_saga(service, row, await _steps(tx, row["id"])) for row in wanted]
+            found += [_saga(service, dict(row), await _steps(tx, row["id"])) for row in wanted]
     return found
 
 
@@ -148,7 +148,7 @@ async def saga(system: Observed, saga_id: UUID) -> Document | None:
         async with database.transaction(read_only=True) as tx:
             row = (await tx.execute(sa.select(table).where(table.c.id == saga_id))).mappings().one_or_none()
             if row is not None:
-                return _saga(service, row, await _steps(tx, saga_id))
+                return _saga(service, dict(row), await _steps(tx, saga_id))
     return None
 
 
@@ -169,4 +169,5 @@ def _of_trace(headers: Any, trace_id: str) -> bool:
 
 
 def _databases(system: Observed) -> dict[str, Database]:
-    return {name: instance.database for name, instance in system.instances.items() if instance.database is not None}
+    found = {name: instance.parts.database for name, instance in system.instances.items()}
+    return {name: database for name, database in found.items() if database is not None}
