@@ -161,8 +161,13 @@ class Node:
         if closed is not None:
             if len(closed.applied) + len(closed.dropped) >= MAX_TRANSACTIONS:
                 self._wanted.set()  # there are more
-            for name, result in {**closed.applied, **closed.dropped}.items():
-                for watcher in self._watchers.get(name, ()):
-                    if not watcher.done():
-                        watcher.set_result(result)
+            for name, row in closed.applied.items():
+                self._tell(name, row)
+            for name, refused in closed.dropped.items():
+                self._tell(name, refused)
         return closed
+
+    def _tell(self, name: str, result: TransactionRow | Refused) -> None:
+        for watcher in self._watchers.get(name, ()):
+            if not watcher.done():
+                watcher.set_result(result)

@@ -9,6 +9,7 @@ import pytest
 from stellar_sdk import Account, Asset, Keypair, TransactionBuilder
 
 from microkit.db import Database
+from microkit.settings import load
 from reference.billpay.contracts.ledger import SANDBOX_PASSPHRASE
 from reference.billpay.ledger.node import Node
 from reference.billpay.ledger.settings import LedgerSettings
@@ -56,13 +57,8 @@ async def node(anyio_backend: str, database: Database) -> AsyncIterator[Node]:
     """A node that closes ledgers quickly, on both databases in turn."""
     async with database.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    settings = LedgerSettings.model_construct(
-        network_passphrase=SANDBOX_PASSPHRASE,
-        close_interval=0.02,
-        idle_interval=0.1,
-        submit_timeout=5.0,
-        friendbot_amount=10_000,
-    )
+    quick = {"close_interval": 0.02, "idle_interval": 0.1, "submit_timeout": 5.0}
+    settings = load(LedgerSettings, "ledger", overrides=quick)
     running = Node(database, settings)
     await running.start()
     yield running

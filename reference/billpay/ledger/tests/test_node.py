@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from stellar_sdk import Keypair
 
 from microkit.db import Database
-from reference.billpay.contracts.ledger import SANDBOX_PASSPHRASE
+from microkit.settings import load
 from reference.billpay.ledger import domain, genesis
 from reference.billpay.ledger.closing import Refused
 from reference.billpay.ledger.codec import MalformedEnvelope
@@ -222,11 +222,5 @@ async def _waiting(database: Database) -> int:
 
 
 def _settings(**changes: object) -> LedgerSettings:
-    values = {
-        "network_passphrase": SANDBOX_PASSPHRASE,
-        "close_interval": 0.02,
-        "idle_interval": 0.1,
-        "submit_timeout": 5.0,
-        "friendbot_amount": 10_000,
-    }
-    return LedgerSettings.model_construct(**{**values, **changes})  # type: ignore[arg-type]  fields by name
+    quick = {"close_interval": 0.02, "idle_interval": 0.1, "submit_timeout": 5.0}
+    return load(LedgerSettings, "ledger", overrides={**quick, **changes})
