@@ -1,0 +1,84 @@
+"""What every service serves beside its own: health, metrics, its OpenAPI document and a page to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+import orjson
+
+from microkit.telemetry import Telemetry
+from microkit.telemetry.metrics import CONTENT_TYPE
+from microkit.web.call import JSON, Call, HeaderList, Reply
+from microkit.web.docs import page
+from microkit.web.endpoint import Answer
+from microkit.web.health import Health, PartReport
+from microkit.web.openapi import document
+from microkit.web.route import Route, Surface
+
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_METRICS_HEADERS: Final[HeaderList] = [(b"content-type", CONTENT_TYPE.encode()), _NO_STORE]
+_PAGE_HEADERS: Final[HeaderList] = [
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+def builtin_routes(
+    surface: Surface, routes: Sequence[Route], health: Health, telemetry: Telemetry
+) -> Mapping[str, Answer]:
+    """The answers to GET by path."""
+    document_of_service = cache(lambda: document(surface, routes))
+
+    async def live(_: Call) -> Reply:
+        return _status(await health.live(), "up", "down")
+
+    async def ready(_: Call) -> Reply:
+        return _status(await health.ready(), "ready", "not ready", state=health.state)
+
+    async def startup(_: Call) -> Reply:
+        return _status(health.started, "started", "starting")
+
+    async def parts(_: Call) -> Reply:
+        reports = await health.report()
+        up = await health.ready()
+        shown = {name: _shown(report) for name, report in reports.items()}
+        return _status(
+            up, "up", "down", service=surface.service, version=surface.version, state=health.state, parts=shown
+        )
+
+    async def metrics(_: Call) -> Reply:
+        return Reply(200, _METRICS_HEADERS, telemetry.exposition())
+
+    async def openapi(_: Call) -> Reply:
+        return Reply(200, [(b"content-type", JSON)], orjson.dumps(document_of_service()))
+
+    async def docs(_: Call) -> Reply:
+        return Reply(200, _PAGE_HEADERS, page(document_of_service()).encode())
+
+    return {
+        "/health": parts,
+        "/health/live": live,
+        "/health/ready": ready,
+        "/health/startup": startup,
+        "/metrics": metrics,
+        "/openapi.json": openapi,
+        "/docs": docs,
+    }
+
+
+def _status(good: bool, yes: str, no: str, **more: Any) -> Reply:
+    body = orjson.dumps({"status": yes if good else no, **more})
+    return Reply(200 if good else 503, [(b"content-type", JSON), _NO_STORE], body)
+
+
+def _shown(report: PartReport) -> dict[str, Any]:
+    return {
+        "status": "up" if report.up else "down",
+        "critical": report.critical,
+        "milliseconds": report.milliseconds,
+        **report.details,
+    }

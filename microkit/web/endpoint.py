@@ -1,0 +1,137 @@
+"""One route, ready to answer: admitted, bound, run in its transaction, written."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from microkit.auth.principal import Principal
+from microkit.contract import ANYONE
+from microkit.db import Database, Transaction
+from microkit.errors import DefinitionError
+from microkit.web.access import Access
+from microkit.web.binding import Binding
+from microkit.web.call import JSON, Call, HeaderList, Reply
+from microkit.web.idempotency import Idempotency, Identity
+from microkit.web.route import Route
+
+Answer = Callable[[Call], Awaitable[Reply | ASGIApp]]
+"""Answers a call with a whole reply, or with an application that sends one in pieces."""
+
+_JSON_HEADERS: Final[HeaderList] = [(b"content-type", JSON), (b"x-content-type-options", b"nosniff")]
+_NO_HEADERS: Final[HeaderList] = []
+_STREAMS: Final = ("body_iterator", "path")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What stands in the route table. ``template`` labels metrics and spans; a ``quiet`` one has no span and no line in
+    the access log, as probes come by the second; ``timeout`` is in seconds, ``None`` where the limits' holds and
+    ``0`` where there is none."""
+
+    template: str
+    answer: Answer
+    timeout: float | None = None
+    quiet: bool = False
+
+
+class Endpoint:
+    """Answers the calls of one route."""
+
+    def __init__(
+        self,
+        route: Route,
+        *,
+        access: Access,
+        resources: Mapping[Any, object],
+        database: Database | None,
+        idempotency: Idempotency | None,
+        depth: int,
+    ) -> None:
+        self.route = route
+        self._allow = route.allow
+        self._access = access
+        self._binding = Binding(route, resources, depth=depth)
+        wants = self._binding.handler.wants
+        self._looks_at_token = ANYONE not in route.allow or wants(Principal)
+        self._database = database
+        if wants(Transaction) and database is None:
+            raise DefinitionError(
+                f"{route.name} takes a Transaction, and the service has no database: "
+                'give it its tables, Service("billing", tables=Base.metadata)'
+            )
+        self._transacts = wants(Transaction)
+        self._idempotency = idempotency if self.remembers(route, transacts=self._transacts) else None
+        self._write = _writer(route)
+
+    @staticmethod
+    def remembers(route: Route, *, transacts: bool) -> bool:
+        """Whether replies are kept by Idempotency-Key.
+
+        Not where the work is outside of the transaction, harmless to repeat, streamed, or where the body holds a secret
+        (a password, a refresh token): neither its fingerprint nor what it was traded for may lie in a table.
+        """
+        return transacts and not route.safe and not route.idempotent and not route.streams and not route.holds_secret
+
+    async def answer(self, call: Call) -> Reply | ASGIApp:
+        if self._looks_at_token:
+            call.principal = await self._access.admit(call.token, self._allow)
+        await self._binding.read(call)
+        if not self._transacts:
+            return self._write(await self._binding.handler(call))
+        if self._idempotency is not None:
+            key = call.header(b"idempotency-key")
+            if key is not None:
+                return await self._idempotency.once(self._identity(call, key), lambda tx: self._whole(call, tx))
+        assert self._database is not None  # noqa: S101  seen to in __init__, said for the type checker
+        return await self._database.run(lambda tx: self._work(call, tx), read_only=self.route.safe)
+
+    def _identity(self, call: Call, key: str) -> Identity:
+        scope = call.scope
+        parts = (scope["method"].encode(), scope["path"].encode(), scope["query_string"], call.body)
+        return Identity.of(self.route.name, call.principal.subject, key, parts)
+
+    async def _work(self, call: Call, tx: Transaction) -> Reply | ASGIApp:
+        call.transaction = tx
+        # Written within the transaction: what cannot be written is rolled back, what is loaded late is still there.
+        return self._write(await self._binding.handler(call))
+
+    async def _whole(self, call: Call, tx: Transaction) -> Reply:
+        reply = await self._work(call, tx)
+        if not isinstance(reply, Reply):
+            raise DefinitionError(f"{self.route.name} streams its answer, so it cannot be kept: annotate its result")
+        return reply
+
+
+def _writer(route: Route) -> Callable[[Any], Reply | ASGIApp]:
+    """Turns a handler's result into a reply."""
+    status = route.status
+    if route.empty:
+        return lambda result: Reply(status, _NO_HEADERS) if result is None else _unexpected(route, result)
+    if route.streams:
+        return lambda result: _response(result) if isinstance(result, Response) else _unexpected(route, result)
+    to_json = TypeAdapter(route.result).serializer.to_json
+
+    def write(result: Any) -> Reply | ASGIApp:
+        if isinstance(result, Response):
+            return _response(result)
+        return Reply(status, _JSON_HEADERS, to_json(result, by_alias=True, warnings="error"))
+
+    return write
+
+
+def _unexpected(route: Route, result: Any) -> Reply:
+    raise DefinitionError(f"{route.name} returned {type(result).__name__}, not {route.result}")
+
+
+def _response(response: Response) -> Reply | ASGIApp:
+    """A Starlette response as a reply, where it is one piece."""
+    if response.background is not None or any(hasattr(response, one) for one in _STREAMS):
+        return response
+    headers = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
+    return Reply(response.status_code, headers, bytes(response.body))

@@ -1,0 +1,67 @@
+"""Mounted ASGI applications, found by the prefix of the path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from microkit.errors import DefinitionError
+from microkit.web.access import Access
+from microkit.web.call import Call
+from microkit.web.endpoint import Served
+from microkit.web.route import Mount
+
+
+class Mounted:
+    """One mount."""
+
+    def __init__(self, mount: Mount, access: Access) -> None:
+        self._access = access
+        self._app = mount.app
+        self._allow = (mount.allow,) if isinstance(mount.allow, str) else tuple(mount.allow)
+        self.prefix = mount.path.rstrip("/")
+        if not any(self._allow):
+            raise DefinitionError(f"the mount at {mount.path!r} does not say who may call it: allow=…")
+        if mount.path not in {"", "/"} and not self.prefix.startswith("/"):
+            raise DefinitionError(f"the mount at {mount.path!r}: the path begins with a slash")
+        # A mounted application may stream for hours, and keeps its own deadlines.
+        self.served = Served(f"{self.prefix}/*", self.answer, timeout=0.0)
+
+    def covers(self, path: str) -> bool:
+        return path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in {"", "/"}
+
+    async def answer(self, call: Call) -> ASGIApp:
+        call.principal = await self._access.admit_for(self._allow, call.token)
+        scope = self.scope(call.scope)
+        scope["state"]["principal"] = call.principal
+
+        async def answer(_: Scope, receive: Receive, send: Send) -> None:
+            await self._app(scope, receive, send)
+
+        return answer
+
+    async def websocket(self, scope: Scope, token: str | None, receive: Receive, send: Send) -> None:
+        """Hands a WebSocket over.
+
+        Raises:
+            Problem: the caller may not.
+        """
+        principal = await self._access.admit_for(self._allow, token)
+        scope = self.scope(scope)
+        scope["state"]["principal"] = principal
+        await self._app(scope, receive, send)
+
+    def scope(self, scope: Scope) -> Scope:
+        """The scope as the mounted application sees it."""
+        state = dict(scope.get("state") or {})
+        return {**scope, "root_path": scope.get("root_path", "") + self.prefix, "state": state}
+
+
+def mounted(mounts: Sequence[Mount], access: Access) -> list[Mounted]:
+    """All mounts, the longest prefix first."""
+    found = [Mounted(mount, access) for mount in mounts]
+    prefixes = [one.prefix for one in found]
+    if twice := {prefix for prefix in prefixes if prefixes.count(prefix) > 1}:
+        raise DefinitionError(f"there are two mounts at {sorted(twice)[0] or '/'}")
+    return sorted(found, key=lambda one: len(one.prefix), reverse=True)

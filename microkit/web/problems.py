@@ -1,0 +1,67 @@
+"""Problem documents (RFC 9457): what a caller reads when a request did not succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+from pydantic import ValidationError
+
+from microkit.errors import BadGateway, BadRequest, DeadlineExceeded, Problem, RemoteProblem, ValidationFailed
+
+MEDIA_TYPE: Final = b"application/problem+json"
+MOST_ERRORS: Final = 50
+COUNTABLE_ERRORS: Final = 1000
+
+
+class MalformedJson(BadRequest, status=400, title="The body is not acceptable JSON"): ...
+
+
+class UnreadableTarget(BadRequest, status=400, title="The request's path or query cannot be read"): ...
+
+
+class UpstreamProblem(BadGateway, status=502, title="A service that this one needs answered with a problem"): ...
+
+
+def render(problem: Problem, *, instance: str, trace_id: str) -> bytes:
+    """The document. ``instance`` is the request's path as it came, ``trace_id`` 32 hex digits or ``""``."""
+    document = problem.document()
+    document["instance"] = quote(instance, safe="/%:@!$&'()*+,;=~-._")
+    if trace_id:
+        document["trace_id"] = trace_id
+    return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+def problem_for(error: Exception) -> Problem | None:
+    """The problem that an exception of ours stands for; ``None`` where it is a fault of the service's own."""
+    match error:
+        case Problem():
+            return error
+        case RemoteProblem():
+            return UpstreamProblem(extensions={"service": error.service})
+        case TimeoutError():
+            return DeadlineExceeded()
+    return None
+
+
+def pointer(location: Sequence[str | int]) -> str:
+    """A JSON Pointer (RFC 6901) to ``location``; ``""`` is the whole."""
+    return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in location)
+
+
+def validation_errors(error: ValidationError, place: str, *, under: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What did not fit, as members of ``errors``. The values themselves are never repeated: one may be a password."""
+    if error.error_count() > COUNTABLE_ERRORS:
+        # Each costs microseconds to describe, and a megabyte holds half a million of them.
+        return [{"in": place, "pointer": pointer(under), "detail": f"{error.error_count()} things do not fit"}]
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [
+        {"in": place, "pointer": pointer([*under, *one["loc"]]), "detail": one["msg"]} for one in found[:MOST_ERRORS]
+    ]
+
+
+def validation_failed(errors: list[dict[str, Any]]) -> ValidationFailed:
+    """422 with the pointers of what did not fit."""
+    return ValidationFailed(errors[0]["detail"] if len(errors) == 1 else None, extensions={"errors": errors})

@@ -1,0 +1,235 @@
+"""HTTP/1.1 on the wire: uvicorn's httptools protocol, with the limits enforced while the head is being read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from microkit.errors import BadRequest, MethodNotAllowed, Problem
+from microkit.web.admission import READ_WITHIN_LIMITS, headers_too_large, url_too_long
+from microkit.web.limits import Limits
+from microkit.web.problems import MEDIA_TYPE, render
+
+LINGER: Final = 1.0
+"""Seconds that a client gets to stop sending after an answer that ends its connection."""
+
+_MOST_DISCARDED: Final = 16 * 1024 * 1024
+
+
+class NotHttp(BadRequest, status=400, title="The request is not well-formed HTTP/1.1"): ...
+
+
+class SlowHead(Problem, status=408, title="The request's head did not come in time"): ...
+
+
+class VersionNotSupported(Problem, status=505, title="HTTP/1.1 is spoken here"): ...
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Beyond uvicorn's: 414 and 431 as soon as a limit is passed, 408 for a head that comes too slowly, problem documents
+    for what cannot be parsed, no trailers among the headers, and an end of the connection that lets the client read
+    the answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        draining: Callable[[], bool],
+        config: Config,
+        server_state: ServerState,
+        _loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(config, server_state, {}, _loop)
+        self._limits = limits
+        self._draining = draining
+        self._in_head = False
+        self._unfinished_bytes = 0
+        self._header_bytes = 0
+        self._hosts = 0
+        self._trouble: Problem | None = None
+        self._way_out: LingeringTransport
+        self._slow_head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  as uvicorn narrows it
+        self._way_out = LingeringTransport(transport, self.loop)
+        super().connection_made(self._way_out)  # type: ignore[arg-type]  all of a transport that uvicorn uses
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        self._way_out.lost()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._way_out.discards(len(data)):
+            return
+        super().data_received(data)
+        if self._in_head and not self._way_out.is_closing():
+            # httptools keeps a header to itself until it is whole, so its bytes are counted as they come.
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > self._limits.url + self._limits.headers:
+                self._refuse(headers_too_large(self._limits))
+            elif self._slow_head is None:
+                self._expect_head()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[READ_WITHIN_LIMITS] = True  # type: ignore[typeddict-unknown-key]  ASGI lets servers add keys
+        self._in_head = True
+        self._unfinished_bytes = self._header_bytes = self._hosts = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > self._limits.url:
+            self._stop(url_too_long(self._limits))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > self._limits.headers or len(self.headers) >= self._limits.header_count:
+            self._stop(headers_too_large(self._limits))
+        if self._in_head:  # else it is a trailer, which must not pass for a header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_came()
+        self._check_head()
+        super().on_headers_complete()
+        if self._draining() and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _check_head(self) -> None:
+        """Refuses what is valid to the parser and ambiguous to others on the way."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            self._stop(VersionNotSupported())
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            self._stop(NotHttp("One Host header is needed"))
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
+            self._stop(NotHttp("The only transfer coding taken is chunked, in HTTP/1.1"))
+        if method == b"CONNECT":
+            self._stop(MethodNotAllowed(headers={"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}))
+        if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
+            self._check_absolute(hosts[0] if hosts else b"")
+
+    def _check_absolute(self, host: bytes) -> None:
+        """``GET http://host/path`` (RFC 9112, 3.2.2) is taken where it names the host that Host names."""
+        scheme, _, rest = self.url.partition(b"://")
+        if scheme.lower() not in {b"http", b"https"} or b"#" in rest or rest.split(b"/", 1)[0].lower() != host.lower():
+            self._stop(NotHttp("The request target is neither a path nor a URL of the host that Host names"))
+
+    # Refusing.
+
+    def _stop(self, problem: Problem) -> None:
+        """Ends the parsing, from within one of its callbacks."""
+        self._trouble = problem
+        raise problem
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._trouble or NotHttp())
+
+    def _refuse(self, problem: Problem) -> None:
+        """Sends the problem and ends the connection."""
+        self._head_came()
+        self._in_head = False
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The answer to the request before is under way, and comes first. The client sees the end after it.
+            self.cycle.keep_alive = False
+            self.pipeline.clear()
+            self._way_out.deafen()
+            return
+        body = render(problem, instance=self.url.decode("latin-1")[:200] if self.url else "", trace_id="")
+        head = [
+            STATUS_LINE[problem.status],
+            b"content-type: " + MEDIA_TYPE + b"\r\n",
+            *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
+            b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body),
+        ]
+        self._way_out.write(b"".join(head) + body)
+        self._way_out.deafen()
+        self._way_out.close()
+
+    # A head that comes slowly.
+
+    def _expect_head(self) -> None:
+        self._slow_head = self.loop.call_later(self._limits.header_timeout, self._head_is_late)
+
+    def _head_came(self) -> None:
+        if self._slow_head is not None:
+            self._slow_head.cancel()
+            self._slow_head = None
+
+    def _head_is_late(self) -> None:
+        self._slow_head = None
+        if self._in_head:
+            self._refuse(SlowHead())
+        else:
+            self._way_out.close()  # a connection on which nothing came needs no answer
+
+
+class LingeringTransport:
+    """A transport that closes in an order in which the client can read the answer.
+
+    Closing a socket with unread bytes makes TCP send a reset, which takes the answer away from a client that is still
+    sending its body. So the sending side is closed first, and what still comes is read and thrown away, for
+    :data:`LINGER` seconds at most (nginx calls it lingering close).
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._deaf = False
+        self._discarded = 0
+        self._end: asyncio.TimerHandle | None = None
+        self.write = transport.write
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+        self.get_extra_info = transport.get_extra_info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def deafen(self) -> None:
+        """What comes from now on is thrown away."""
+        self._deaf = True
+
+    def discards(self, size: int) -> bool:
+        """Whether bytes that came are to be thrown away."""
+        if not self._deaf:
+            return False
+        self._discarded += size
+        if self._discarded > _MOST_DISCARDED:
+            self._transport.abort()
+        return True
+
+    def is_closing(self) -> bool:
+        return self._end is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Ends the connection, after what has been written."""
+        if self.is_closing():
+            return
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._deaf = True
+        self._end = self._loop.call_later(LINGER, self._transport.abort)
+        self._transport.write_eof()
+        self._transport.resume_reading()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if self._end is not None:
+            self._end.cancel()
