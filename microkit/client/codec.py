@@ -200,13 +200,17 @@ def _write(adapter: TypeAdapter[Any], value: Any) -> bytes:
 
 def _write_with_secrets(adapter: TypeAdapter[Any], value: Any) -> bytes:
     """As JSON, with the secrets in it: pydantic masks them in its JSON mode, which is right for logs only."""
-    return to_json(adapter.dump_python(value, by_alias=True, warnings="error"), fallback=_reveal)
+    return to_json(_revealed(adapter.dump_python(value, by_alias=True, warnings="error")))
 
 
-def _reveal(value: Any) -> Any:
+def _revealed(value: Any) -> Any:
     if isinstance(value, SecretStr | SecretBytes):
         return value.get_secret_value()
-    raise PydanticSerializationError(f"a {type(value).__name__} cannot be written as JSON")
+    if isinstance(value, dict):
+        return {name: _revealed(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_revealed(item) for item in value]
+    return value
 
 
 def _has_secrets(adapter: TypeAdapter[Any]) -> bool:

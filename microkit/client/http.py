@@ -88,6 +88,7 @@ class HttpCaller:
             async with asyncio.timeout(seconds):
                 answer = await self._ask(wire, await self._pick(), span)
             status = answer.status
+            failure = str(status) if answer.status >= 400 else ""  # as OpenTelemetry's conventions want it
         except TimeoutError:
             failure = "timeout"
             raise DeadlineExceeded(
