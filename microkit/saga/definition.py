@@ -33,7 +33,7 @@ from typing import Any, Final, Generic, TypeVar, get_type_hints
 from uuid import UUID, uuid4
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from microkit.contract import Contract
 from microkit.db import Transaction
@@ -268,19 +268,20 @@ class Saga(Generic[State]):
         try:
             frozen = orjson.loads(state.model_dump_json(warnings="error"))
             again = self.load(frozen)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: the state does not fit {self.state.__name__}: {error}") from None
+        except ValidationError as error:
+            raise ValueError(f"{self.name}: the state does not survive being stored as JSON: {told(error)}") from None
+        except ValueError:  # its text shows the value, which may be private
+            raise ValueError(f"{self.name}: a field of {self.state.__name__} holds a value of another type") from None
         if again != state:
-            raise ValueError(
-                f"{self.name}: the state does not survive being stored as JSON: it reads back as {again!r}"
-            )
+            changed = [name for name in self.state.model_fields if getattr(again, name) != getattr(state, name)]
+            raise ValueError(f"{self.name}: the state does not survive being stored as JSON: {', '.join(changed)}")
         return frozen
 
     def load(self, frozen: Any) -> State:
         """The state that ``dump`` stored.
 
         Raises:
-            pydantic.ValidationError: it does not fit the model (any more).
+            ValidationError: it does not fit the model (any more).
         """
         return self.state.model_validate_json(orjson.dumps(frozen))
 
@@ -303,6 +304,12 @@ class Saga(Generic[State]):
         }
         await enrol(tx, saga_id, columns)
         return saga_id
+
+
+def told(error: ValidationError) -> str:
+    """Where and what, without the value: that may be private, and this goes into logs."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'/'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _check(saga: Saga[Any]) -> None:

@@ -38,7 +38,7 @@ _SHORTEST_WAIT = 0.02
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """``ok``: the database answered the last claim. ``stuck`` sagas wait for an operator, which is no fault of ours."""
+    """``ok``: the loops turn and the database answers. ``stuck`` sagas wait for an operator: no fault of the engine."""
 
     ok: bool
     in_flight: int
@@ -125,7 +125,9 @@ class SagaEngine:
                 await self._database.run(lambda tx: leases.release(tx, owner=self.owner, unbegun=self._unbegun))
 
     def health(self) -> EngineHealth:
-        return EngineHealth(self._error is None, len(self._runs), self._stuck, self._error)
+        dead = any(loop.done() for loop in self._loops)
+        error = "stalled" if dead else self._error
+        return EngineHealth(error is None, len(self._runs), self._stuck, error)
 
     async def _claim_forever(self) -> None:
         full, pause = False, 0.1

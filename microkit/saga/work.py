@@ -11,7 +11,7 @@ from microkit.context import WorkContext
 from microkit.db import Transaction
 from microkit.errors import MicrokitError
 from microkit.saga.binding import BoundSaga, Scope
-from microkit.saga.definition import Retry, Saga, StepContext
+from microkit.saga.definition import Retry, Saga, StepContext, told
 from microkit.saga.progress import DONE, Attempt, Outcome, after
 from microkit.saga.store import Held, Transition, record
 from microkit.saga.tables import Direction
@@ -62,7 +62,7 @@ class Work:
         try:
             state = self.saga.load(self.held.state)
         except ValidationError as error:
-            raise Unfit(f"the stored state does not fit {self.saga.state.__name__}: {error}") from None
+            raise Unfit(f"the stored state does not fit {self.saga.state.__name__}: {told(error)}") from None
         held = self.held
         context = StepContext(held.id, held.step, held.attempts, held.failure, self._key)
         result = await self._call(Scope(state, context, tx))
