@@ -1,0 +1,542 @@
+"""The conformance suite of the bus port. Every adapter passes it, yours too::
+
+    class TestCarrierPigeon(BusSuite):
+        promises = Promises(persistent=True, ordered=True, groups=True, redelivers=True, history=True)
+
+        async def connect(self) -> Bus:
+            return CarrierPigeonBus("pigeon://loft")
+
+Each ``connect()`` gives a new connection, not started, to the same broker. What an adapter does not promise is tested
+where it has an opposite, and skipped with the reason where it has none. Topics and groups have new names in every test.
+``SCALE`` (1) multiplies the number of messages in the tests under load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import ClassVar
+from uuid import uuid4
+
+import pytest
+
+from microkit.bus.port import Bus, Consumer, Delivery, Promises, Settles
+from microkit.message import Message
+
+PATIENCE = 30.0
+"""Seconds until a message that has not arrived is lost."""
+
+
+class BusSuite:
+    """Subclass it, name what the adapter promises, and say how to connect."""
+
+    pytestmark = pytest.mark.anyio
+
+    promises: ClassVar[Promises]
+    SCALE: ClassVar[int] = 1
+
+    async def connect(self) -> Bus:
+        """A new connection, not started."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def bus(self) -> AsyncIterator[Bus]:
+        bus = await self.connect()
+        await bus.start()
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+    def needs(self, promise: str) -> None:
+        if not getattr(self.promises, promise):
+            pytest.skip(f"this adapter does not promise {promise!r}")
+
+    # What is sent arrives.
+
+    async def test_the_adapter_states_the_promises_that_are_tested(self) -> None:
+        assert (await self.connect()).promises == self.promises
+
+    async def test_a_message_arrives_as_it_was_sent(self) -> None:
+        topic = new_name()
+        sent = [
+            Message(topic, "bill-1", b'{"amount": "12.50"}', {"ce_id": "1", "ce_source": "billing", "note": "naïve ☂"}),
+            Message(topic, "", b"", {"ce_id": "2"}),
+            Message(topic, "clé ☂", bytes(range(256)), {"ce_id": "3", "empty": ""}),
+            Message(topic, "large", b"x" * 900_000, {"ce_id": "4"}),
+        ]
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            await bus.publish(sent)
+            got = await receive(consumer, len(sent))
+        assert sorted((delivery.message for delivery in got), key=by_id) == sent
+        assert all(delivery.attempt == 1 for delivery in got)
+
+    async def test_publishing_nothing_does_nothing(self) -> None:
+        async with self.bus() as bus:
+            await bus.publish([])
+
+    async def test_a_topic_that_nobody_subscribes_to_takes_messages(self) -> None:
+        async with self.bus() as bus:
+            await bus.publish(numbered(new_name(), 10))
+
+    async def test_a_consumer_gets_only_the_topics_it_asked_for(self) -> None:
+        wanted, also, other = new_name(), new_name(), new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [wanted, also])
+            await bus.publish([*numbered(other, 3), *numbered(wanted, 2, start=3), *numbered(also, 2, start=5)])
+            got = await receive(consumer, 4)
+            assert not await consumer.fetch(10, 0.2)
+        assert sorted(ids(got)) == ["3", "4", "5", "6"]
+        assert {delivery.message.topic for delivery in got} == {wanted, also}
+
+    async def test_what_is_published_before_a_declared_group_joins_waits_for_it(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            bus.declare(group, [topic])
+            bus.declare(group, [topic])
+            await bus.publish(numbered(topic, 5))
+            consumer = await bus.subscribe(group, [topic])
+            assert ids(await receive(consumer, 5)) == numbers(5)
+
+    async def test_a_new_group_begins_where_the_adapter_promises(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            first = await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 3))
+            await receive(first, 3)
+            late = await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 2, start=3))
+            expected = numbers(5) if self.promises.history else ["3", "4"]
+            assert ids(await receive(late, len(expected))) == expected
+
+    async def test_a_confirmed_message_survives_the_connection(self) -> None:
+        self.needs("persistent")
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            bus.declare(group, [topic])
+            consumer = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 10))
+            got = await receive(consumer, 10, ack=False)
+            await consumer.ack(got[:4])
+        async with self.bus() as bus:
+            rest = await receive(await bus.subscribe(group, [topic]), 6)
+        assert set(numbers(10)) == set(ids(got[:4])) | set(ids(rest))
+
+    # Fetching.
+
+    async def test_fetch_gives_at_most_what_was_asked_for(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 20, keys=5))
+            sizes: list[int] = []
+            while sum(sizes) < 20:
+                got = await consumer.fetch(3, 1.0)
+                sizes.append(len(got))
+                await consumer.ack(got)
+        assert max(sizes) <= 3
+
+    async def test_fetch_returns_nothing_when_nothing_comes(self) -> None:
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [new_name()])
+            assert not await consumer.fetch(10, 0.05)
+            assert not await consumer.fetch(10, 0)
+
+    async def test_a_waiting_fetch_gets_what_is_published_meanwhile(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            waiting = asyncio.create_task(receive(consumer, 1))
+            await asyncio.sleep(0.05)
+            await bus.publish(numbered(topic, 1))
+            assert ids(await waiting) == ["0"]
+
+    async def test_a_cancelled_fetch_loses_nothing(self) -> None:
+        topic, total = new_name(), 200 * self.SCALE
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            publishing = asyncio.create_task(self._trickle(bus, numbered(topic, total, keys=7)))
+            got: list[Delivery] = []
+            for _ in range(100):
+                fetching = asyncio.create_task(consumer.fetch(10, 0.5))
+                for _ in range(random.randrange(4)):
+                    await asyncio.sleep(0)
+                fetching.cancel()
+                ended = (await asyncio.gather(fetching, return_exceptions=True))[0]
+                if not isinstance(ended, BaseException):
+                    got.extend(ended)
+                    await consumer.ack(ended)
+            await publishing
+            got += await receive(consumer, total - len(set(ids(got))), known=set(ids(got)))
+        assert set(ids(got)) == set(numbers(total))
+
+    # Groups.
+
+    async def test_every_group_sees_every_message(self) -> None:
+        self.needs("groups")
+        topic = new_name()
+        async with self.bus() as bus:
+            consumers = [await bus.subscribe(new_name(), [topic]) for _ in range(3)]
+            await bus.publish(numbered(topic, 30, keys=4))
+            for consumer in consumers:
+                assert sorted(ids(await receive(consumer, 30)), key=int) == numbers(30)
+
+    async def test_members_of_a_group_share_its_messages(self) -> None:
+        self.needs("groups")
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            members = [await bus.subscribe(group, [topic]) for _ in range(3)]
+            seen: list[Delivery] = []
+            async with working(members, seen):
+                await bus.publish(numbered(topic, 300, keys=50))
+                await until(lambda: len(seen) >= 300, lambda: f"{len(seen)} of 300 arrived")
+        assert sorted(ids(seen), key=int) == numbers(300)
+
+    # Acknowledgement.
+
+    async def test_what_was_acknowledged_does_not_come_again(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 10, keys=3))
+            await receive(consumer, 10)
+            await consumer.close()
+            again = await bus.subscribe(group, [topic])
+            assert not await again.fetch(10, 0.3)
+
+    async def test_a_second_acknowledgement_does_nothing(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 3))
+            got = await receive(consumer, 3, ack=False)
+            await consumer.ack(got[:2])
+            await consumer.ack(got)
+            await consumer.ack(got)
+            assert not await consumer.fetch(10, 0.2)
+            await bus.publish(numbered(topic, 1, start=3))
+            assert ids(await receive(consumer, 1)) == ["3"]
+
+    async def test_what_was_not_acknowledged_goes_to_another_member(self) -> None:
+        self.needs("redelivers")
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            gone = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 10, keys=2))
+            got = await receive(gone, 10, ack=False)
+            await gone.ack([delivery for delivery in got if int(delivery.message.id) < 4])
+            await gone.close()
+            rest = await receive(await bus.subscribe(group, [topic]), 6)
+        assert sorted(ids(rest), key=int) == numbers(10)[4:]
+        self._check_order(rest)
+
+    async def test_an_acknowledgement_after_leaving_does_nothing(self) -> None:
+        self.needs("redelivers")
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            gone = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 2))
+            late = await receive(gone, 2, ack=False)
+            await gone.close()
+            other = await bus.subscribe(group, [topic])
+            with suppress(ConnectionError):
+                await gone.ack(late)
+            assert ids(await receive(other, 2)) == numbers(2)
+
+    async def test_what_was_released_comes_again_in_its_old_order(self) -> None:
+        self.needs("redelivers")
+        topic = new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 5))
+            got = await receive(consumer, 5, ack=False)
+            await consumer.ack(got[:1])
+            await consumer.release(list(reversed(got[1:])))
+            again = await receive(consumer, 4)
+        assert ids(again) == ["1", "2", "3", "4"]
+        assert all(delivery.attempt > 1 for delivery in again)
+
+    # Order.
+
+    async def test_messages_of_one_key_arrive_in_their_order(self) -> None:
+        self.needs("ordered")
+        topic = new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            for start in range(0, 300, 50):
+                await bus.publish(numbered(topic, 50, keys=7, start=start))
+            self._check_order(await receive(consumer, 300))
+
+    async def test_a_key_is_never_with_two_members_at_once(self) -> None:
+        self.needs("ordered")
+        self.needs("groups")
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            one, two = await bus.subscribe(group, [topic]), await bus.subscribe(group, [topic])
+            holding: dict[str, list[int]] = defaultdict(list)
+            met: list[tuple[str, list[int]]] = []
+            done: list[Delivery] = []
+
+            async def member(number: int, consumer: Consumer) -> None:
+                while True:
+                    got = await consumer.fetch(3, 0.1)
+                    for delivery in got:
+                        holders = holding[delivery.message.key]
+                        holders.append(number)
+                        if len(set(holders)) > 1:
+                            met.append((delivery.message.key, list(holders)))
+                    for delivery in got:
+                        await asyncio.sleep(random.choice((0, 0, 0.001)))
+                        done.append(delivery)
+                        holding[delivery.message.key].remove(number)
+                        await consumer.ack([delivery])
+
+            tasks = [asyncio.create_task(member(*item)) for item in ((1, one), (2, two))]
+            await self._trickle(bus, numbered(topic, 200, keys=4))
+            await until(lambda: len(done) >= 200, lambda: f"{len(done)} of 200 arrived")
+            await end(tasks)
+        assert not met
+        self._check_order(done)
+
+    # Under load.
+
+    async def test_many_publishers_and_members_lose_nothing(self) -> None:
+        topic, group, total = new_name(), new_name(), 5_000 * self.SCALE
+        async with self.bus() as bus:
+            members = [await bus.subscribe(group, [topic]) for _ in range(5)]
+            seen: list[Delivery] = []
+            async with working(members, seen):
+                messages = numbered(topic, total, keys=100)
+                # One publisher a key's messages: order is promised for what was confirmed before, not for what races.
+                shares = [[message for message in messages if int(message.key) % 10 == share] for share in range(10)]
+                await asyncio.gather(*(self._publish(bus, share, 50) for share in shares))
+                await until(lambda: len(set(ids(seen))) >= total, lambda: f"{len(set(ids(seen)))} of {total} arrived")
+        self._check_order(seen)
+
+    async def test_fifty_groups_at_once_each_see_everything(self) -> None:
+        self.needs("groups")
+        topic, total = new_name(), 100 * self.SCALE
+        async with self.bus() as bus:
+            consumers = [await bus.subscribe(new_name(), [topic]) for _ in range(50)]
+            receiving = [asyncio.create_task(receive(consumer, total)) for consumer in consumers]
+            await self._publish(bus, numbered(topic, total, keys=9), 20)
+            for task in receiving:
+                assert sorted(ids(await task), key=int) == numbers(total)
+
+    async def test_a_storm_of_releases_loses_nothing(self) -> None:
+        self.needs("redelivers")
+        topic, group, total = new_name(), new_name(), 1_000 * self.SCALE
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(group, [topic])
+            await self._publish(bus, numbered(topic, total, keys=20), 100)
+            done: list[Delivery] = []
+            deadline = asyncio.get_running_loop().time() + PATIENCE
+            while len(done) < total and asyncio.get_running_loop().time() < deadline:
+                # A key's messages are done up to the first that is released, as the consumer runtime does it.
+                refused: set[str] = set()
+                finished, again = [], []
+                for delivery in await consumer.fetch(50, 1.0):
+                    if delivery.message.key in refused or random.random() < 0.3:
+                        refused.add(delivery.message.key)
+                        again.append(delivery)
+                    else:
+                        finished.append(delivery)
+                await consumer.ack(finished)
+                await consumer.release(again)
+                done += finished
+        assert sorted(ids(done), key=int) == numbers(total)
+        self._check_order(done)
+
+    async def test_members_that_come_and_go_lose_nothing(self) -> None:
+        self.needs("redelivers")
+        topic, group, total = new_name(), new_name(), 1_000 * self.SCALE
+        async with self.bus() as bus:
+            bus.declare(group, [topic])
+            publishing = asyncio.create_task(self._trickle(bus, numbered(topic, total, keys=20)))
+            done: list[Delivery] = []
+
+            async def fleeting() -> None:
+                while len(set(ids(done))) < total:
+                    consumer = await bus.subscribe(group, [topic])
+                    for _ in range(random.randrange(1, 6)):
+                        got = await consumer.fetch(20, 0.2)
+                        kept = got[: random.randrange(len(got) + 1)]
+                        done.extend(kept)
+                        await consumer.ack(kept)
+                        if len(kept) < len(got):
+                            break
+                    await consumer.close()
+
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(publishing, *(fleeting() for _ in range(4)))
+        assert set(ids(done)) == set(numbers(total))
+        self._check_order(done)
+
+    # The end.
+
+    async def test_closing_the_bus_ends_a_waiting_fetch(self) -> None:
+        bus = await self.connect()
+        await bus.start()
+        consumer = await bus.subscribe(new_name(), [new_name()])
+        waiting = asyncio.create_task(consumer.fetch(1, PATIENCE))
+        await asyncio.sleep(0.05)
+        await bus.close()
+        async with asyncio.timeout(PATIENCE / 2):
+            ended = (await asyncio.gather(waiting, return_exceptions=True))[0]
+        assert ended == [] or isinstance(ended, ConnectionError)
+
+    async def test_a_closed_bus_takes_nothing(self) -> None:
+        bus = await self.connect()
+        await bus.start()
+        await bus.ping()
+        await bus.close()
+        await bus.close()
+        with pytest.raises(ConnectionError):
+            await bus.publish(numbered(new_name(), 1))
+        with pytest.raises(ConnectionError):
+            await bus.ping()
+
+    # A bus that keeps nothing.
+
+    async def test_a_message_is_settled_when_every_group_has_acknowledged_it(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            if not isinstance(bus, Settles):
+                pytest.skip("this adapter keeps messages itself and does not settle them")
+            settled: list[str] = []
+            forget = bus.on_settled("billing", settled.extend)
+            one, two = await bus.subscribe(new_name(), [topic]), await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 2, source="billing"))
+            await bus.publish(numbered(topic, 2, start=2, source="another"))
+            await receive(one, 4)
+            await asyncio.sleep(0.05)
+            assert not settled
+            got = await receive(two, 4, ack=False)
+            await two.ack([delivery for delivery in got if delivery.message.id == "1"])
+            await until(lambda: settled == ["1"], lambda: f"settled: {settled}")
+            await two.ack(got)
+            await until(lambda: settled == ["1", "0"], lambda: f"settled: {settled}")
+            await bus.publish(numbered(new_name(), 1, start=7, source="billing"))
+            await until(lambda: settled == ["1", "0", "7"], lambda: f"settled: {settled}")
+            forget()
+            await bus.publish(numbered(new_name(), 1, start=8, source="billing"))
+            await asyncio.sleep(0.05)
+        assert settled == ["1", "0", "7"]
+
+    async def test_a_copy_of_a_message_elsewhere_does_not_settle_it(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            if not isinstance(bus, Settles):
+                pytest.skip("this adapter keeps messages itself and does not settle them")
+            settled: list[str] = []
+            bus.on_settled("billing", settled.extend)
+            consumer = await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 1, source="billing"))
+            got = await receive(consumer, 1, ack=False)
+            await bus.publish(numbered(topic + ".dead-letter", 1, source="billing"))
+            await asyncio.sleep(0.05)
+            assert not settled
+            await consumer.ack(got)
+            await until(lambda: settled == ["0"], lambda: f"settled: {settled}")
+
+    # How it is done.
+
+    async def _publish(self, bus: Bus, messages: Sequence[Message], batch: int) -> None:
+        for start in range(0, len(messages), batch):
+            await bus.publish(messages[start : start + batch])
+
+    async def _trickle(self, bus: Bus, messages: Sequence[Message]) -> None:
+        for start in range(0, len(messages), 5):
+            await bus.publish(messages[start : start + 5])
+            await asyncio.sleep(0)
+
+    def _check_order(self, deliveries: Sequence[Delivery]) -> None:
+        """The first coming of each message of a key is in the order of publishing."""
+        if not self.promises.ordered:
+            return
+        lanes: dict[str, list[int]] = defaultdict(list)
+        for delivery in deliveries:
+            number = int(delivery.message.id)
+            if number not in lanes[delivery.message.key]:
+                lanes[delivery.message.key].append(number)
+        for key, lane in lanes.items():
+            assert lane == sorted(lane), f"the messages of key {key!r} came as {lane}"
+
+
+def new_name() -> str:
+    return f"suite.{uuid4().hex}"
+
+
+def numbered(topic: str, number: int, *, keys: int = 1, start: int = 0, source: str = "suite") -> list[Message]:
+    """Messages whose ids count up from ``start``, with ``keys`` keys in turn."""
+    return [
+        Message(topic, str(count % keys), str(count).encode(), {"ce_id": str(count), "ce_source": source})
+        for count in range(start, start + number)
+    ]
+
+
+def numbers(number: int) -> list[str]:
+    return [str(count) for count in range(number)]
+
+
+def ids(deliveries: Sequence[Delivery]) -> list[str]:
+    return [delivery.message.id for delivery in deliveries]
+
+
+def by_id(message: Message) -> str:
+    return message.id
+
+
+async def receive(
+    consumer: Consumer, number: int, *, ack: bool = True, known: set[str] | None = None
+) -> list[Delivery]:
+    """Fetches until ``number`` new messages are there (copies and those ``known`` do not count)."""
+    got: list[Delivery] = []
+    seen = set(known or ())
+    wanted = len(seen) + number
+    until = asyncio.get_running_loop().time() + PATIENCE
+    while len(seen) < wanted:
+        assert asyncio.get_running_loop().time() < until, f"{wanted - len(seen)} of {number} messages did not arrive"
+        deliveries = await consumer.fetch(100, 0.5)
+        if ack:
+            await consumer.ack(deliveries)
+        got.extend(deliveries)
+        seen.update(ids(deliveries))
+    return got
+
+
+@asynccontextmanager
+async def working(members: Sequence[Consumer], seen: list[Delivery]) -> AsyncIterator[None]:
+    """Members that fetch and acknowledge in the background and write down what they saw."""
+
+    async def member(consumer: Consumer) -> None:
+        while True:
+            got = await consumer.fetch(50, 0.2)
+            seen.extend(got)
+            await consumer.ack(got)
+
+    tasks = [asyncio.create_task(member(consumer)) for consumer in members]
+    try:
+        yield
+    finally:
+        await end(tasks)
+
+
+async def until(true: Callable[[], bool], say: Callable[[], str]) -> None:
+    """Waits until something is true, in vain for at most ``PATIENCE`` seconds."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not true():
+        assert asyncio.get_running_loop().time() < deadline, say()
+        await asyncio.sleep(0.005)
+
+
+async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
