@@ -72,6 +72,11 @@ def redact_text(text: str) -> str:
     return text
 
 
+def said(value: object) -> str:
+    """``str(value)``, whatever it is: bounded, redacted, and never an exception."""
+    return redact_text(_bounded(_as_text(value)))
+
+
 def redact(value: Any, *, depth: int = DEEPEST) -> Any:
     """``value`` as plain JSON data, without secrets, and bounded: at most ``depth`` levels, ``MOST_ITEMS`` items of a
     collection and ``MOST_CHARACTERS`` of a text. Whatever JSON does not know becomes its ``str``."""
@@ -81,7 +86,7 @@ def redact(value: Any, *, depth: int = DEEPEST) -> Any:
         return redact_text(_bounded(value))
     value = _as_collection(value)
     if not isinstance(value, Mapping | list | tuple | Set):
-        return redact_text(_bounded(_as_text(value)))
+        return said(value)
     if depth == 0:
         return "…"
     if isinstance(value, Mapping):
@@ -112,7 +117,7 @@ def _redact_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         if len(shown) == MOST_ITEMS:
             shown["…"] = f"{len(value) - MOST_ITEMS} more"
             break
-        name = _bounded(key if isinstance(key, str) else _as_text(key))
+        name = _bounded(_as_text(key))
         shown[name] = MASK if names_a_secret(name) else redact(value[key], depth=depth - 1)
     return shown
 

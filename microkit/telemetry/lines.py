@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,8 +13,9 @@ import orjson
 from opentelemetry.trace import Span, get_current_span
 
 from microkit import context
-from microkit.redaction import MASK, MOST_CHARACTERS, names_a_secret, redact, redact_text
+from microkit.redaction import MASK, names_a_secret, redact, redact_text, said
 from microkit.telemetry.propagation import span_ids
+from microkit.telemetry.recorder import stack_of
 
 Format = Literal["json", "console"]
 
@@ -57,7 +57,7 @@ def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
         "level": record.levelname.lower(),
         "logger": record.name,
         "service": getattr(record, "service", "") or serving,
-        "message": redact(_message(record)),
+        "message": _message(record),
     }
     trace_id, span_id = span_ids(get_current_span())
     if trace_id:
@@ -68,8 +68,8 @@ def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
         line["request_id"] = redact(request_id)
     for name, value in record.__dict__.items():
         if name not in _OF_THE_LIBRARY:
-            shown = MASK if names_a_secret(name) else redact(value)
-            line[f"extra.{name}" if name in _OF_THE_LINE else name] = shown
+            name = str(name)  # noqa: PLW2901  nobody checks what comes in extra=
+            line[f"extra.{name}" if name in _OF_THE_LINE else name] = MASK if names_a_secret(name) else redact(value)
     if record.exc_info and record.exc_info[1] is not None:
         line["exception"] = _exception(record.exc_info[1])
     if record.stack_info:
@@ -79,17 +79,16 @@ def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        return record.getMessage()
+        return said(record.getMessage())
     except Exception as error:  # noqa: BLE001  a wrong format string must not lose the line
-        return f"{record.msg} (its arguments do not fit: {type(error).__name__})"
+        return f"{said(record.msg)} (its arguments do not fit: {type(error).__name__})"
 
 
 def _exception(error: BaseException) -> dict[str, str]:
-    frames = "".join(traceback.format_exception(error))
     return {
         "type": type(error).__qualname__,
-        "message": redact(str(error)),
-        "stacktrace": redact_text(frames[-2 * MOST_CHARACTERS :].encode("utf-8", "backslashreplace").decode()),
+        "message": said(error),
+        "stacktrace": stack_of(error),
     }
 
 

@@ -35,7 +35,7 @@ class ServiceLogger(logging.Logger):
 
     def __init__(self, service: str, level: str | int = "INFO") -> None:
         super().__init__(service, level)
-        self.parent = logging.getLogger()
+        self.parent = logging.root
         self.service = service
         self.addFilter(self._stamp)
 
@@ -43,9 +43,9 @@ class ServiceLogger(logging.Logger):
         record.service = self.service
         return True
 
-    def setLevel(self, level: str | int) -> None:  # noqa: N802  the library's name
-        super().setLevel(level)
-        self._cache: dict[int, bool] = {}  # the library clears the caches of the loggers in its tree, and this is not
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  the library's name
+        # The library keeps the answer, and forgets it when a level changes, only for the loggers in its tree.
+        return level >= self.level and level > self.manager.disable and not self.disabled
 
     def getChild(self, suffix: str) -> ServiceLogger:  # noqa: N802  the library's name
         """A logger of the same service and level with a longer name: ``billing.outbox``."""
@@ -61,6 +61,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.stream = stream
         self.form: Format = form
+        self.undone = False
         self.colour = colour
         self._buffer = stream.buffer if isinstance(stream, io.TextIOWrapper) else None
         raw = getattr(self._buffer, "raw", None)
@@ -117,12 +118,13 @@ def configure(
     root.setLevel(level)
 
     def undo() -> None:
-        if handler not in root.handlers:
-            return
-        root.removeHandler(handler)
-        for old in replaced:
-            root.addHandler(old)
-        root.setLevel(level_before)
+        if handler in root.handlers:
+            root.removeHandler(handler)
+            for old in replaced:
+                if not old.undone:
+                    root.addHandler(old)
+            root.setLevel(level_before)
+        handler.undone = True
 
     return undo
 

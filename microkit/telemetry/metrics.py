@@ -37,7 +37,9 @@ class Registry(CollectorRegistry):
 
     def collect(self) -> Iterator[Metric]:
         for metric in super().collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            if metric.type in {"counter", "histogram", "summary"}:
+                created = f"{metric.name}_created"
+                metric.samples = [sample for sample in metric.samples if sample.name != created]
             yield metric
 
 

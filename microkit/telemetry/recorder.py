@@ -7,6 +7,7 @@ Sampling is that of the SDK's ``ParentBased(TraceIdRatioBased(ratio))``: the par
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import traceback
@@ -33,7 +34,7 @@ from opentelemetry.trace import (
 from opentelemetry.util._decorator import _agnosticcontextmanager
 from opentelemetry.util.types import Attributes, AttributeValue
 
-from microkit.redaction import redact_text
+from microkit.redaction import redact_text, said
 from microkit.telemetry.ring import RecordedSpan, SpanEvent, SpanKindName, SpanLink, StatusName, TraceRing
 
 MOST_ATTRIBUTES: Final = 128
@@ -44,13 +45,17 @@ _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _DROPPED: Final = TraceFlags(TraceFlags.DEFAULT)
 _NO_STATE: Final = TraceState()
 _LOW_64_BITS: Final = (1 << 64) - 1
-_KIND_NAMES: Final = {kind: cast("SpanKindName", kind.name.lower()) for kind in SpanKind}
-_STATUS_NAMES: Final[dict[StatusCode, StatusName]] = {
+KIND_NAMES: Final = {kind: cast("SpanKindName", kind.name.lower()) for kind in SpanKind}
+STATUS_NAMES: Final[dict[StatusCode, StatusName]] = {
     StatusCode.UNSET: "unset",
     StatusCode.OK: "ok",
     StatusCode.ERROR: "error",
 }
-_bits = random.getrandbits
+# Not the module's generator: a program that calls random.seed(1) in each of its processes would number its traces alike.
+_random = random.Random()  # noqa: S311  an id is no secret
+_bits = _random.getrandbits
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 class RecordingSpan(Span):
@@ -139,7 +144,7 @@ class RecordingSpan(Span):
     def __exit__(self, exc_type: object, exc_val: BaseException | None, exc_tb: object) -> None:
         if isinstance(exc_val, Exception):
             self.record_exception(exc_val)
-            self.set_status(StatusCode.ERROR, f"{type(exc_val).__name__}: {redact_text(str(exc_val))}")
+            self.set_status(StatusCode.ERROR, f"{type(exc_val).__name__}: {said(exc_val)}"[:MOST_CHARACTERS])
         self.end()
 
     def recorded(self) -> RecordedSpan:
@@ -147,13 +152,13 @@ class RecordingSpan(Span):
         return RecordedSpan(
             service=self._tracer.service,
             name=self._name,
-            kind=_KIND_NAMES[self._kind],
+            kind=KIND_NAMES[self._kind],
             trace_id=f"{self.trace:032x}",
             span_id=f"{self.span:016x}",
             parent_id=f"{self.parent:016x}" if self.parent else None,
             start_ns=self._start,
             end_ns=self._end,
-            status=_STATUS_NAMES[self._status],
+            status=STATUS_NAMES[self._status],
             status_description=self._description,
             attributes=dict(self._attributes),
             events=tuple(self._events),
@@ -169,9 +174,15 @@ def exception_attributes(exception: BaseException) -> dict[str, str]:
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return {
         "exception.type": f"{module}{kind.__qualname__}",
-        "exception.message": redact_text(str(exception))[:MOST_CHARACTERS],
-        "exception.stacktrace": redact_text("".join(traceback.format_exception(exception)))[-4 * MOST_CHARACTERS :],
+        "exception.message": said(exception)[:MOST_CHARACTERS],
+        "exception.stacktrace": stack_of(exception),
     }
+
+
+def stack_of(exception: BaseException) -> str:
+    """The last part of an exception's stack trace, without credentials."""
+    frames = "".join(traceback.format_exception(exception))[-4 * MOST_CHARACTERS :]
+    return redact_text(frames.encode("utf-8", "backslashreplace").decode())
 
 
 class RecordingTracer(Tracer):

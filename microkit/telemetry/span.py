@@ -12,16 +12,16 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, set_sp
 from opentelemetry.util.types import Attributes
 
 from microkit.errors import Problem
-from microkit.redaction import redact_text
-from microkit.telemetry.recorder import exception_attributes
+from microkit.redaction import said
+from microkit.telemetry.recorder import MOST_CHARACTERS, exception_attributes
 
 
 class SpanBlock:
     """Starts a span, makes it current, and ends it with what the block came to.
 
-    A class, because a generator's context manager costs more than the span. The name follows what the block raised:
-    an exception is recorded and the status is an error; a problem below 500 is an answer and no error; a cancellation
-    is neither, and is recorded as an event.
+    A class, because a generator's context manager costs as much as the span. What the block raises is written into it:
+    an exception as an event, with the status error; a problem below 500 as ``error.type`` only, for it is an answer; a
+    cancellation as an event.
     """
 
     __slots__ = ("_arguments", "_span", "_token", "_tracer")
@@ -62,4 +62,4 @@ def describe_failure(span: Span, error: BaseException) -> None:
         return
     if isinstance(error, Exception):
         span.add_event("exception", exception_attributes(error))
-        span.set_status(StatusCode.ERROR, redact_text(f"{type(error).__name__}: {error}")[:1024])
+        span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {said(error)}"[:MOST_CHARACTERS])

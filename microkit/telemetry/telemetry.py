@@ -30,8 +30,8 @@ class Telemetry:
     """The telemetry of one service. Nothing in it is global: twenty may live in one process.
 
     ``exporter`` says where spans go: ``memory`` into ``ring`` (one of its own where none is given; services of one
-    process may share one on purpose), ``otlp`` to ``otlp_endpoint``, ``none`` nowhere, while trace ids are still made
-    and passed on. ``provider`` takes the place of all that: any OpenTelemetry tracer provider, which its owner ends.
+    process may share one on purpose), ``otlp`` to ``otlp_endpoint`` and also into ``ring`` where one is given, ``none``
+    nowhere, while trace ids are still made and passed on. ``provider`` takes the place of all that: any OpenTelemetry tracer provider, which its owner ends.
     ``sampling`` is the share of new traces that is recorded; a trace that came in is recorded as its sender decided.
 
     Raises:
@@ -54,17 +54,20 @@ class Telemetry:
         if not 0 <= sampling <= 1:
             raise ConfigurationError(f"trace_sampling is a share from 0 to 1, not {sampling}; an example: 0.1")
         self.service = service
-        self.ring: TraceRing | None = None
-        self._shut_down: Callable[[float], None] | None = None
+        self.ring = ring
         self.provider: TracerProvider
+        self._shut_down: Callable[[float], None] | None = None
         if provider is not None:
             self.provider = provider
         elif exporter == "otlp":
             if not otlp_endpoint:
                 raise ConfigurationError("trace_exporter=otlp needs otlp_endpoint; an example: http://collector:4318")
-            self.provider, self._shut_down = _sending(service, version, sampling, otlp_endpoint)
+            self.provider, self._shut_down = _sending(service, version, sampling, otlp_endpoint, ring)
         else:
-            self.ring = (ring if ring is not None else TraceRing()) if exporter == "memory" else None
+            if exporter == "none":
+                self.ring = None
+            elif ring is None:
+                self.ring = TraceRing()
             self.provider = RecordingProvider(RecordingTracer(service, self.ring, sampling))
         self.tracer: Tracer = self.provider.get_tracer(SCOPE, version or None)
         self.metrics = Metrics(process_registry())
@@ -104,7 +107,7 @@ class Telemetry:
 
 
 def _sending(
-    service: str, version: str, sampling: float, endpoint: str
+    service: str, version: str, sampling: float, endpoint: str, ring: TraceRing | None
 ) -> tuple[TracerProvider, Callable[[float], None]]:
     try:
         from microkit.telemetry.otlp import otlp_provider, shut_down  # noqa: PLC0415  needs an extra
@@ -112,5 +115,5 @@ def _sending(
         if error.name and error.name.startswith(("opentelemetry.sdk", "opentelemetry.exporter")):
             raise MissingExtra("Sending traces over OTLP", "otlp") from None
         raise
-    provider = otlp_provider(service, version, sampling, endpoint)
+    provider = otlp_provider(service, version, sampling, endpoint, ring)
     return provider, partial(shut_down, provider)
