@@ -186,6 +186,7 @@ class Assembly:
         offered[type(self._settings)] = offered[ServiceSettings] = self._settings
         offered[Telemetry] = parts.telemetry
         offered[aiohttp.ClientSession] = parts.session
+        offered[Resolver] = parts.resolver
         if parts.database is not None:
             offered[Database] = parts.database
         for contract in self._declared.clients:
