@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
 from microkit.errors import MicrokitError
 
@@ -35,8 +34,8 @@ class _Lifespan:
     def __init__(self, app: ASGIApp, path: str) -> None:
         self._app = app
         self._path = path
-        self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._to_app: asyncio.Queue[Message] = asyncio.Queue()
+        self._from_app: asyncio.Queue[Message] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(), name=f"lifespan of {path}")
         self._supported = True
 

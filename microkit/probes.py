@@ -7,6 +7,7 @@ from typing import Any
 
 from microkit.bus.consumer import ConsumerRuntime
 from microkit.outbox import Relay
+from microkit.saga import SagaEngine
 
 Details = Mapping[str, Any]
 Probe = Callable[[], Awaitable[Details | None]]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from microkit.auth import generate_service_keys
-from microkit.bus import MemoryBus
+from microkit.bus.memory import MemoryBus
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
 from microkit.instance import Instance
