@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 
 # Seconds that a cancelled transaction may still take to end in order, before its connection is cut.
 _GRACE = 5.0
+_DAY = 86_400.0
 
 
 class Database:
@@ -55,6 +56,7 @@ class Database:
         made = engines.make(
             url, size=pool_size + max_overflow, statement_timeout=statement_timeout, patience=pool_timeout
         )
+        self._url = url
         self.dialect: Dialect = made.dialect
         self.engine: AsyncEngine = made.write
         self.tables = tables
@@ -92,6 +94,22 @@ class Database:
         """
         async with self.transaction(read_only=True) as tx:
             await tx.execute(text("SELECT 1"))
+
+    @asynccontextmanager
+    async def administration(self, patience: float) -> AsyncIterator[AsyncEngine]:
+        """An engine of its own for changing tables: no time limit, SQLite's foreign keys off, two connections.
+
+        ``patience`` is how many seconds it waits for another process that has the SQLite file.
+        """
+        if self.dialect == "sqlite" and self._file is None:
+            yield self.engine  # in memory: another engine would see another database
+            return
+        made = engines.make(self._url, size=2, statement_timeout=_DAY, patience=patience, foreign_keys=False)
+        try:
+            yield made.write
+        finally:
+            for engine in (made.write, made.read):
+                await finish(engine.dispose(), _GRACE)
 
     def signal(self, name: str) -> Signal:
         """The wake-up of that name, the same one each time."""

@@ -30,7 +30,7 @@ class Engines:
     openings: tuple[str | None, str | None] = (None, None)
 
 
-def make(url: str, *, size: int, statement_timeout: float, patience: float) -> Engines:
+def make(url: str, *, size: int, statement_timeout: float, patience: float, foreign_keys: bool = True) -> Engines:
     """Makes the engines; nothing is opened yet. ``patience`` is how long SQLite's writer waits for another process.
 
     Raises:
@@ -45,7 +45,7 @@ def make(url: str, *, size: int, statement_timeout: float, patience: float) -> E
         case "postgresql" | "postgres" | "postgresql+asyncpg":
             return _postgresql(parsed.set(drivername="postgresql+asyncpg"), size, statement_timeout)
         case "sqlite" | "sqlite+aiosqlite":
-            return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), size, statement_timeout, patience)
+            return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), size, statement_timeout, patience, foreign_keys)
     raise ConfigurationError(f"no database is known as {parsed.drivername!r}; write {_EXAMPLES}")
 
 
@@ -60,11 +60,12 @@ def _postgresql(url: URL, size: int, statement_timeout: float) -> Engines:
     return Engines("postgresql", engine, engine, size, openings=(postgresql.BEGIN, postgresql.BEGIN_READ_ONLY))
 
 
-def _sqlite(url: URL, size: int, statement_timeout: float, patience: float) -> Engines:
+def _sqlite(url: URL, size: int, statement_timeout: float, patience: float, foreign_keys: bool) -> Engines:
     from microkit.db import sqlite  # noqa: PLC0415  a driver that is not used is not loaded
 
-    write = sqlite.engine(url, size=1, statement_timeout=statement_timeout, patience=patience, writes=True)
+    limits = {"statement_timeout": statement_timeout, "patience": patience}
+    write = sqlite.engine(url, size=1, pragmas={"foreign_keys": foreign_keys}, writes=True, **limits)
     if url.database in (None, "", ":memory:"):  # it lives inside its one connection
         return Engines("sqlite", write, write, 1)
-    read = sqlite.engine(url, size=size, statement_timeout=statement_timeout, patience=patience, writes=False)
+    read = sqlite.engine(url, size=size, pragmas={"query_only": True}, writes=False, **limits)
     return Engines("sqlite", write, read, 1, file=Path(str(url.database)))

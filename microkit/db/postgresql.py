@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
-from sqlalchemy import URL, Connection, event
+from sqlalchemy import URL, event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_
@@ -102,11 +102,13 @@ def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
             raise InvalidatePoolError("the server closed the connection")
         driver.opening = BEGIN
 
-    @event.listens_for(sync, "before_cursor_execute")
-    def about_to_execute(connection: Connection, *_: object) -> None:
-        driver = connection.connection.driver_connection
+    @event.listens_for(sync, "do_execute")
+    @event.listens_for(sync, "do_executemany")
+    @event.listens_for(sync, "do_execute_no_params")
+    def about_to_execute(cursor: Any, *_: object) -> None:
+        driver = cursor._connection  # noqa: SLF001  the event gives no other way to it
         seconds = allowed(statement_timeout)
-        if driver is not None and seconds < driver.timeout_set * _SHARE and driver.is_in_transaction():
+        if seconds < driver.timeout_set * _SHARE and driver.is_in_transaction():
             await_(driver.execute(f"SET LOCAL statement_timeout={_milliseconds(seconds)}"))
             driver.timeout_set = seconds
 

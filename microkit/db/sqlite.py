@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
@@ -41,9 +43,13 @@ class Stopwatch:
         return time.monotonic() > self.until
 
 
-def engine(url: URL, *, size: int, statement_timeout: float, patience: float, writes: bool) -> AsyncEngine:
+def engine(
+    url: URL, *, size: int, statement_timeout: float, patience: float, writes: bool, pragmas: Mapping[str, bool]
+) -> AsyncEngine:
+    """An engine that writes or one that reads. ``pragmas`` are set on each connection besides the usual ones."""
     made = create_async_engine(
         url,
+        poolclass=AsyncAdaptedQueuePool,  # also for a database in memory, which then lives in the one connection
         pool_size=size,
         max_overflow=0,
         json_serializer=jsontext.dumps,
@@ -56,7 +62,7 @@ def engine(url: URL, *, size: int, statement_timeout: float, patience: float, wr
     @event.listens_for(sync, "connect")
     def connected(adapted: Any, record: Any) -> None:
         cursor = adapted.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"query_only={not writes:d}"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", *(f"{name}={on:d}" for name, on in pragmas.items())):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
         stopwatch = record.info["stopwatch"] = Stopwatch()

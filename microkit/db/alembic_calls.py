@@ -1,0 +1,76 @@
+"""All that touches Alembic; imported only when there is something to migrate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import api
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, MetaData, text
+
+from microkit.db.scripts import Scripts
+from microkit.errors import ConfigurationError
+
+
+def _config(connection: Connection, environment: Path, scripts: Scripts, **attributes: Any) -> Config:
+    config = Config()
+    config.set_main_option("path_separator", "newline")  # a folder's name may hold any other character
+    config.set_main_option("script_location", str(environment).replace("%", "%%"))
+    config.set_main_option("version_locations", str(scripts.versions).replace("%", "%%"))
+    config.attributes.update(connection=connection, version_table=scripts.version_table, **attributes)
+    return config
+
+
+def move(connection: Connection, environment: Path, scripts: Scripts, current: set[str], target: str) -> None:
+    """Upgrades or downgrades to ``target``.
+
+    Raises:
+        ConfigurationError: there is no such revision.
+    """
+    back = target == "base" or target.startswith("-") or target in scripts.reached(current) - current
+    config = _config(connection, environment, scripts)
+    try:
+        (command.downgrade if back else command.upgrade)(config, target)
+    except CommandError as error:
+        raise ConfigurationError(f"the migrations of {scripts.owner}: {error}") from error
+    if connection.dialect.name == "sqlite" and (broken := connection.execute(text("PRAGMA foreign_key_check")).all()):
+        # Foreign keys are off meanwhile, since SQLite changes a table by copying it and dropping the old one.
+        raise ConfigurationError(f"the migrations of {scripts.owner} leave rows without their parents: {broken[:5]}")
+
+
+def differences(connection: Connection, tables: Sequence[MetaData]) -> list[str]:
+    """What autogenerate would do, in words."""
+    found: list[str] = []
+    for metadata in tables:
+        context = MigrationContext.configure(
+            connection, opts={"include_name": _only(metadata), "compare_type": True, "target_metadata": metadata}
+        )
+        found += [str(change) for change in api.compare_metadata(context, metadata)]
+    return found
+
+
+def new_script(connection: Connection, environment: Path, scripts: Scripts, tables: MetaData, message: str) -> Path:
+    """Writes a script; see :func:`microkit.db.migration.revise`."""
+    config = _config(connection, environment, scripts, tables=tables, include_name=_only(tables))
+    number = f"{len(scripts.parents) + 1:04}"
+    try:
+        made = command.revision(config, message, autogenerate=True, rev_id=number, version_path=str(scripts.versions))
+    except CommandError as error:
+        raise ConfigurationError(f"the migrations of {scripts.owner}: {error}") from error
+    if made is None or isinstance(made, list):
+        raise ConfigurationError(f"Alembic wrote no script for {scripts.owner}")
+    return Path(made.path)
+
+
+def _only(metadata: MetaData) -> Any:
+    names = {table.name for table in metadata.tables.values()}
+
+    def include(name: str | None, kind: str, parents: object) -> bool:
+        return kind != "table" or name in names
+
+    return include
