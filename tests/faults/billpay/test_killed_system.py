@@ -48,7 +48,17 @@ class Billpay:
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        command = [sys.executable, "-m", "microkit.cli", "up", "--json", "--console-port", "0", "--folder", str(self.folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "microkit.cli",
+            "up",
+            "--json",
+            "--console-port",
+            "0",
+            "--folder",
+            str(self.folder),
+        ]
         self.process = await asyncio.create_subprocess_exec(
             *command,
             stdout=asyncio.subprocess.PIPE,
