@@ -147,6 +147,7 @@ class Assembly:
             tables=declared.tables,
         )
         self._owned.push_async_callback(database.close)
+        install(database, declared.name)  # before resources, which may write and publish while they start
         await database.start()
         if settings.migrate_on_start:
             await migrate(database, declared.migrations)
@@ -199,7 +200,6 @@ class Assembly:
         database, bus = parts.database, parts.bus
         if database is None or bus is None:
             return
-        install(database, declared.name)
         health.part("database", answering(database.ping))
         health.part("bus", answering(bus.ping), critical=False)
         # Started in this order, stopped in the reverse: consumers and sagas publish, so the relay flushes last.
