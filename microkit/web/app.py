@@ -168,10 +168,10 @@ class WebApp:
                 answer = await served.answer(call)
             else:
                 answer = await self._within(served, call)
-            if type(answer) is Reply:
+            if isinstance(answer, Reply):
                 await sent.whole(answer)
-                return
-            await answer(call.scope, call.receive, sent.message)  # type: ignore[operator]  an application, if no Reply
+            else:
+                await answer(call.scope, call.receive, sent.message)
         except Exception as error:
             if sent.started:
                 # Half an answer is out. Only the end of the connection tells the client that it is not whole.

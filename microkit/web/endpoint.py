@@ -60,23 +60,14 @@ class Endpoint:
         wants = self._binding.handler.wants
         self._looks_at_token = ANYONE not in route.allow or wants(Principal)
         self._database = database
-        if wants(Transaction) and database is None:
+        self._transacts = route.transacts
+        if self._transacts and database is None:
             raise DefinitionError(
                 f"{route.name} takes a Transaction, and the service has no database: "
                 'give it its tables, Service("billing", tables=Base.metadata)'
             )
-        self._transacts = wants(Transaction)
-        self._idempotency = idempotency if self.remembers(route, transacts=self._transacts) else None
+        self._idempotency = idempotency if route.remembered else None
         self._write = _writer(route)
-
-    @staticmethod
-    def remembers(route: Route, *, transacts: bool) -> bool:
-        """Whether replies are kept by Idempotency-Key.
-
-        Not where the work is outside of the transaction, harmless to repeat, streamed, or where the body holds a secret
-        (a password, a refresh token): neither its fingerprint nor what it was traded for may lie in a table.
-        """
-        return transacts and not route.safe and not route.idempotent and not route.streams and not route.holds_secret
 
     async def answer(self, call: Call) -> Reply | ASGIApp:
         if self._looks_at_token:

@@ -11,9 +11,9 @@ class Limits:
 
     ``body``, ``depth``, ``headers``, ``header_count`` and ``url`` are enforced while reading; what exceeds them is
     answered with 413, 400, 431, 431 and 414. ``timeout`` is how long a request may take, unless its operation says
-    otherwise or the caller sends a shorter ``Request-Timeout-Ms``. ``header_timeout`` is how long a client may take over
-    the head of a request, ``keep_alive`` how long an idle connection stays open: longer than the callers' pools keep
-    theirs (aiohttp 15 s, nginx 60 s), so that it is never the server that closes a connection about to be used.
+    otherwise or the caller sends a shorter ``Request-Timeout-Ms``. ``header_timeout`` is how long the head of a request
+    may take, ``keep_alive`` how long an idle connection stays open: longer than the callers' pools keep theirs (aiohttp
+    15 s, nginx 60 s), so that it is never the server that closes a connection about to be used.
     ``allowed_hosts`` are names without a port; ``"*"`` takes any, ``"*.example.com"`` the names below.
     """
 

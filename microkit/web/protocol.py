@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from microkit.errors import BadRequest, MethodNotAllowed, Problem
@@ -58,9 +58,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._way_out: LingeringTransport
         self._slow_head: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  as uvicorn narrows it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         self._way_out = LingeringTransport(transport, self.loop)
-        super().connection_made(self._way_out)  # type: ignore[arg-type]  all of a transport that uvicorn uses
+        super().connection_made(self._way_out)  # type: ignore[arg-type]  # it has all that uvicorn uses
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[READ_WITHIN_LIMITS] = True  # type: ignore[typeddict-unknown-key]  ASGI lets servers add keys
+        self.scope[READ_WITHIN_LIMITS] = True  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
         self._in_head = True
         self._unfinished_bytes = self._header_bytes = self._hosts = 0
 
@@ -105,7 +105,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_came()
         self._check_head()
         super().on_headers_complete()
-        if self._draining() and self.cycle is not None:
+        if self._draining():
             self.cycle.keep_alive = False
 
     def _check_head(self) -> None:
@@ -144,9 +144,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """Sends the problem and ends the connection."""
         self._head_came()
         self._in_head = False
-        if self.cycle is not None and not self.cycle.response_complete:
+        before: RequestResponseCycle | None = self.cycle
+        if before is not None and not before.response_complete:
             # The answer to the request before is under way, and comes first. The client sees the end after it.
-            self.cycle.keep_alive = False
+            before.keep_alive = False
             self.pipeline.clear()
             self._way_out.deafen()
             return

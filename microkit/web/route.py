@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from microkit.contract import SAFE_METHODS, Header, Operation, Parameter, Place, Roles
+from microkit.db import Transaction
 from microkit.errors import DefinitionError, Problem
 from microkit.injection import bare
 from microkit.page import PageRequest
@@ -96,6 +97,20 @@ class Route:
     def empty(self) -> bool:
         """Whether a success has no body."""
         return self.result in (None, NoneType)
+
+    @property
+    def transacts(self) -> bool:
+        """Whether the handler takes a ``Transaction``."""
+        return any(bare(one) is Transaction for one in get_type_hints(self.handler, include_extras=True).values())
+
+    @property
+    def remembered(self) -> bool:
+        """Whether replies are kept by Idempotency-Key.
+
+        Not where the work is outside of the transaction, harmless to repeat, streamed, or where the body holds a secret
+        (a password, a refresh token): neither its fingerprint nor what it was traded for may lie in a table.
+        """
+        return self.transacts and not (self.safe or self.idempotent or self.streams or self.holds_secret)
 
     @property
     def streams(self) -> bool:

@@ -62,7 +62,7 @@ class Server:
     @property
     def port(self) -> int:
         """The port that is listened on, known once bound."""
-        return self._bound().getsockname()[1]  # type: ignore[no-any-return]  typeshed: an address is Any
+        return self._bound().getsockname()[1]  # type: ignore[no-any-return]  # an address is Any
 
     @property
     def url(self) -> str:
@@ -107,7 +107,7 @@ class Server:
         """
         self._draining = True
 
-    async def stop(self, timeout: float = 20.0) -> None:
+    async def stop(self, timeout: float = 20.0) -> None:  # noqa: ASYNC109  seconds for all requests, not for one await
         """Accepts nothing more, lets requests under way end for ``timeout`` seconds, and cancels the rest."""
         self.drain()
         if self._server is not None:
@@ -131,7 +131,7 @@ class Server:
         if self._state.tasks:
             await asyncio.wait(set(self._state.tasks), timeout=_LAST_WORDS)
         until = time.monotonic() + _LAST_WORDS
-        while self._state.connections and time.monotonic() < until:
+        while self._state.connections and time.monotonic() < until:  # noqa: ASYNC110  uvicorn's set tells nobody
             await asyncio.sleep(0.005)  # answers on their way out
         for connection in list(self._state.connections):
             connection.transport.abort()

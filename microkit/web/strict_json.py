@@ -110,4 +110,4 @@ def _constant(token: str) -> None:
 _DECODER: Final = JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
 )
-_scan: Final = _DECODER.scan_once
+_scan: Final = _DECODER.scan_once  # type: ignore[attr-defined]  # documented nowhere, and there since 2.6

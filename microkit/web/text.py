@@ -73,7 +73,7 @@ class TextParameter:
         self.many = bool(leaf_types(parameter.annotation) & set(_MANY))
         item = next(iter(get_args(_collection(parameter.annotation))), Any) if self.many else parameter.annotation
         self._plain = _Plain(item)
-        self._validator = TypeAdapter(parameter.annotation).validator
+        self._validator: Any = TypeAdapter(parameter.annotation).validator
 
     def read(self, texts: list[str], errors: Errors) -> Any:
         """The value; a trouble is added to ``errors``."""
@@ -114,7 +114,7 @@ class QueryModel:
         self.name = parameter.name
         self.default = parameter.default
         self.fields = {(field.alias or name): _Plain(field.annotation) for name, field in model.model_fields.items()}
-        self._validator = TypeAdapter(parameter.annotation).validator
+        self._validator: Any = TypeAdapter(parameter.annotation).validator
 
     def read(self, given: dict[str, list[str]], errors: Errors) -> Any:
         """The model; ``given`` are the query's values by name."""
