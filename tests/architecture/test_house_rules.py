@@ -12,7 +12,9 @@ import pytest
 import microkit
 
 ROOT = Path(__file__).parent.parent.parent
-MODULES = sorted([*(ROOT / "microkit").rglob("*.py"), *(ROOT / "reference").rglob("*.py")])
+MODULES = sorted(
+    path for folder in ("microkit", "reference") for path in (ROOT / folder).rglob("*.py") if "tests" not in path.parts
+)
 EMPTY_NAMES = {"utils", "common", "helpers", "misc", "base"}
 
 
@@ -30,21 +32,31 @@ def test_nothing_is_imported_under_type_checking_to_break_a_cycle() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_function_takes_no_keywords_only_to_pass_them_through(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    passing = [
-        function.name
-        for function in functions
-        if function.args.kwarg is not None and not function.name.startswith("__") and function.args.vararg is None
-    ]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    passing = [function.name for function in functions if function.args.kwarg and _hands_on(function)]
 
     assert passing == []
+
+
+def _hands_on(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a call in it gets all keywords that it was called with. A hook of a library's that takes some and ignores
+    them is no harm, nor is a private function with the signature that a library asks for."""
+    name = function.args.kwarg.arg if function.args.kwarg else None
+    unpacked = [
+        keyword.value.id
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg is None and isinstance(keyword.value, ast.Name)
+    ]
+    return name in unpacked and not function.name.startswith("_")
 
 
 def test_the_public_names_are_these() -> None:
     for name in microkit.__all__:
         assert getattr(microkit, name) is not None
     assert sorted(microkit.__all__) == [
-        "ANYONE", "BadRequest", "Conflict", "ConfigurationError", "Contract", "Database", "DefinitionError", "Duration",
+        "ANYONE", "BadRequest", "ConfigurationError", "Conflict", "Contract", "Database", "DefinitionError", "Duration",
         "Event", "Forbidden", "Gateway", "Header", "Instance", "MicrokitError", "NotFound", "Page", "PageRequest",
         "Principal", "Problem", "RemoteProblem", "Route", "SERVICE", "SIGNED_IN", "Saga", "Service", "ServiceSettings",
         "Size", "StepContext", "StepRefused", "System", "Telemetry", "Transaction", "Unauthorized", "Unavailable",

@@ -90,7 +90,7 @@ class Walkthrough:
         try:
             for block in blocks(self._page):
                 if block.not_run is None and self._carry_out(block):
-                    done.append(block)
+                    done.append(block)  # noqa: PERF401  carried out one by one
         finally:
             self._end()
         return done
@@ -140,7 +140,8 @@ class Walkthrough:
 
         def read() -> None:
             assert process.stdout is not None
-            printed.extend(iter(process.stdout.readline, ""))
+            for line in process.stdout:
+                printed.append(line)  # noqa: PERF402  seen line by line, while the process goes on
 
         threading.Thread(target=read, daemon=True).start()
         until = time.monotonic() + 60

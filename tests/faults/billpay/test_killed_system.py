@@ -204,7 +204,7 @@ async def test_payments_under_way_survive_the_kill_of_the_whole_system(billpay: 
 
         paying = asyncio.gather(*(payer.pay(bill) for payer, bill in bills))
         for _ in range(KILLS):
-            await asyncio.sleep(random.uniform(0.2, 2.5))  # noqa: S311  any moment will do
+            await asyncio.sleep(random.uniform(0.2, 2.5))
             await billpay.kill()
             await billpay.start()
         payments = await paying
