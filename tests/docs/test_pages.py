@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from walkthrough import Walkthrough, blocks
+from tests.docs.walkthrough import Walkthrough, blocks
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
