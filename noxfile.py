@@ -1,10 +1,12 @@
-"""One command for each thing: ``nox -s lint types arch tests docs bench``. Bare ``nox`` is what one runs before a commit."""
+"""One command for each thing: ``nox -s lint types arch tests docs bench``. Bare ``nox`` is what runs before a commit."""
 
 from __future__ import annotations
 
+import sys
+
 import nox
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = sorted({"3.11", "3.12", "3.13", f"3.{sys.version_info.minor}"})  # those that are missing are skipped
 SOURCES = ["microkit", "reference", "tests", "benchmarks", "noxfile.py"]
 
 nox.needs_version = ">=2026.4"

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tests.docs.walkthrough import Walkthrough, blocks
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,6 +1,6 @@
 """Follows a page of documentation as a reader would: writes its files, runs its commands.
 
-- ```` ```python title="shop/service.py" ```` (or a first line ``# service.py: …``) is written to that file.
+- ```` ```python title="shop/service.py" ```` (or a first line ``# service.py: …``) becomes that file, and is imported.
 - ```` ```python ```` without a file is executed by itself.
 - ```` ```console ```` lines that begin with ``$`` are run by bash, in order, and must succeed.
 - ``<!-- background until "TEXT" -->`` before a console block: its command keeps running; the reader goes on when it has
@@ -100,6 +100,9 @@ class Walkthrough:
             path = self._folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.body, encoding="utf-8")
+            if path.suffix == ".py":
+                module = ".".join(Path(block.file).with_suffix("").parts)
+                self._run(block, [sys.executable, "-W", "error", "-c", f"import {module}"])
             return True
         if block.language == "python":
             self._run(block, [sys.executable, "-W", "error", "-c", block.body])
