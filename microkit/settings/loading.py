@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, get_origin
@@ -91,7 +91,7 @@ def load(
         if name in cls.model_fields:
             values[name], places[name] = value, "override"
         else:
-            reading.unknown(name, "override", cls.model_fields)
+            reading.unknown(name, "override")
     settings = reading.validated({**origin.defaults, **values}, places)
     settings.given_by(Origin(service, places, origin.defaults))
     return settings
@@ -163,18 +163,20 @@ class _Reading(Generic[S]):
                 if not (key.endswith("_PORT") and _SERVICE_LINK_PORT.match(value)):
                     mine[key] = value
             elif not key.startswith(self.other_prefixes) and not self._is_service_link(key):
-                self.unknown(key, place.name, self.fields)
+                self.unknown(key, place.name)
         return _Variables(self.cls, self.origin.prefix, mine)()
 
     def _is_service_link(self, key: str) -> bool:
         return _SERVICE_LINK.fullmatch(key.removeprefix(self.origin.prefix)) is not None
 
-    def unknown(self, key: str, place: str, known: Iterable[str]) -> None:
+    def unknown(self, key: str, place: str) -> None:
         """Notes a key that no setting has."""
-        known = list(known)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        name = self.fields.get(near[0], near[0]) if near else None
-        hint = f"did you mean {near[0]}? {self._example(name)}" if name else f"there are {', '.join(sorted(known))}"
+        names = list(self.cls.model_fields)
+        near = difflib.get_close_matches(key.removeprefix(self.origin.prefix).lower(), names, n=1)
+        if near:
+            hint = f"did you mean {self.origin.key(near[0])}? {self._example(near[0])}"
+        else:
+            hint = f"there are {', '.join(self.origin.key(name) for name in sorted(names))}"
         self.troubles.append(f"{key} ({place}) is no setting of {self.origin.service}; {hint}")
 
     def validated(self, values: Mapping[str, Any], places: Mapping[str, str]) -> S:

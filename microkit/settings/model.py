@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from annotated_types import MinLen
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretBytes, SecretStr, ValidationInfo, field_validator
@@ -160,7 +160,7 @@ class ServiceSettings(BaseSettings):
             own_rule = any(isinstance(rule, MinLen) for rule in cls.model_fields[info.field_name or ""].metadata)
             refuse_weak(value.get_secret_value(), SHORTEST_SECRET if not own_rule else 0)
         elif isinstance(value, SecretUrl):
-            if not urlsplit(value.get_secret_value()).scheme:
+            if not re.match(r"[a-z][a-z0-9+.-]*://", value.get_secret_value()):
                 raise ValueError("is no URL")
             if value.password is not None and info.data.get("environment") == "production":
                 refuse_weak(value.password, 0)

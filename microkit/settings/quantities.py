@@ -73,8 +73,8 @@ def in_units(value: Any, rules: Sequence[Any]) -> str | None:
     if seconds in validators and isinstance(value, float):
         for unit, scale in (("h", 3600), ("m", 60), ("s", 1), ("ms", 1e-3)):
             if value >= scale and (value / scale).is_integer():
-                return f"{value / scale:g}{unit}"
-        return f"{value:g}s"
+                return f"{value / scale:.0f}{unit}"
+        return f"{value:.9f}".rstrip("0").rstrip(".") + "s" if math.isfinite(value) else str(value)
     if size in validators and isinstance(value, int):
         for unit, scale in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
             if value and value % scale == 0:

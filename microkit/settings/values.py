@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -49,11 +50,11 @@ def upper(value: Any) -> Any:
 
 
 def endpoints(value: Any) -> Any:
-    """``user=http://a,http://b;payment=http://c`` as a dictionary; JSON has been read before."""
-    if not isinstance(value, str):
-        return {name: [urls] if isinstance(urls, str) else urls for name, urls in dict(value).items()}
-    pairs = [part.partition("=") for part in value.split(";") if part.strip()]
-    if not all(equals and name.strip() and urls.strip() for name, equals, urls in pairs):
+    """``user=http://a,http://b;payment=http://c`` as a dictionary of lists. JSON has been read before."""
+    if isinstance(value, Mapping):
+        return {name: [urls] if isinstance(urls, str) else urls for name, urls in value.items()}
+    pairs = [part.partition("=") for part in value.split(";") if part.strip()] if isinstance(value, str) else []
+    if not pairs or not all(equals and name.strip() and urls.strip() for name, equals, urls in pairs):
         raise ValueError("is written user=http://10.0.0.5:3001,http://10.0.0.6:3001;payment=http://10.0.0.7:3002")
     return {name.strip(): [url.strip() for url in urls.split(",")] for name, _, urls in pairs}
 
