@@ -26,7 +26,7 @@ from microkit.web.binding import OFFERED
 from microkit.web.builtin import builtin_routes
 from microkit.web.call import Call, HeaderList, Reply
 from microkit.web.deadline import Alarm, allowed
-from microkit.web.endpoint import Endpoint, Served
+from microkit.web.endpoint import Answer, Endpoint, Served
 from microkit.web.health import Health
 from microkit.web.idempotency import Idempotency
 from microkit.web.limits import Limits
@@ -90,6 +90,7 @@ class WebApp:
     def _add_routes(self, resources: Mapping[Any, object], database: Database | None) -> tuple[Route, ...]:
         routes = [Route.of_operation(operation, handler) for operation, handler in self.surface.operations]
         routes += [Route.of_inline(inline, {*OFFERED, *resources}) for inline in self.surface.routes]
+        answers: dict[tuple[str, str], Answer] = {}
         for route in routes:
             endpoint = Endpoint(
                 route,
@@ -99,10 +100,14 @@ class WebApp:
                 idempotency=self._idempotency,
                 depth=self.limits.depth,
             )
+            answers[route.method, route.path] = endpoint.answer
             self._table.add(route.method, route.path, Served(route.path, endpoint.answer, route.timeout))
-        taken = {route.path for route in routes}
-        for path, answer in builtin_routes(self.surface, routes, self.health, self.telemetry).items():
-            if path not in taken:  # a service may write its own, as a gateway does with the documents of many
+        own = answers.get(("GET", "/openapi.json"))
+        for path, answer in builtin_routes(self.surface, routes, self.health, self.telemetry, own).items():
+            if (
+                "GET",
+                path,
+            ) not in answers:  # a service may write its own, as a gateway does with the documents of many
                 self._table.add("GET", path, Served(path, answer, quiet=True))
         return tuple(routes)
 

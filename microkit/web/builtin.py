@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import orjson
 
+from microkit.errors import Unavailable
 from microkit.telemetry import Telemetry
 from microkit.telemetry.metrics import CONTENT_TYPE
 from microkit.web.call import JSON, Call, HeaderList, Reply
@@ -28,10 +29,10 @@ _PAGE_HEADERS: Final[HeaderList] = [
 
 
 def builtin_routes(
-    surface: Surface, routes: Sequence[Route], health: Health, telemetry: Telemetry
+    surface: Surface, routes: Sequence[Route], health: Health, telemetry: Telemetry, own: Answer | None
 ) -> Mapping[str, Answer]:
-    """The answers to GET by path."""
-    document_of_service = cache(lambda: document(surface, routes))
+    """The answers to GET by path. ``own`` is the service's own ``/openapi.json``, where it has one."""
+    document_of_service = cache(lambda: orjson.dumps(document(surface, routes)))
 
     async def live(_: Call) -> Reply:
         return _status(await health.live(), "up", "down")
@@ -54,10 +55,13 @@ def builtin_routes(
         return Reply(200, _METRICS_HEADERS, telemetry.exposition())
 
     async def openapi(_: Call) -> Reply:
-        return Reply(200, [(b"content-type", JSON)], orjson.dumps(document_of_service()))
+        return Reply(200, [(b"content-type", JSON)], document_of_service())
 
-    async def docs(_: Call) -> Reply:
-        return Reply(200, _PAGE_HEADERS, page(document_of_service()).encode())
+    async def docs(call: Call) -> Reply:
+        answer = await (own or openapi)(call)
+        if not isinstance(answer, Reply) or answer.status != 200:
+            raise Unavailable("The OpenAPI document of this service cannot be had")
+        return Reply(200, _PAGE_HEADERS, page(orjson.loads(answer.body)).encode())
 
     return {
         "/health": parts,

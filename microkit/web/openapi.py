@@ -223,9 +223,10 @@ def _problem_response(problems: Sequence[type[Problem]]) -> Document:
         }
         for problem in problems
     }
+    schema = {"$ref": _REFERENCE.format(model="ProblemDocument")}
     return {
         "description": "; ".join(dict.fromkeys(problem.title for problem in problems)),
-        "content": {_MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="ProblemDocument")}, "examples": examples}},
+        "content": {_MEDIA_TYPE: {"schema": schema, "examples": examples}},
     }
 
 
