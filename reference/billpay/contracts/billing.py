@@ -67,6 +67,28 @@ class Reservation(BaseModel):
     owner: str
 
 
+class Verdict(StrEnum):
+    """Whether a settled payment and its bill agree."""
+
+    AGREED = "agreed"
+    AMOUNT_DIFFERS = "amount-differs"
+    OTHER_PAYMENT = "other-payment"
+    BILL_UNKNOWN = "bill-unknown"
+
+
+class Reconciliation(BaseModel):
+    """What the ledger says was paid, beside what the bill asked for."""
+
+    payment_id: UUID
+    bill_id: UUID
+    verdict: Verdict
+    paid: Amount
+    billed: Amount | None
+    transaction_hash: str
+    ledger: int
+    reconciled_at: datetime
+
+
 class BillCreated(Event, topic="billing.bills", key="bill_id"):
     bill_id: UUID
     owner: str
@@ -102,6 +124,11 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
     @get("/{bill_id}", raises=(NotFound,))
     async def read(self, bill_id: UUID) -> Bill:
         """One of the caller's bills."""
+        ...
+
+    @get("/{bill_id}/reconciliations", raises=(NotFound,))
+    async def reconciliations(self, bill_id: UUID) -> list[Reconciliation]:
+        """The settled payments of one of the caller's bills, each compared with what was billed."""
         ...
 
     @post("/{bill_id}/cancel", raises=(NotFound, BillAlreadyPaid, BillReserved))

@@ -22,5 +22,6 @@ DEMO_PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
         "Abuja Waste": "GBJ7JLMZP2L37X3OATRYQ2AXLTQ4ZHH27K3JVCSSZKCC2G6PMT4SOMUV",
     }
 )
-"""Utility providers and their accounts in the sandbox. Each key pair's seed is the SHA-256 of ``billpay sandbox <name>``,
-so these accounts belong to everybody: they hold play money in the sandbox and must not be paid anywhere else."""
+"""Utility providers and their accounts in the sandbox. Each key pair's seed is the SHA-256 of
+``billpay sandbox <name>``, so these accounts belong to everybody: they hold play money and are not to be paid on any
+other network."""

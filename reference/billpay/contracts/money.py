@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from base64 import b32decode
+from binascii import crc_hqx
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, PlainSerializer
 
-Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=7, description="In XLM, at most 7 decimals")]
 
-StellarAddress = Annotated[str, Field(pattern=r"^G[A-Z2-7]{55}$", description="A Stellar account's public key")]
+def _plain(amount: Decimal) -> str:
+    return format(amount, "f")  # never 5E-7
 
-STROOPS_PER_XLM = 10_000_000
+
+Amount = Annotated[
+    Decimal,
+    Field(gt=0, max_digits=18, decimal_places=7, description="In XLM, at most 7 decimals", examples=["42.5"]),
+    PlainSerializer(_plain, return_type=str, when_used="json"),
+]
+
+STROOPS_PER_XLM: Final = 10_000_000
+
+
+def _without_a_slip(address: str) -> str:
+    """Compares an address with the checksum in it (SEP-23: version byte, key, CRC-16/XMODEM, in base32)."""
+    raw = b32decode(address)
+    if crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
+        raise ValueError("the address has a mistake in it: its checksum does not fit")
+    return address
+
+
+StellarAddress = Annotated[
+    str,
+    Field(
+        pattern=r"^G[A-Z2-7]{55}$",
+        description="A Stellar account's public key",
+        examples=["GBZMCEFBW7N6BJBYOX55GIER7G5FNRWK22OEZ7LDSUVRQASPTMUFXIJH"],
+    ),
+    AfterValidator(_without_a_slip),
+]
 
 
 def to_stroops(amount: Decimal) -> int:

@@ -43,7 +43,10 @@ async def root(request: Request, tx: Transaction, settings: LedgerSettings) -> R
 async def read_account(account_id: str, request: Request, tx: Transaction) -> Response:
     """An account as of the last closed ledger."""
     row = await tx.get(AccountRow, account_id)
-    return _answer(answers.not_found() if row is None else answers.account(_base(request), row))
+    answer = _answer(answers.not_found() if row is None else answers.account(_base(request), row))
+    # Which state this is. A client that rules out that a transaction was applied has to know.
+    answer.headers["Latest-Ledger"] = str((await closing.latest(tx)).sequence)
+    return answer
 
 
 async def list_ledgers(

@@ -145,7 +145,7 @@ async def test_a_transaction_that_became_invalid_while_it_waited_is_dropped(
     now = 4_000_000_000
     monkeypatch.setattr("reference.billpay.ledger.closing.time.time", lambda: now)
     waiting = asyncio.create_task(node.submit(pay(keys("ann"), sequence, genesis.FRIENDBOT, "1", bounds=(0, now))))
-    while not await _waiting(database):  # noqa: ASYNC110  another connection changes it
+    while not await _waiting(database):
         await asyncio.sleep(0.01)
     now += 1
     closed = await node.close_ledger()
@@ -163,7 +163,7 @@ async def test_ledgers_are_closed_while_nothing_happens(node: Node, database: Da
         async with database.transaction(read_only=True) as tx:
             return (await tx.scalars(select(LedgerRow).order_by(LedgerRow.sequence.desc()).limit(1)))[0]
 
-    while (await latest()).sequence < 4:  # noqa: ASYNC110  another connection changes it
+    while (await latest()).sequence < 4:
         await asyncio.sleep(0.02)
     assert (await latest()).fee_pool == 0
 

@@ -1,0 +1,1 @@
+"""The payment service: custodial wallets, and payments of bills over Stellar."""
