@@ -190,9 +190,9 @@ class Instance:
         # Balancers first: readiness says no, discovery forgets us, and only then do we wait, still serving, until
         # nobody sends anything any more.
         self.health.state = State.DRAINING
-        if self._registry is not None:
-            await self._registry.deregister(self.name, Endpoint(server.url))
         if self._started.is_set():
+            if self._registry is not None:
+                await self._registry.deregister(self.name, Endpoint(server.url))
             await asyncio.sleep(settings.drain_delay)
         # Requests may publish events and start sagas: they end first. The relay ends last, because all others publish.
         await server.stop(settings.shutdown_timeout)

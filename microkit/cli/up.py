@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 from rich.console import Console
@@ -24,7 +25,8 @@ from microkit.system import RunningSystem, System
 from microkit.telemetry.logs import configure
 from microkit.web import Limits, Server
 
-_HOST = "127.0.0.1"
+_HOST: Final = "127.0.0.1"
+_CONSOLE_DRAIN: Final = 2.0
 
 
 class Up:
@@ -55,27 +57,40 @@ class Up:
         try:
             with sole_use(self._folder):
                 uvloop.run(self._main())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
         finally:
             undo()
 
     async def _main(self) -> None:
-        stop = _stop_on_signals()
+        stop = asyncio.Event()
+        _on_signals(stop)
         began = time.monotonic()
-        async with self._system.running(self._folder, ports=_ports(self._system, self._offset)) as running:
-            server = Server(
-                api(running), _HOST, self._console_port + self._offset if self._console_port else 0, limits=Limits()
-            )
-            await server.start()
-            try:
-                note = Note(self._reference, os.getpid(), server.url, running.urls)
-                with noted(self._folder, note):
-                    credentials = await self._system.seed(running) if self._seed and self._system.seed else {}
-                    self._announce(running, server.url, time.monotonic() - began, credentials)
-                    await stop.wait()
-                    self._say("Draining: the work under way is finished. ^C again ends at once.")
-            finally:
-                await server.stop(2.0)
+        async with (
+            self._system.running(self._folder, ports=_ports(self._system, self._offset)) as running,
+            self._console(running) as console,
+        ):
+            with noted(self._folder, Note(self._reference, os.getpid(), console, running.urls)):
+                seconds = time.monotonic() - began
+                credentials = await self._system.seed(running) if self._seed and self._system.seed else {}
+                self._announce(running, console, seconds, credentials)
+                await stop.wait()
+            self._say("Draining: the work under way is finished. ^C again ends at once.")
         self._say("Stopped.")
+
+    @asynccontextmanager
+    async def _console(self, running: RunningSystem) -> AsyncIterator[str]:
+        """The console's URL while it is served."""
+        port = self._console_port + self._offset if self._console_port else 0
+        server = Server(api(running), _HOST, port, limits=Limits())
+        try:
+            await server.start()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"The console does not start: {error} (--console-port)") from None
+        try:
+            yield server.url
+        finally:
+            await server.stop(_CONSOLE_DRAIN)
 
     def _announce(self, running: RunningSystem, console: str, seconds: float, credentials: Mapping[str, str]) -> None:
         services = [
@@ -131,9 +146,8 @@ def _ports(system: System, offset: int) -> dict[str, int]:
     return {service.name: service.declared.port + offset for service in system.services} if offset else {}
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM; the second cancels the main task."""
-    stop = asyncio.Event()
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first SIGINT or SIGTERM sets ``stop``; the second cancels the current task, wherever it is."""
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
 
@@ -144,4 +158,3 @@ def _stop_on_signals() -> asyncio.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    return stop

@@ -33,9 +33,12 @@ class TerminalNarrator:
         self._console.print(f"    [dim]{call.method} {escape(call.url)}  {call.milliseconds:.0f} ms{asked}[/]")
 
     def events(self, events: list[Document]) -> None:
-        table = Table(title="Events, in order of publication", title_justify="left", box=None, pad_edge=False)
+        self._console.print("Events, in the order of their publication:" if events else "No events.")
+        if not events:
+            return
+        table = Table(box=None, pad_edge=False)
         for heading in ("from", "event", "key", "state"):
-            table.add_column(heading, overflow="fold")
+            table.add_column(heading, header_style="dim", overflow="fold")
         for event in events:
             table.add_row(self._service(event["service"]), event["type"], f"[dim]{event['key']}[/]", event["state"])
         self._console.print(table)

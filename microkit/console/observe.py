@@ -107,7 +107,8 @@ async def events(system: Observed, trace_id: str | None) -> list[Document]:
         table = outbox_tables.outbox
         async with database.transaction(read_only=True) as tx:
             rows = (await tx.execute(sa.select(table).order_by(table.c.seq.desc()).limit(MOST_ROWS))).mappings()
-            found += [_event(service, dict(row)) for row in rows if trace_id is None or _of_trace(row["headers"], trace_id)]
+            wanted = [row for row in rows if trace_id is None or _of_trace(row["headers"], trace_id)]
+            found += [_event(service, dict(row)) for row in wanted]
     return sorted(found, key=lambda event: str(event["time"]))
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import aiohttp
 from multidict import CIMultiDict
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, get_current_span
 
 from microkit import context
 from microkit.auth.principal import Principal
@@ -98,6 +98,10 @@ class BoundGateway:
         path = canonical_path(_raw_path(scope))
         method: str = scope["method"]
         route = self._route(path, method)
+        # The web floor knows only that it is the gateway's; what the trace should say is where it went.
+        served = get_current_span()
+        served.update_name(f"{method} {route.prefix}")
+        served.set_attribute("http.route", route.prefix)
         headers = forwarded_headers(scope["headers"])
         principal = await self._judge(route, headers.get("Authorization"))
         timeout = min(route.timeout, context.remaining() or route.timeout)

@@ -51,7 +51,6 @@ def rendering_problems(app: App) -> App:
 async def serving(app: App) -> AsyncIterator[str]:
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", proxy_headers=False)
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  a server in a test owns no signals
     task = asyncio.create_task(server._serve())
     while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
         await asyncio.sleep(0.005)
@@ -145,8 +144,15 @@ Start = Callable[..., Awaitable[Running]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts a gateway with ``routes`` in front of services given as apps, behaviours or lists of URLs."""
+    """Starts a gateway with ``routes`` in front of services given as an app, a behaviour, a URL, or a list of them."""
     async with AsyncExitStack() as stack:
+
+        async def listen(instance: Any) -> str:
+            if isinstance(instance, str):
+                return instance
+            if "reader" in getattr(instance, "__annotations__", {}):
+                return await stack.enter_async_context(behaving(instance))
+            return await stack.enter_async_context(serving(instance))
 
         async def begin(
             routes: Sequence[Route],
@@ -157,12 +163,8 @@ async def start() -> AsyncIterator[Start]:
         ) -> Running:
             urls: dict[str, list[str]] = {}
             for service, upstream in upstreams.items():
-                if isinstance(upstream, list):
-                    urls[service] = upstream
-                elif "reader" in getattr(upstream, "__annotations__", {}):
-                    urls[service] = [await stack.enter_async_context(behaving(upstream))]
-                else:
-                    urls[service] = [await stack.enter_async_context(serving(upstream))]
+                instances = upstream if isinstance(upstream, list) else [upstream]
+                urls[service] = [await listen(instance) for instance in instances]
             ring = TraceRing()
             telemetry = Telemetry("gateway", ring=ring)
             session = await stack.enter_async_context(aiohttp.ClientSession())

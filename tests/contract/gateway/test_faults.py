@@ -169,13 +169,11 @@ async def test_where_no_connection_can_be_made_the_next_instance_is_asked(start:
     async def answer(_: Request) -> Response:
         return Response(b"here")
 
-    from .conftest import serving  # noqa: PLC0415
-
-    async with serving(Starlette(routes=[Path("/bills", answer, methods=["POST"])])) as alive:
-        gateway = await start([ROUTE], {"billing": ["http://127.0.0.1:1", alive, "http://127.0.0.1:2"]})
-        for _ in range(6):
-            async with gateway.client.post(f"{gateway.url}/bills", data=b"x") as response:
-                assert await response.read() == b"here"
+    alive = Starlette(routes=[Path("/bills", answer, methods=["POST"])])
+    gateway = await start([ROUTE], {"billing": ["http://127.0.0.1:1", alive, "http://127.0.0.1:2"]})
+    for _ in range(6):
+        async with gateway.client.post(f"{gateway.url}/bills", data=b"x") as response:
+            assert await response.read() == b"here"
 
 
 async def test_a_service_that_cannot_be_reached_is_a_502_and_one_that_nobody_knows_a_503(start: Any) -> None:

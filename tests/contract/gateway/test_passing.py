@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route as Path
+from yarl import URL
 
 from microkit.contract import SIGNED_IN
 from microkit.gateway import Route
@@ -51,7 +52,7 @@ def headers_of(answer: dict[str, Any]) -> dict[str, str]:
 async def test_method_path_query_body_and_status_pass(start: Any) -> None:
     gateway = await start([BILLS], {"billing": billing()})
     url = f"{gateway.url}/api/bills/a%20b/%C3%BC?x=1&y=%2F%26&x=2"
-    async with gateway.client.post(aiohttp.client.URL(url, encoded=True), data=b'{"a": 1}') as response:
+    async with gateway.client.post(URL(url, encoded=True), data=b'{"a": 1}') as response:
         assert response.status == 201
         answer = await response.json()
     assert answer["method"] == "POST"
@@ -146,7 +147,7 @@ async def test_an_open_route_passes_a_bad_token_without_a_user_id_and_leaves_it_
 async def test_what_no_route_takes_is_a_problem(start: Any, method: str, path: str, status: int, type: str) -> None:
     routes = [BILLS, Route("/read-only", service="billing", methods=("GET", "HEAD"))]
     gateway = await start(routes, {"billing": billing()})
-    url = aiohttp.client.URL(gateway.url + path, encoded=True)
+    url = URL(gateway.url + path, encoded=True)
     async with gateway.client.request(method, url) as response:
         assert response.status == status
         assert response.headers["Content-Type"] == "application/problem+json"

@@ -1,0 +1,5 @@
+"""``python -m microkit.cli``"""
+
+from microkit.cli import main
+
+main()
