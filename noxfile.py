@@ -1,4 +1,4 @@
-"""One command for each thing: ``nox -s lint types arch tests docs bench``. Bare ``nox`` is what runs before a commit."""
+"""One command for each thing: ``nox -s lint types arch tests docs bench``. Bare ``nox`` runs before a commit."""
 
 from __future__ import annotations
 
