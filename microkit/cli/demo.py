@@ -31,7 +31,7 @@ def tell(reference: str | None, *, folder: Path, json: bool) -> bool:
 
 
 async def _tell(tale: Callable[[Story], Awaitable[None]], note: Note, *, json: bool) -> bool:
-    out = Console(file=sys.stdout)
+    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
     async with Story(note.services, note.console, Silent() if json else TerminalNarrator(out)) as story:
         try:
             await tale(story)

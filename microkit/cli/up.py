@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -54,6 +55,7 @@ class Up:
         if self._seed and self._system.seed is None:
             raise ConfigurationError(f"The system {self._system.name} has no demo data: leave --seed out")
         undo = configure(self._log_stream, format="json" if self._json else "console")
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # that a database is new is no news
         try:
             with sole_use(self._folder):
                 uvloop.run(self._main())

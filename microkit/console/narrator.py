@@ -29,8 +29,8 @@ class TerminalNarrator:
     def call(self, call: Call) -> None:
         colour = "green" if call.as_expected else "yellow"
         asked = f", asked {call.asked} times" if call.asked > 1 else ""
-        self._console.print(f"[{colour}]{call.status}[/] [bold]{escape(call.title)}[/]")
-        self._console.print(f"    [dim]{call.method} {escape(call.url)}  {call.milliseconds:.0f} ms{asked}[/]")
+        self._line_out(f"[{colour}]{call.status}[/] [bold]{escape(call.title)}[/]")
+        self._line_out(f"    [dim]{call.method} {escape(call.url)}  {call.milliseconds:.0f} ms{asked}[/]")
 
     def events(self, events: list[Document]) -> None:
         self._console.print("Events, in the order of their publication:" if events else "No events.")
@@ -40,7 +40,8 @@ class TerminalNarrator:
         for heading in ("from", "event", "key", "state"):
             table.add_column(heading, header_style="dim", overflow="fold")
         for event in events:
-            table.add_row(self._service(event["service"]), event["type"], f"[dim]{event['key']}[/]", event["state"])
+            name = event["type"].rpartition(".")[2]
+            table.add_row(self._service(event["service"]), name, f"[dim]{event['key']}[/]", event["state"])
         self._console.print(table)
 
     def sagas(self, sagas: list[Document]) -> None:
@@ -66,7 +67,11 @@ class TerminalNarrator:
     def check(self, check: Check) -> None:
         mark = "[green]✓[/]" if check.ok else "[bold red]✗[/]"
         detail = f" [dim]({escape(check.detail)})[/]" if check.detail else ""
-        self._console.print(f"  {mark} {escape(check.sentence)}{detail}")
+        self._line_out(f"  {mark} {escape(check.sentence)}{detail}")
+
+    def _line_out(self, line: str) -> None:
+        """One line, however long: URLs are there to be copied."""
+        self._console.print(line, soft_wrap=True, highlight=False)
 
     def _grow(self, tree: Tree, here: Iterable[Document], spans: list[Document], began: int) -> None:
         for span in here:

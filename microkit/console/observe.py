@@ -10,9 +10,11 @@ import orjson
 import sqlalchemy as sa
 
 from microkit.db import Database
+from microkit.errors import NotFound
 from microkit.instance import Instance
 from microkit.outbox import tables as outbox_tables
-from microkit.saga import tables as saga_tables
+from microkit.page import MAX_PAGE, PageRequest
+from microkit.saga.view import SagaStory, list_sagas, show_saga
 from microkit.telemetry.ring import RecordedSpan, TraceRing
 
 MOST_ROWS: Final = 500
@@ -134,35 +136,26 @@ async def sagas(system: Observed, trace_id: str | None) -> list[Document]:
     """The latest sagas with their steps, of one trace or of all."""
     found: list[Document] = []
     for service, database in _databases(system).items():
-        table = saga_tables.saga
         async with database.transaction(read_only=True) as tx:
-            rows = (await tx.execute(sa.select(table).order_by(table.c.created_at.desc()).limit(MOST_ROWS))).mappings()
-            wanted = [row for row in rows.all() if trace_id is None or _of_trace(row["context"], trace_id)]
-            found += [_saga(service, dict(row), await _steps(tx, row["id"])) for row in wanted]
+            latest = (await list_sagas(tx, PageRequest(limit=MAX_PAGE))).items
+            wanted = [saga.id for saga in latest if trace_id is None or saga.trace_id == trace_id]
+            found += [_saga(service, await show_saga(tx, saga_id)) for saga_id in wanted]
     return found
 
 
 async def saga(system: Observed, saga_id: UUID) -> Document | None:
     """One saga with its steps."""
     for service, database in _databases(system).items():
-        table = saga_tables.saga
         async with database.transaction(read_only=True) as tx:
-            row = (await tx.execute(sa.select(table).where(table.c.id == saga_id))).mappings().one_or_none()
-            if row is not None:
-                return _saga(service, dict(row), await _steps(tx, saga_id))
+            try:
+                return _saga(service, await show_saga(tx, saga_id))
+            except NotFound:
+                continue
     return None
 
 
-async def _steps(tx: Any, saga_id: UUID) -> list[Document]:
-    table = saga_tables.saga_step
-    columns = [column for column in table.c if column.name != "saga_id"]
-    rows = (await tx.execute(sa.select(*columns).where(table.c.saga_id == saga_id).order_by(table.c.seq))).mappings()
-    return [dict(row) for row in rows]
-
-
-def _saga(service: str, row: Mapping[str, Any], steps: list[Document]) -> Document:
-    shown = ("name", "version", "status", "step", "attempts", "failure", "error", "state", "created_at", "updated_at")
-    return {"id": str(row["id"]), "service": service, **{name: row[name] for name in shown}, "steps": steps}
+def _saga(service: str, story: SagaStory) -> Document:
+    return {"service": service, **story.model_dump(mode="json")}
 
 
 def _of_trace(headers: Any, trace_id: str) -> bool:
