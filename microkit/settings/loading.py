@@ -198,6 +198,8 @@ class _Reading(Generic[S]):
 
     def _wrong(self, name: str, wrong: ErrorDetails, values: Mapping[str, Any], places: Mapping[str, str]) -> str:
         key = self.origin.key(name)
+        if not name:  # from a validator of the whole model, about several settings
+            return f"The settings of {self.origin.service}: {wrong['msg'].removeprefix('Value error, ')}"
         if wrong["type"] == "missing":
             return f"{key} is missing: {self._meaning(name)}{self._example(name)}"
         inner = "".join(f"[{part}]" for part in wrong["loc"][1:])
