@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol, get_type_hints
+from typing import Any, Final, Protocol, get_type_hints
 
 import aiohttp
 import orjson
@@ -35,6 +35,9 @@ from microkit.saga import SagaEngine
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.web import Health, InlineRoute, Limits, Mount, Surface, WebApp
+
+SAGA_LEASE: Final = 10.0
+"""Seconds after which a saga whose process died goes on elsewhere."""
 
 
 class Worker(Protocol):
@@ -207,7 +210,7 @@ class Assembly:
         health.part("relay", relay_probe(relay), critical=False)
         parts.workers.append(relay)
         if declared.sagas:
-            engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources)
+            engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources, lease=SAGA_LEASE)
             health.part("sagas", saga_probe(engine), critical=False)
             parts.workers.append(engine)
         if declared.listeners:

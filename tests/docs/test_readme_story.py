@@ -28,13 +28,14 @@ def billpay(tmp_path: Path) -> Iterator[None]:
     """What the run command ends in, in a folder of the test's own."""
     last = pasted("run command").strip().split(" && ")[-1].split()
     assert last[0].endswith("/microkit")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "microkit.cli", *last[1:], "--json", "--folder", str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "log").open("w"),
-        text=True,
-    )
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "microkit.cli", *last[1:], "--json", "--folder", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     assert process.stdout is not None
     announced = process.stdout.readline()
     assert announced, (tmp_path / "log").read_text()

@@ -59,12 +59,10 @@ class Billpay:
             "--folder",
             str(self.folder),
         ]
-        self.process = await asyncio.create_subprocess_exec(
-            *command,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=(self.folder / "log").open("ab"),
-            env={**os.environ, **self.environment},
-        )
+        with (self.folder / "log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=log, env={**os.environ, **self.environment}
+            )
         assert self.process.stdout is not None
         async with asyncio.timeout(60):
             announced = await self.process.stdout.readline()
