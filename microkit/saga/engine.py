@@ -24,8 +24,8 @@ from microkit.saga.tables import Status
 from microkit.telemetry import Telemetry
 
 _STRANGER = (
-    "its definition is gone or was changed while it was running: offer the one it began with (name, version and steps) "
-    "beside the new one, then resume it"
+    "its definition is gone or was changed while it was running: give the changed one another version, "
+    "offer the one it began with beside it, then resume it"
 )
 # Seconds between two looks at how many sagas are open, for the gauges, and at those that nobody knows.
 _SURVEY = 15.0
@@ -100,7 +100,7 @@ class SagaEngine:
         self._error: str | None = None
         self._stuck = 0
         self._started_at = 0.0
-        self._surveyed_at = 0.0
+        self._surveyed_at = float("-inf")
 
     async def start(self) -> None:
         """Begins to claim. Sagas that another process left are taken up when their leases run out."""
@@ -239,7 +239,7 @@ class SagaEngine:
 
     async def _survey(self) -> None:
         now = time.monotonic()
-        if now < self._surveyed_at + _SURVEY:
+        if now < self._surveyed_at + min(_SURVEY, self._stranger_after):
             return
         found = await self._database.run(leases.survey, read_only=True)
         self._metrics.open(found)

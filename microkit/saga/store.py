@@ -72,7 +72,12 @@ def held_from(row: Sequence[Any]) -> Held:
     )
 
 
-_fenced = sa.and_(saga.c.id == sa.bindparam("held_id"), saga.c.epoch == sa.bindparam("held_epoch"))
+# The epoch tells a lease from those after it; the number of the transition tells this one from itself, sent again.
+_fenced = sa.and_(
+    saga.c.id == sa.bindparam("held_id"),
+    saga.c.epoch == sa.bindparam("held_epoch"),
+    saga.c.seq == sa.bindparam("held_seq"),
+)
 
 _MOVED = {
     "state": sa.bindparam("state", type_=saga.c.state.type),
@@ -156,6 +161,7 @@ async def record(tx: Transaction, transition: Transition) -> Held | None:
     values = {
         "held_id": held.id,
         "held_epoch": held.epoch,
+        "held_seq": held.seq,
         "state": transition.state,
         "status": move.status,
         "to_direction": move.direction,

@@ -1,0 +1,395 @@
+"""What the engine does with sagas while processes live."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from microkit import context
+from microkit.context import WorkContext, working
+from microkit.db import Database, Transaction
+from microkit.errors import Conflict, DefinitionError, NotFound, Unavailable
+from microkit.message import Event
+from microkit.page import PageRequest
+from microkit.saga import Failure, Saga, SagaEngine, StepRefused, pivot, retriable
+from microkit.saga.tables import Status
+from microkit.saga.view import list_sagas, resume_saga, show_saga
+from microkit.telemetry import Telemetry
+from tests.contract.saga.trips import AT_ONCE, Bench, Trip, history
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_steps_happen_in_order_and_their_state_travels(bench: Bench) -> None:
+    trip = bench.trip()
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert (story.status, story.step, story.failure) == ("completed", None, None)
+    assert story.state == {"done": ["seat", "room", "pay", "tell"]}
+    assert history(story) == [
+        ("seat", "action", 1, "done"),
+        ("room", "action", 1, "done"),
+        ("pay", "action", 1, "done"),
+        ("tell", "action", 1, "done"),
+    ]
+    assert await bench.effects() == ["seat", "tell"]
+
+
+async def test_a_refused_pivot_compensates_in_reverse_and_tells_each_compensation_why(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["pay"] = [StepRefused("The card has expired", type="expired")]
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    why = Failure("pay", "The card has expired", "expired")
+    assert story.status == "compensated"
+    assert story.failure is not None
+    assert (story.failure.step, story.failure.reason, story.failure.type) == ("pay", "The card has expired", "expired")
+    assert history(story)[2:] == [
+        ("pay", "action", 1, "refused"),
+        ("room", "undo", 1, "done"),
+        ("seat", "undo", 1, "done"),
+    ]
+    assert [(name, step.failure) for name, step in bench.calls[3:]] == [("free_room", why), ("free_seat", why)]
+    assert await bench.effects() == ["seat", "free_seat"]
+
+
+async def test_a_local_step_that_raises_leaves_nothing_and_is_tried_again(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["seat"] = [OSError("first"), OSError("second")]
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert story.status == "completed"
+    assert history(story)[:3] == [
+        ("seat", "action", 1, "failed"),
+        ("seat", "action", 2, "failed"),
+        ("seat", "action", 3, "done"),
+    ]
+    assert story.steps[0].error == "OSError: first"
+    assert await bench.effects() == ["seat", "tell"]
+
+
+async def test_every_attempt_of_a_step_has_one_idempotency_key_and_its_undo_another(bench: Bench) -> None:
+    keys: list[str | None] = []
+
+    async def look() -> None:
+        keys.append(context.current().idempotency_key)
+
+    trip = bench.trip()
+    bench.scripts = {"room": [Unavailable(), look], "pay": [StepRefused("no")], "free_room": [OSError(), look]}
+    async with bench.engine(trip):
+        saga_id = await bench.begin(trip)
+        await bench.until_rest(saga_id)
+
+    told = [step.idempotency_key for name, step in bench.calls if name in ("room", "free_room")]
+    assert told == [f"{saga_id}:room"] * 2 + [f"{saga_id}:room:undo"] * 2
+    assert keys == [f"{saga_id}:room", f"{saga_id}:room:undo"]
+
+
+async def test_a_step_that_keeps_failing_is_undone_with_those_before_it(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["room"] = [Unavailable("away")] * 4
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert story.status == "compensated"
+    assert story.failure is not None
+    assert story.failure.reason == "gave up after 4 attempts: away"
+    assert bench.called() == ["seat", "room", "room", "room", "room", "free_room", "free_seat"]
+
+
+async def test_a_compensation_that_fails_is_tried_again_until_it_holds(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts = {"pay": [StepRefused("no")], "free_seat": [OSError(), OSError(), OSError()]}
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert story.status == "compensated"
+    assert bench.called()[3:] == ["free_room", *["free_seat"] * 4]
+    assert await bench.effects() == ["seat", "free_seat"]
+
+
+async def test_a_compensation_that_never_holds_is_stuck_until_somebody_resumes_it(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts = {"pay": [StepRefused("no")], "free_room": [OSError("door")] * 5}
+    async with bench.engine(trip) as engine:
+        saga_id = await bench.begin(trip)
+        story = await bench.until_rest(saga_id)
+
+        assert (story.status, story.direction, story.step) == ("stuck", "undo", "room")
+        assert story.error == "OSError: door"
+        assert b'saga_ended_total{saga="trip",status="stuck"} 1.0' in bench.telemetry.exposition()
+        assert engine.health().ok
+
+        await bench.database.run(lambda tx: resume_saga(tx, saga_id))
+        story = await bench.until(saga_id, "compensated")
+
+    assert bench.called().count("free_room") == 6
+    assert await bench.effects() == ["seat", "free_seat"]
+
+
+async def test_a_pivot_elsewhere_that_never_answers_is_stuck_and_undoes_nothing(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["pay"] = [TimeoutError()] * 4
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert (story.status, story.direction, story.step) == ("stuck", "action", "pay")
+    assert await bench.effects() == ["seat"]
+
+
+async def test_an_attempt_is_cut_off_at_its_timeout(bench: Bench) -> None:
+    deadlines: list[float | None] = []
+
+    async def hang() -> None:
+        deadlines.append(context.remaining())
+        await asyncio.Event().wait()
+
+    trip = bench.trip(timeout=0.05)
+    bench.scripts["room"] = [hang]
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert history(story)[1:3] == [("room", "action", 1, "timed-out"), ("room", "action", 2, "done")]
+    assert deadlines[0] is not None
+    assert deadlines[0] <= 0.05  # what the step calls is given no longer than the step itself
+
+
+async def test_a_step_that_cancels_itself_has_failed_and_the_engine_goes_on(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["room"] = [asyncio.CancelledError()]
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert history(story)[1:3] == [("room", "action", 1, "failed"), ("room", "action", 2, "done")]
+
+
+async def test_a_saga_of_a_rolled_back_transaction_never_runs(bench: Bench) -> None:
+    trip = bench.trip()
+    async with bench.engine(trip):
+        with pytest.raises(OSError, match="changed my mind"):
+            async with bench.database.transaction() as tx:
+                lost = await trip.start(tx, Trip())
+                raise OSError("changed my mind")
+        await bench.until_rest(await bench.begin(trip))
+        with pytest.raises(NotFound):
+            await bench.story(lost)
+
+    assert bench.called() == ["seat", "room", "pay", "tell"]
+
+
+async def test_an_id_starts_one_saga_however_often_it_is_given(bench: Bench) -> None:
+    trip, saga_id = bench.trip(), uuid4()
+    other = Saga("other", Trip, [retriable(bench.local("tell"))])
+    async with bench.engine(trip):
+        for _ in range(3):
+            assert await bench.begin(trip, saga_id=saga_id) == saga_id
+        await bench.until_rest(saga_id)
+        await bench.begin(trip, saga_id=saga_id)
+
+    assert bench.called() == ["seat", "room", "pay", "tell"]
+    with pytest.raises(Conflict, match="the id of a saga 'trip' already"):
+        await bench.begin(other, saga_id=saga_id)
+
+
+async def test_an_event_is_published_with_the_step_that_holds_and_with_no_other(bench: Bench) -> None:
+    class SeatTaken(Event, topic="trips.seats", key="saga_id"):
+        saga_id: str
+
+    published: list[Event] = []
+
+    async def write(tx: Transaction, events: object) -> None:
+        tx.after_commit(lambda: published.extend(events))  # type: ignore[arg-type]  # a sequence of events
+
+    refused = [OSError("after publishing")]
+
+    async def seat(tx: Transaction) -> None:
+        tx.publish(SeatTaken(saga_id="1"))
+        if refused:
+            raise refused.pop()
+
+    bench.database.outbox_writer = write
+    saga = Saga("seat", Trip, [retriable(seat, retry=AT_ONCE)])
+    async with bench.engine(saga):
+        await bench.until_rest(await bench.begin(saga))
+
+    assert published == [SeatTaken(saga_id="1")]
+
+
+async def test_a_step_may_change_the_state_in_place_or_return_what_changed(bench: Bench) -> None:
+    async def in_place(state: Trip) -> None:
+        state.done.append("in place")
+
+    async def changes(state: Trip) -> dict[str, list[str]]:
+        return {"done": [*state.done, "changes"]}
+
+    saga = Saga("ways", Trip, [retriable(in_place, timeout=1), retriable(changes, timeout=1)])
+    async with bench.engine(saga):
+        story = await bench.until_rest(await bench.begin(saga))
+
+    assert story.state == {"done": ["in place", "changes"]}
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        ({"doen": []}, "TypeError: Trip has no field 'doen'"),
+        ({"done": 7}, "ValueError: bad: a field of Trip holds a value of another type"),
+        (["done"], "TypeError: a step returns Trip, a dictionary of changed fields or None, not list"),
+        (Telemetry("x"), "TypeError: a step returns Trip, a dictionary of changed fields or None, not Telemetry"),
+    ],
+)
+async def test_a_step_that_returns_something_else_fails_and_says_so(bench: Bench, result: object, error: str) -> None:
+    async def bad(state: Trip) -> object:
+        return result
+
+    saga = Saga("bad", Trip, [pivot(bad, timeout=1, retry=AT_ONCE)])  # type: ignore[arg-type]  # the wrong one is the test
+    async with bench.engine(saga):
+        story = await bench.until_rest(await bench.begin(saga))
+
+    assert (story.status, story.error) == ("stuck", error)
+
+
+async def test_steps_are_given_resources_by_type(bench: Bench) -> None:
+    class Printer:
+        printed = 0
+
+    async def print_ticket(printer: Printer, database: Database, telemetry: Telemetry) -> None:
+        assert database is bench.database
+        assert telemetry is bench.telemetry
+        printer.printed += 1
+
+    print_ticket.__annotations__ |= {"printer": Printer}
+    printer = Printer()
+    saga = Saga("print", Trip, [retriable(print_ticket, timeout=1)])
+    async with bench.engine(saga, resources={Printer: printer}):
+        await bench.until_rest(await bench.begin(saga))
+    assert printer.printed == 1
+
+    with pytest.raises(DefinitionError, match="nothing fits the parameter 'printer'"):
+        SagaEngine(bench.database, bench.telemetry, [saga], {})
+
+
+async def test_the_steps_belong_to_the_trace_and_request_that_started_the_saga(bench: Bench) -> None:
+    seen: list[WorkContext] = []
+
+    async def look() -> None:
+        seen.append(context.current())
+
+    trip = bench.trip()
+    bench.scripts["pay"] = [look]
+    starting = WorkContext(request_id="r-1", tenant="acme", bearer="the caller's token")
+    async with bench.engine(trip):
+        with bench.telemetry.span("POST /trips") as span, working(starting):
+            saga_id = await bench.begin(trip)
+        story = await bench.until_rest(saga_id)
+
+    trace_id = f"{span.get_span_context().trace_id:032x}"
+    assert story.trace_id == trace_id
+    assert bench.telemetry.ring is not None
+    spans = {recorded.name for recorded in bench.telemetry.ring.trace(trace_id)}
+    assert {"POST /trips", "saga trip seat", "saga trip room", "saga trip pay", "saga trip tell"} <= spans
+    assert (seen[0].request_id, seen[0].tenant, seen[0].bearer) == ("r-1", "acme", None)
+
+
+async def test_many_sagas_run_side_by_side_and_none_is_forgotten(bench: Bench) -> None:
+    trip = bench.trip()
+    async with bench.engine(trip, concurrency=8):
+        async with bench.database.transaction() as tx:
+            ids = [await trip.start(tx, Trip()) for _ in range(60)]
+        stories = await bench.until_all_rest()
+
+    assert {story.id for story in stories} == set(ids)
+    assert {story.status for story in stories} == {"completed"}
+    assert sorted(bench.called()) == sorted(["seat", "room", "pay", "tell"] * 60)
+
+
+async def test_the_longest_due_is_claimed_first(bench: Bench) -> None:
+    first, second = (Saga(name, Trip, [retriable(bench.local(name))]) for name in ("first", "second"))
+    for number in range(6):
+        await bench.begin(first if number < 3 else second)
+        await asyncio.sleep(0.002)
+    async with bench.engine(second, first, concurrency=1):
+        await bench.until_all_rest()
+
+    assert bench.called() == ["first"] * 3 + ["second"] * 3
+
+
+async def test_a_saga_that_waits_holds_no_place(bench: Bench) -> None:
+    """A retry lies in the table until it is due; the engine's one place is free for others meanwhile."""
+    went_on = asyncio.Event()
+
+    async def go_on() -> None:
+        went_on.set()
+
+    async def not_yet() -> None:
+        if not went_on.is_set():
+            raise OSError("not yet")
+
+    waiting = Saga("waiting", Trip, [retriable(bench.remote("wait"), timeout=5)])
+    quick = Saga("quick", Trip, [retriable(bench.remote("quick"), timeout=5)])
+    bench.scripts = {"wait": [not_yet] * 19, "quick": [go_on]}
+    async with bench.engine(waiting, quick, concurrency=1):
+        first = await bench.begin(waiting)
+        await bench.until_rest(await bench.begin(quick))
+        story = await bench.until_rest(first)
+
+    assert story.status == "completed"
+
+
+async def test_a_list_shows_the_newest_first_a_page_at_a_time(bench: Bench) -> None:
+    trip = bench.trip()
+    ids = []
+    for _ in range(5):
+        ids.append(await bench.begin(trip))
+        await asyncio.sleep(0.002)
+
+    async with bench.database.transaction(read_only=True) as tx:
+        first = await list_sagas(tx, PageRequest(limit=3))
+        second = await list_sagas(tx, PageRequest(limit=3, cursor=first.next_cursor))
+        running = await list_sagas(tx, PageRequest(), name="trip", status=Status.RUNNING)
+        stuck = await list_sagas(tx, PageRequest(), status=Status.STUCK)
+
+    assert [found.id for found in first.items] == ids[:1:-1]
+    assert [found.id for found in second.items] == ids[1::-1]
+    assert second.next_cursor is None
+    assert len(running.items) == 5
+    assert stuck.items == []
+
+
+async def test_only_a_stuck_saga_can_be_resumed(bench: Bench) -> None:
+    trip = bench.trip()
+    async with bench.engine(trip):
+        saga_id = await bench.begin(trip)
+        await bench.until_rest(saga_id)
+
+    with pytest.raises(Conflict, match="is completed, not stuck"):
+        await bench.database.run(lambda tx: resume_saga(tx, saga_id))
+    with pytest.raises(NotFound):
+        await bench.database.run(lambda tx: resume_saga(tx, uuid4()))
+    with pytest.raises(NotFound):
+        await bench.database.run(lambda tx: show_saga(tx, uuid4()))
+
+
+async def test_an_attempt_under_way_is_shown(bench: Bench) -> None:
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def pause() -> None:
+        began.set()
+        await go.wait()
+
+    trip = bench.trip()
+    bench.scripts["room"] = [pause]
+    async with bench.engine(trip):
+        saga_id = await bench.begin(trip)
+        await began.wait()
+        story = await bench.story(saga_id)
+        go.set()
+        await bench.until_rest(saga_id)
+
+    assert history(story) == [("seat", "action", 1, "done"), ("room", "action", 1, "under-way")]
+    assert story.steps[-1].ended_at is None
