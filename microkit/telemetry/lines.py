@@ -32,6 +32,8 @@ _CONTROL: Final = {
 } | {10: "\\n", 13: "\\r", 9: "\\t"}
 """Characters that end a line, move the cursor or turn the direction of writing."""
 
+_UNICODE_CONTROL: Final = {code: f"\\u{code:04x}" for code in _CONTROL if code > 127}
+
 _SERVICE_COLOURS: Final = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 _LEVEL_COLOURS: Final = {"DEBUG": 2, "INFO": 0, "WARNING": 33, "ERROR": 31, "CRITICAL": 41}
 _SERVICE_WIDTH: Final = 12
@@ -93,11 +95,14 @@ def _exception(error: BaseException) -> dict[str, str]:
 
 
 def json_line(line: Mapping[str, Any]) -> bytes:
-    """One line of JSON. Line breaks in the values are escaped by JSON itself."""
+    """One line of JSON. JSON itself escapes line breaks; those that only Unicode counts as such are escaped here."""
     try:
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        written = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a lone surrogate, a number beyond 64 bits, an object
-        return orjson.dumps(redact(line), option=orjson.OPT_APPEND_NEWLINE)
+        written = orjson.dumps(redact(line), option=orjson.OPT_APPEND_NEWLINE)
+    if b"\xe2\x80" in written or b"\xe2\x81" in written or b"\xc2" in written:
+        return written.decode().translate(_UNICODE_CONTROL).encode()
+    return written
 
 
 def access_json(

@@ -51,7 +51,7 @@ STATUS_NAMES: Final[dict[StatusCode, StatusName]] = {
     StatusCode.OK: "ok",
     StatusCode.ERROR: "error",
 }
-# Not the module's generator: a program that calls random.seed(1) in each of its processes would number its traces alike.
+# Not the module's generator: processes that all call random.seed(1) would number their traces alike.
 _random = random.Random()  # noqa: S311  an id is no secret
 _bits = _random.getrandbits
 if hasattr(os, "register_at_fork"):

@@ -31,7 +31,8 @@ class Telemetry:
 
     ``exporter`` says where spans go: ``memory`` into ``ring`` (one of its own where none is given; services of one
     process may share one on purpose), ``otlp`` to ``otlp_endpoint`` and also into ``ring`` where one is given, ``none``
-    nowhere, while trace ids are still made and passed on. ``provider`` takes the place of all that: any OpenTelemetry tracer provider, which its owner ends.
+    nowhere, while trace ids are still made and passed on. ``provider`` takes the place of all that: any OpenTelemetry
+    tracer provider, which its owner ends.
     ``sampling`` is the share of new traces that is recorded; a trace that came in is recorded as its sender decided.
 
     Raises:
