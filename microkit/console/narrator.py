@@ -82,8 +82,10 @@ class TerminalNarrator:
         failed = " [red]error[/]" if span["status"] == "error" else ""
         after = (span["start_ns"] - began) / 1e6
         took = (span["end_ns"] - span["start_ns"]) / 1e6
+        event = str(span["attributes"].get("messaging.message.type", "")).rpartition(".")[2]
+        name = f"{span['name']} {event}".rstrip()
         return (
-            f"{self._service(span['service'])} {escape(span['name'])} "
+            f"{self._service(span['service'])} {escape(name)} "
             f"[dim]{span['kind']}  +{after:.1f} ms, {took:.1f} ms[/]{failed}"
         )
 

@@ -28,6 +28,7 @@ PEOPLE: Final = {
 }
 """Published with the source, so good for a machine of one's own only; seeding refuses to run in production."""
 
+_PAYING: Final = 60.0
 _AMOUNTS: Final = {
     "Lagos Water": "18.7500000",
     "Ikeja Electric": "64.2000000",
@@ -78,16 +79,17 @@ async def seed(system: RunningSystem) -> Mapping[str, str]:
     await first_admin(system.instances["user"].database, Passwords(), *ADMIN)
     async with aiohttp.ClientSession() as session:
         client = Client(session, system.urls["gateway"])
-        await asyncio.gather(*(person(client, email, name, word) for (email, name), word in PEOPLE.items()))
+        tokens = await asyncio.gather(*(person(client, email, name, word) for (email, name), word in PEOPLE.items()))
+        await pay_first(client, tokens[0])
     return dict([ADMIN, *((email, password) for (email, _), password in PEOPLE.items())])
 
 
-async def person(client: Client, email: str, name: str, password: str) -> None:
-    """An account with a wallet and a bill of each provider."""
+async def person(client: Client, email: str, name: str, password: str) -> str:
+    """An account with a wallet and a bill of each provider; its access token."""
     new_user = {"email": email, "password": password, "name": name}
     await client.call("POST", "/api/users", body=new_user, accept=(201, 409))
     tokens = await client.call("POST", "/api/sessions", body={"email": email, "password": password})
-    token = tokens["access_token"]
+    token = str(tokens["access_token"])
     await client.call("POST", "/api/payments/wallet", token=token)
     there = await client.call("GET", "/api/bills?limit=100", token=token)
     references = {bill["reference"] for bill in there["items"]}
@@ -103,3 +105,17 @@ async def person(client: Client, email: str, name: str, password: str) -> None:
             "due_at": (datetime.now(UTC) + timedelta(days=7 + 3 * number)).isoformat(),
         }
         await client.call("POST", "/api/bills", body=bill, token=token)
+    return token
+
+
+async def pay_first(client: Client, token: str) -> None:
+    """One of the bills is paid, so that there is a history to look at."""
+    bills = await client.call("GET", "/api/bills?limit=100", token=token)
+    first = min(bills["items"], key=lambda bill: str(bill["reference"]))
+    if first["status"] != "open":
+        return
+    payment = await client.call("POST", "/api/payments", body={"bill_id": first["id"]}, token=token, accept=(202,))
+    async with asyncio.timeout(_PAYING):
+        while payment["status"] not in ("settled", "failed"):
+            await asyncio.sleep(0.1)
+            payment = await client.call("GET", f"/api/payments/{payment['id']}", token=token)

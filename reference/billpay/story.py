@@ -84,6 +84,7 @@ async def pay(story: Story, person: Person, payee: str) -> None:
     story.check("The bill names the payment", bill["payment_id"] == payment["id"], bill["status"])
     await check_money(story, str(payment["transaction_hash"]), before, after)
     story.result |= {"bill": bill, "payment": payment}
+    await check_books(story, person, bill)
     await check_events(story, trace_id)
     await check_trace(story, trace_id)
 
@@ -104,6 +105,18 @@ async def check_money(
         who: {"before": str(before[who]), "after": str(after[who]), "moved": str(moved[who])} for who in before
     }
     story.result |= {"amount": str(AMOUNT), "fee": str(fee)}
+
+
+async def check_books(story: Story, person: Person, bill: Any) -> None:
+    books = await story.until(
+        "Billing has compared the payment with the bill",
+        f"/api/bills/{bill['id']}/reconciliations",
+        bool,
+        token=person.token,
+    )
+    verdicts = [entry["verdict"] for entry in books]
+    story.check("What was billed and what was paid agree", verdicts == ["agreed"], ", ".join(verdicts))
+    story.result["reconciliations"] = books
 
 
 async def check_events(story: Story, trace_id: str) -> None:
@@ -131,15 +144,20 @@ async def check_trace(story: Story, trace_id: str) -> None:
 def missing_from(trace: dict[str, Any]) -> list[str]:
     """What the trace of a payment must show and does not."""
     missing = [service for service in ("gateway", "payment", "billing") if service not in trace["services"]]
-    if not any(span["service"] == "billing" and span["kind"] == "consumer" for span in trace["spans"]):
-        missing.append("the event, handled by billing")
+    if not any(
+        span["service"] == "billing"
+        and span["kind"] == "consumer"
+        and str(span["attributes"].get("messaging.message.type", "")).endswith(".PaymentSettled")
+        for span in trace["spans"]
+    ):
+        missing.append("PaymentSettled, handled by billing")
     return missing
 
 
 async def fail_to_pay(story: Story, person: Person, payee: str) -> None:
     story.chapter("Ada cannot pay a bill that is larger than her wallet")
     bill = await enter_bill(story, person, payee, TOO_MUCH)
-    before = await balance(story, payee)
+    before = [await balance(story, address) for address in (person.wallet, payee)]
     trace_id = new_trace_id()
     payment = await settle_or_fail(story, person, str(bill["id"]), trace_id)
     story.check(
@@ -153,7 +171,8 @@ async def fail_to_pay(story: Story, person: Person, payee: str) -> None:
         lambda found: found["status"] == "open",
         token=person.token,
     )
-    story.check("The provider received nothing", await balance(story, payee) == before)
+    after = [await balance(story, address) for address in (person.wallet, payee)]
+    story.check("Nobody paid and nobody received anything", after == before)
     sagas = await story.show_sagas(trace_id)
     story.check("The saga was compensated", [saga["status"] for saga in sagas] == ["compensated"], _statuses(sagas))
     story.result["refused"] = {"bill": bill, "payment": payment, "saga": sagas[0] if sagas else None}
