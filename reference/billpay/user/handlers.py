@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from microkit.auth import Issuer, Principal
 from microkit.db import Database, Transaction
 from microkit.errors import NotFound, TooManyRequests, ValidationFailed
+from microkit.gateway.headers import Proxies
 from microkit.page import Page, PageRequest
 from reference.billpay.contracts.user import (
     BadCredentials,
@@ -36,10 +37,15 @@ from reference.billpay.user.tables import AccountRow
 
 
 async def register(
-    body: NewUser, request: Request, database: Database, passwords: Passwords, settings: UserSettings
+    body: NewUser,
+    request: Request,
+    proxies: Proxies,
+    database: Database,
+    passwords: Passwords,
+    settings: UserSettings,
 ) -> User:
     now = datetime.now(UTC)
-    scope = f"register:{_address(request)}"
+    scope = f"register:{_address(request, proxies)}"
     wait = await database.run(lambda tx: attempts.take(tx, scope, settings.registrations, now))
     if wait is not None:
         raise TooManyRequests("Too many registrations from this address", headers=_retry_after(wait))
@@ -56,6 +62,7 @@ async def register(
 async def log_in(
     body: Credentials,
     request: Request,
+    proxies: Proxies,
     database: Database,
     passwords: Passwords,
     issuer: Issuer,
@@ -63,7 +70,7 @@ async def log_in(
 ) -> Tokens:
     now = datetime.now(UTC)
     by_account = f"account:{domain.email_key(body.email)}"
-    by_address = f"address:{_address(request)}"
+    by_address = f"address:{_address(request, proxies)}"
 
     async def admit(tx: Transaction) -> tuple[float | None, AccountRow | None]:
         wait = await attempts.take(tx, by_account, settings.account_attempts, now)
@@ -157,8 +164,10 @@ def _lifetimes(settings: UserSettings) -> Lifetimes:
     return Lifetimes(timedelta(seconds=settings.refresh_lifetime), timedelta(seconds=settings.session_lifetime))
 
 
-def _address(request: Request) -> str:
-    return domain.network_of(request.client.host if request.client else "")
+def _address(request: Request, proxies: Proxies) -> str:
+    """Whose attempts these are: the client's, not the gateway's in front of us, where its word is trusted."""
+    peer = request.client.host if request.client else ""
+    return domain.network_of(proxies.client(peer, request.url.scheme, request.headers.raw).address)
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

@@ -11,6 +11,7 @@ from microkit.auth import Issuer
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.errors import ConfigurationError
+from microkit.gateway.headers import Proxies
 from reference.billpay.contracts.user import EmailTaken, Sessions, Users, WeakPassword
 from reference.billpay.user import accounts, domain, handlers
 from reference.billpay.user.keys import signing_keys
@@ -44,6 +45,11 @@ async def passwords(settings: UserSettings, database: Database) -> AsyncIterator
     if settings.admin_email is not None and settings.admin_password is not None:
         await first_admin(database, hashing, settings.admin_email, settings.admin_password.get_secret_value())
     yield hashing
+
+
+@service.resource
+async def proxies(settings: UserSettings) -> AsyncIterator[Proxies]:
+    yield Proxies(settings.trusted_proxies)
 
 
 @service.resource

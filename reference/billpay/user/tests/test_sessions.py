@@ -312,6 +312,25 @@ async def test_an_address_has_twenty_attempts_over_all_accounts_and_success_give
             await user.log_in()
 
 
+async def test_behind_a_trusted_gateway_the_clients_own_address_counts(start: Start) -> None:
+    async def guess(user: UserService, forwarded_for: str, number: int) -> int:
+        body = {"email": f"user{number}@billpay.example", "password": WRONG}
+        async with (
+            aiohttp.ClientSession(headers={"X-Forwarded-For": forwarded_for}) as session,
+            session.post(f"{user.instance.url}/sessions", json=body) as response,
+        ):
+            return response.status
+
+    async with start(address_attempts=2, trusted_proxies=["127.0.0.0/8"]) as user:
+        assert [await guess(user, "192.0.2.1", n) for n in range(3)] == [401, 401, 429]
+        assert [await guess(user, "192.0.2.2", n) for n in range(10, 12)] == [401, 401]
+        # What a client writes itself stands on the left, and does not make it another.
+        assert [await guess(user, f"203.0.113.{n}, 192.0.2.1", n) for n in range(20, 22)] == [429, 429]
+    async with start(address_attempts=2) as user:
+        await set_back(user, AttemptRow, started_at=attempts.WINDOW)
+        assert [await guess(user, f"192.0.2.{n}", n) for n in range(30, 33)] == [401, 401, 429]
+
+
 async def test_registrations_of_one_address_are_limited(start: Start) -> None:
     async with start(registrations=3) as user:
         for number in range(3):
