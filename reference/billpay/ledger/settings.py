@@ -18,7 +18,7 @@ class LedgerSettings(ServiceSettings):
     idle_interval: Annotated[Duration, Field(gt=0, le=60, description="Between ledgers while none waits")] = 5.0
     submit_timeout: Annotated[
         Duration, Field(gt=0, description="How long POST /transactions waits for its ledger before it answers 504")
-    ] = 10.0
+    ] = 8.0
     friendbot_amount: Annotated[
         int, Field(ge=1, le=1_000_000, description="XLM that friendbot opens an account with")
     ] = 10_000

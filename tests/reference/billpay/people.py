@@ -1,0 +1,175 @@
+"""People who pay bills, and a way to Horizon that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+from aiohttp import web
+from sqlalchemy import func, select
+from stellar_sdk import Keypair
+
+from microkit.auth import Issuer
+from microkit.testing.system import SystemUnderTest, as_user
+from reference.billpay.contracts.billing import Bill, Billing, BillStatus, NewBill
+from reference.billpay.contracts.ledger import DEMO_PROVIDERS
+from reference.billpay.contracts.payment import NewPayment, Payment, Payments, PaymentStatus, Wallet, Wallets
+from reference.billpay.ledger.tables import AccountRow, LedgerRow
+
+PROVIDER = DEMO_PROVIDERS["Lagos Water"]
+FINAL = (PaymentStatus.SETTLED, PaymentStatus.FAILED)
+
+
+class WayToHorizon:
+    """Passes requests on to the ledger. ``requests`` and ``answers`` say which submissions get lost, by number from 1.
+
+    ``submitted`` holds each envelope that was sent, lost or not.
+    """
+
+    def __init__(self) -> None:
+        self.submitted: list[str] = []
+        self.lose_request: Callable[[int], bool] = lambda _: False
+        self.lose_answer: Callable[[int], bool] = lambda _: False
+        self.target = ""
+        self.url = ""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[WayToHorizon]:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        assert site._server is not None
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+        async with aiohttp.ClientSession(auto_decompress=False) as self._session:
+            yield self
+            await runner.cleanup()
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        number = 0
+        if request.method == "POST":
+            self.submitted.append(body.decode())
+            number = len(self.submitted)
+            if self.lose_request(number):
+                return web.json_response({"title": "Timeout", "status": 504}, status=504)
+        headers = {name: request.headers[name] for name in ("Host", "Content-Type") if name in request.headers}
+        async with self._session.request(
+            request.method, self.target + request.path_qs, data=body, headers=headers
+        ) as answer:
+            content = await answer.read()
+        if number and self.lose_answer(number):
+            assert request.transport is not None
+            request.transport.abort()
+        kept = {name: answer.headers[name] for name in ("Content-Type", "Latest-Ledger") if name in answer.headers}
+        return web.Response(body=content, status=answer.status, headers=kept)
+
+
+@dataclass
+class Person:
+    """Somebody with a token and, once opened, a wallet."""
+
+    billpay: Billpay
+    id: UUID = field(default_factory=uuid4)
+    wallet: Wallet | None = None
+
+    @property
+    def token(self) -> str:
+        issuer = self.billpay.system["user"].parts.resources[Issuer]
+        assert isinstance(issuer, Issuer)
+        return issuer.sign(str(self.id), roles=["member"]).value
+
+    async def open_wallet(self) -> Wallet:
+        with as_user(self.token):
+            self.wallet = await self.billpay.client(Wallets).open()
+        return self.wallet
+
+    async def bill(self, amount: str = "12.5", *, payee: str = PROVIDER, due_in: timedelta = timedelta(days=3)) -> Bill:
+        new = NewBill(
+            provider="Lagos Water",
+            reference="INV-2026-0117",
+            amount=Decimal(amount),
+            payee=payee,
+            due_at=datetime.now(UTC) + due_in,
+        )
+        with as_user(self.token):
+            return await self.billpay.client(Billing).create(new)
+
+    async def read_bill(self, bill: Bill) -> Bill:
+        with as_user(self.token):
+            return await self.billpay.client(Billing).read(bill.id)
+
+    async def start_payment(self, bill: Bill) -> Payment:
+        with as_user(self.token):
+            return await self.billpay.client(Payments).pay(NewPayment(bill_id=bill.id))
+
+    async def end_of(self, payment: Payment) -> Payment:
+        """The payment when it has come to its end, and its bill is no longer reserved for it."""
+        async with asyncio.timeout(60):
+            while True:
+                with as_user(self.token):
+                    found = await self.billpay.client(Payments).read(payment.id)
+                if found.status in FINAL:
+                    return found
+                await asyncio.sleep(0.02)
+
+    async def pay(self, bill: Bill) -> Payment:
+        return await self.end_of(await self.start_payment(bill))
+
+
+@dataclass
+class Billpay:
+    """The running system as a test sees it."""
+
+    system: SystemUnderTest
+    way: WayToHorizon
+
+    def client(self, contract: Any) -> Any:
+        return self.system.client(contract)
+
+    async def person(self) -> Person:
+        """Somebody with 10,000 XLM in a wallet."""
+        person = Person(self)
+        await person.open_wallet()
+        return person
+
+    async def new_account(self, name: str) -> str:
+        """An account of a provider that nobody else pays."""
+        address = Keypair.from_raw_ed25519_seed(sha256(name.encode()).digest()).public_key
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.system.urls['ledger']}/friendbot", params={"addr": address}) as answer,
+        ):
+            assert answer.status == 200
+        return address
+
+    async def balance(self, address: str) -> int:
+        """In stroops, as the ledger has it."""
+        async with self.system["ledger"].database.transaction(read_only=True) as tx:
+            row = await tx.get(AccountRow, address)
+        return row.balance if row else 0
+
+    async def all_money(self) -> int:
+        async with self.system["ledger"].database.transaction(read_only=True) as tx:
+            balances = await tx.scalar(select(func.sum(AccountRow.balance)))
+            head = (await tx.scalars(select(LedgerRow).order_by(LedgerRow.sequence.desc()).limit(1)))[0]
+        return int(balances or 0) + head.fee_pool
+
+    async def status_of(self, person: Person, bill: Bill, status: BillStatus) -> Bill:
+        """The bill, once it has this status."""
+        async with asyncio.timeout(30):
+            while True:
+                found = await person.read_bill(bill)
+                if found.status is status:
+                    return found
+                await asyncio.sleep(0.02)
