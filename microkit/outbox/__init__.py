@@ -2,7 +2,8 @@
 
 from microkit.outbox.dead_letters import burial
 from microkit.outbox.inbox import effect_once
-from microkit.outbox.relay import Relay, RelayHealth, RelayOptions
+from microkit.outbox.options import RelayHealth, RelayOptions
+from microkit.outbox.relay import Relay
 from microkit.outbox.writer import install
 
 __all__ = ["Relay", "RelayHealth", "RelayOptions", "burial", "effect_once", "install"]

@@ -35,13 +35,15 @@ class _Plan:
     keep: dict[int, int]
     take: dict[int, int]
     give: list[int]
+    fair: int
 
 
 class ShardLeases:
     """The shards that one relay holds. ``seconds`` is how long a lease lasts.
 
     ``epochs`` maps the shards held to their epochs; ``valid_until`` is a reading of ``time.monotonic()``, taken before
-    the database was asked and so on the safe side.
+    the database was asked and so on the safe side. ``hungry``: others hold shards that are this relay's share, and will
+    give them back at their next heartbeat.
 
     Raises:
         ConfigurationError: a lease too short to be renewed in time.
@@ -55,6 +57,7 @@ class ShardLeases:
         self.owner = new_owner()
         self.epochs: dict[int, int] = {}
         self.valid_until = 0.0
+        self.hungry = True
         self._database = database
         self._seconds = seconds
 
@@ -84,11 +87,13 @@ class ShardLeases:
         """
         asked = time.monotonic()
 
-        async def unit(tx: Transaction) -> dict[int, int]:
+        async def unit(tx: Transaction) -> _Plan:
             return await self._hold(tx, busy)
 
-        self.epochs = await self._database.run(unit)
+        plan = await self._database.run(unit)
+        self.epochs = {**plan.keep, **plan.take}
         self.valid_until = asked + self._seconds
+        self.hungry = len(self.epochs) < plan.fair
 
     async def release(self) -> None:
         """Gives everything back, so that another relay need not wait for the leases to run out."""
@@ -106,7 +111,7 @@ class ShardLeases:
         held = sa.tuple_(shard_lease.c.shard, shard_lease.c.epoch).in_(list(self.epochs.items()))
         return sa.exists().where(shard_lease.c.shard == shard, held)
 
-    async def _hold(self, tx: Transaction, busy: Collection[int]) -> dict[int, int]:
+    async def _hold(self, tx: Transaction, busy: Collection[int]) -> _Plan:
         seen = {"owner": self.owner, "seen_until": database_now(plus=self._seconds)}
         await tx.execute(sa.delete(relay_presence).where(relay_presence.c.owner == self.owner))
         await tx.execute(sa.insert(relay_presence).values(seen))
@@ -120,8 +125,8 @@ class ShardLeases:
                 .with_for_update()
             )
         ).all()
-        relays = await tx.scalar(sa.select(sa.func.count()).select_from(relay_presence))
-        plan = self._plan(rows, relays or 1, busy)
+        owners = await tx.scalars(sa.select(relay_presence.c.owner))
+        plan = self._plan(rows, sum(not is_gone(owner) for owner in owners), busy)
         if plan.keep:
             await tx.execute(_renew(list(plan.keep), self._seconds))
         if plan.take:
@@ -130,16 +135,16 @@ class ShardLeases:
             )
         if plan.give:
             await tx.execute(_give(plan.give))
-        return {**plan.keep, **plan.take}
+        return plan
 
     def _plan(self, rows: Collection[Any], relays: int, busy: Collection[int]) -> _Plan:
-        fair = -(-SHARDS // relays)
+        fair = -(-SHARDS // max(relays, 1))
         mine = {row.shard: row.epoch for row in rows if self._is_mine(row)}
         give = [shard for shard in mine if shard not in busy][: max(0, len(mine) - fair)]
         keep = {shard: epoch for shard, epoch in mine.items() if shard not in give}
         free = {row.shard: row.epoch + 1 for row in rows if row.shard not in mine and self._is_free(row)}
         take = dict(list(free.items())[: max(0, fair - len(keep))])
-        return _Plan(keep, take, give)
+        return _Plan(keep, take, give, fair)
 
     def _is_mine(self, row: Any) -> bool:
         return bool(row.owner == self.owner and row.epoch == self.epochs.get(row.shard))

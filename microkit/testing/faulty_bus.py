@@ -14,7 +14,7 @@ class FaultyBus:
     """A broker in memory that confirms what it takes, as Kafka and Redis do, and fails as it is told to.
 
     ``away`` makes everything raise ``ConnectionError``. ``refuse`` looks at each message and returns the error that the
-    broker answers it with, if any; later messages of the same key in the batch fail with it. While the event ``open`` is
+    broker answers it with, if any; later messages of its key in the batch fail with it. While the event ``open`` is
     cleared, ``publish`` hangs: before it has taken the batch, or after it with ``hang_after``. ``published`` holds all
     messages taken, in order; ``attempts`` counts the calls of ``publish``.
     """
