@@ -9,57 +9,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import orjson
 import pytest
-import uvicorn
 
 from microkit.auth.principal import Principal
+from microkit.contract import ANYONE
 from microkit.discovery.static import StaticResolver
-from microkit.errors import Problem, Unauthorized
+from microkit.errors import Unauthorized
 from microkit.gateway import BoundGateway, Gateway, Route
 from microkit.telemetry import Telemetry, TraceRing
+from microkit.web import Mount, Server, Surface, WebApp
 
 App = Callable[..., Awaitable[None]]
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def rendering_problems(app: App) -> App:
-    """What the web floor does around a mounted app, as far as these tests need it."""
-
-    async def edge(scope: Any, receive: Any, send: Any) -> None:
-        started = False
-
-        async def note(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await app(scope, receive, note)
-        except Problem as problem:
-            if started:
-                raise
-            headers = [(b"content-type", b"application/problem+json")]
-            headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
-            await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-            await send({"type": "http.response.body", "body": orjson.dumps(problem.document())})
-
-    return edge
-
-
 @asynccontextmanager
 async def serving(app: App) -> AsyncIterator[str]:
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", proxy_headers=False)
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve())
-    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
-        await asyncio.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    server = Server(app)
+    await server.start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield server.url
     finally:
-        server.should_exit = server.force_exit = True
-        await task
+        await server.stop(0)
 
 
 @asynccontextmanager
@@ -175,7 +146,8 @@ async def start() -> AsyncIterator[Start]:
                 session=session,
                 trusted_proxies=trusted_proxies,
             )
-            url = await stack.enter_async_context(serving(rendering_problems(bound)))
+            surface = Surface("gateway", mounts=[Mount("/", bound, ANYONE)])
+            url = await stack.enter_async_context(serving(WebApp(surface, telemetry=telemetry)))
             client = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
             return Running(url, bound, ring, telemetry, client)
 

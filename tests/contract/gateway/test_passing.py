@@ -138,9 +138,9 @@ async def test_an_open_route_passes_a_bad_token_without_a_user_id_and_leaves_it_
     [
         ("GET", "/elsewhere", 404, "urn:problem:not-found"),
         ("GET", "/api/billsx", 404, "urn:problem:not-found"),
-        ("GET", "//admin", 400, "urn:problem:bad-request"),
-        ("GET", "/api/bills/%2e%2e/users", 400, "urn:problem:bad-request"),
-        ("GET", "/%2fapi/bills", 400, "urn:problem:bad-request"),
+        ("GET", "//admin", 400, "urn:problem:unreadable-target"),
+        ("GET", "/api/bills/%2e%2e/users", 400, "urn:problem:unreadable-target"),
+        ("GET", "/%2fapi/bills", 400, "urn:problem:unreadable-target"),
         ("DELETE", "/read-only", 405, "urn:problem:method-not-allowed"),
     ],
 )
@@ -293,9 +293,10 @@ async def test_the_trace_goes_through_with_the_gateways_span_in_it(start: Any) -
     gateway = await start([BILLS], {"billing": billing()})
     async with gateway.client.get(f"{gateway.url}/api/bills", headers={"traceparent": "bad"}) as response:
         headers = headers_of(await response.json())
-    (span,) = gateway.ring.recent()
+    served, span = gateway.ring.trace(headers["traceparent"][3:35])
+    assert (served.name, served.kind, served.attributes["http.route"]) == ("GET /api/bills", "server", "/api/bills")
     assert headers["traceparent"] == f"00-{span.trace_id}-{span.span_id}-01"
-    assert (span.name, span.kind) == ("GET /api/bills", "client")
+    assert (span.name, span.kind, span.parent_id) == ("GET /api/bills", "client", served.span_id)
     assert span.attributes["server.address"] == "billing"
     assert span.attributes["http.response.status_code"] == 200
     assert b'http_client_request_duration_seconds_count{error_type="",' in gateway.telemetry.exposition()
