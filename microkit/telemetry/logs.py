@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Final, TextIO
@@ -22,6 +24,9 @@ from microkit.telemetry.lines import ACCESS, Format, access_json, console_line, 
 
 serving: ContextVar[str] = ContextVar("microkit_serving", default="")
 """The service that the current task works for; it names the lines of loggers that belong to no service."""
+
+LONGEST_BLOCK: Final = 1.0
+"""Seconds."""
 
 _NOTHING: Final[Mapping[str, str]] = {}
 
@@ -66,6 +71,7 @@ class LineHandler(logging.Handler):
         self._buffer = stream.buffer if isinstance(stream, io.TextIOWrapper) else None
         raw = getattr(self._buffer, "raw", None)
         self._raw = raw if isinstance(raw, io.FileIO) else None
+        self._lock = self.lock or threading.RLock()  # the handler's own, which the library renews after a fork
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -77,19 +83,29 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
     def write(self, line: bytes) -> None:
-        """Writes one whole line: in one system call where there is a file below, so that lines of several threads and
-        processes do not mix."""
-        if self._raw is not None:
-            written = self._raw.write(line)
-            if written == len(line):
-                return
-            line = line[written or 0 :]  # a full disk or a pipe that does not block: the buffer knows what to do
-        if self._buffer is not None:
-            self._buffer.write(line)
-            self._buffer.flush()
-        else:
-            self.stream.write(line.decode())
-            self.stream.flush()
+        """Writes one whole line: in one system call where there is a file below, so that lines of several processes do
+        not mix.
+
+        Raises:
+            BlockingIOError: a stream that does not block has taken nothing for a second.
+        """
+        with self._lock:
+            if self._raw is not None:
+                self._write_raw(self._raw, line)
+            elif self._buffer is not None:
+                self._buffer.write(line)
+                self._buffer.flush()
+            else:
+                self.stream.write(line.decode())
+                self.stream.flush()
+
+    def _write_raw(self, raw: io.FileIO, line: bytes) -> None:
+        written = raw.write(line)
+        while written != len(line):  # a pipe that does not block, as some parents make standard output
+            line = line[written or 0 :]
+            if not written and not select.select([], [raw], [], LONGEST_BLOCK)[1]:
+                raise BlockingIOError
+            written = raw.write(line)
 
 
 def configure(

@@ -326,25 +326,53 @@ def test_lines_that_a_slow_reader_makes_partial_arrive_whole() -> None:
     program = """
 import os, sys, threading, time
 from microkit.telemetry import Telemetry
-from microkit.telemetry.logs import configure
+from microkit.telemetry.logs import access_line, configure
 read, write = os.pipe()
+os.set_blocking(write, False)
 stream = os.fdopen(write, "w")
 configure(stream)
 got = []
 def reader():
     while block := os.read(read, 1000):
         got.append(block)
-thread = threading.Thread(target=reader)
-thread.start()
-logger = Telemetry("billing").logger
-for number in range(200):
-    logger.info("y" * 8000, extra={"number": number})
+reading = threading.Thread(target=reader)
+reading.start()
+def writer(start):
+    logger = Telemetry("billing").logger
+    for number in range(start, start + 100):
+        logger.info("y" * 8000, extra={"number": number})
+        access_line("billing", "GET", "/" + "z" * 8000, "/", number, 0.0)
+writers = [threading.Thread(target=writer, args=(start,)) for start in (0, 100)]
+for thread in writers:
+    thread.start()
+for thread in writers:
+    thread.join()
 stream.close()
-thread.join()
+reading.join()
 sys.stdout.write(b"".join(got).decode())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert [json.loads(line)["number"] for line in done.stdout.splitlines()] == list(range(200))
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(line["number"] for line in lines if "number" in line) == list(range(200))
+    assert sorted(line["status"] for line in lines if "status" in line) == list(range(200))
+    assert done.stderr == ""
+
+
+def test_a_stream_that_takes_nothing_any_more_does_not_hold_the_service_up_for_ever() -> None:
+    program = """
+import os, sys
+from microkit.telemetry import Telemetry
+from microkit.telemetry.logs import configure
+read, write = os.pipe()
+os.set_blocking(write, False)
+configure(os.fdopen(write, "w"))
+for _ in range(9):
+    Telemetry("billing").logger.info("y" * 8000)
+print("went on")
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "BlockingIOError" in done.stderr
 
 
 def test_a_reader_that_has_gone_does_not_stop_the_service(capfd: pytest.CaptureFixture[str]) -> None:
