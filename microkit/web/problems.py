@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from microkit.errors import BadGateway, BadRequest, DeadlineExceeded, Problem, RemoteProblem, ValidationFailed
+from microkit.db import CommitUnknown
+from microkit.errors import (
+    BadGateway,
+    BadRequest,
+    DeadlineExceeded,
+    InternalError,
+    Problem,
+    RemoteProblem,
+    ValidationFailed,
+)
 
 MEDIA_TYPE: Final = b"application/problem+json"
 MOST_ERRORS: Final = 50
@@ -25,6 +37,9 @@ class UnreadableTarget(BadRequest, status=400, title="The request's path or quer
 class UpstreamProblem(BadGateway, status=502, title="A service that this one needs answered with a problem"): ...
 
 
+class OutcomeUnknown(InternalError, status=500, title="It is not known whether this had its effect"): ...
+
+
 def render(problem: Problem, *, instance: str, trace_id: str) -> bytes:
     """The document. ``instance`` is the request's path as it came, ``trace_id`` 32 hex digits or ``""``."""
     document = problem.document()
@@ -34,6 +49,16 @@ def render(problem: Problem, *, instance: str, trace_id: str) -> bytes:
     return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS)
 
 
+class StarletteProblem(Problem, status=500):
+    """What Starlette's own code answers with, such as a request whose JSON cannot be read."""
+
+    def __init__(self, error: HTTPException) -> None:
+        super().__init__(error.detail, headers=error.headers)
+        self.status = error.status_code  # type: ignore[misc]  # of this one, where others' is of the class
+        self.title = HTTPStatus(error.status_code).phrase  # type: ignore[misc]
+        self.type = "about:blank"  # type: ignore[misc]
+
+
 def problem_for(error: Exception) -> Problem | None:
     """The problem that an exception of ours stands for; ``None`` where it is a fault of the service's own."""
     match error:
@@ -41,9 +66,20 @@ def problem_for(error: Exception) -> Problem | None:
             return error
         case RemoteProblem():
             return UpstreamProblem(extensions={"service": error.service})
+        case CommitUnknown():
+            return OutcomeUnknown(
+                "The database was lost while the work was being committed. "
+                "Send it again with the same Idempotency-Key, or look for what it should have done"
+            )
         case TimeoutError():
             return DeadlineExceeded()
-    return None
+    return _of_starlette(error)
+
+
+def _of_starlette(error: Exception) -> Problem | None:
+    if isinstance(error, ClientDisconnect):
+        return BadRequest("The client left before its request was whole")
+    return StarletteProblem(error) if isinstance(error, HTTPException) else None
 
 
 def pointer(location: Sequence[str | int]) -> str:

@@ -146,11 +146,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         before: RequestResponseCycle | None = self.cycle
         if before is not None and not before.response_complete:
-            # The answer to the request before is under way, and comes first. The client sees the end after it.
-            before.keep_alive = False
-            self.pipeline.clear()
             self._way_out.deafen()
-            return
+            if not before.more_body:
+                # The answer to the request before is under way, and comes first. The client sees the end after it.
+                before.keep_alive = False
+                self.pipeline.clear()
+                return
+            # It is that request whose body is broken: nobody is to wait for the rest.
+            before.disconnected = True
+            before.message_event.set()
+            if before.response_started:
+                self._way_out.abort()
+                return
         body = render(problem, instance=self.url.decode("latin-1")[:200] if self.url else "", trace_id="")
         head = [
             STATUS_LINE[problem.status],
