@@ -362,12 +362,8 @@ async def test_a_trailer_does_not_pass_for_a_header(wire: Any, http: Any) -> Non
 
 
 async def test_a_bad_traceparent_starts_a_new_trace(wire: Any, http: Any) -> None:
-    for bad in (
-        "00-" + "0" * 32 + "-" + "1" * 16 + "-01",
-        "ff-" + "1" * 32 + "-" + "1" * 16 + "-01",
-        "\xff",
-        "x" * 5000,
-    ):
+    zeros, ones, span = "0" * 32, "1" * 32, "1" * 16
+    for bad in (f"00-{zeros}-{span}-01", f"ff-{ones}-{span}-01", "\xff", "x" * 5000):
         answer = await wire(http.request("GET", "/nothing", f"traceparent: {bad}"))
         assert answer.status == 404
         assert answer.json["trace_id"] not in {zeros, ones}

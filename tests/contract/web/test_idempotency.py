@@ -14,7 +14,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, s
 from sqlalchemy.exc import OperationalError
 
 from microkit.auth.principal import Principal
-from microkit.contract import SIGNED_IN, Contract, post, put
+from microkit.contract import SIGNED_IN, Contract, Operation, post, put
 from microkit.db import CommitUnknown, Database, Transaction, database_now
 from microkit.db.migration import create_tables
 from microkit.errors import Conflict
@@ -82,7 +82,11 @@ async def verify(token: str) -> Principal:
 
 
 def app_of(desk: Desk, database: Database) -> WebApp:
-    operations = [(Charges.create, desk.create), (Charges.replace, desk.replace), (Charges.set_pin, desk.set_pin)]
+    operations: list[tuple[Operation[..., Any], Callable[..., Awaitable[Any]]]] = [
+        (Charges.create, desk.create),
+        (Charges.replace, desk.replace),
+        (Charges.set_pin, desk.set_pin),
+    ]
     surface = Surface("charges", operations=operations)
     return WebApp(surface, telemetry=Telemetry("charges"), verify=verify, database=database)
 
