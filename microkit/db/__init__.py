@@ -2,7 +2,8 @@
 
 from microkit.db.clock import database_now
 from microkit.db.database import Database
-from microkit.db.failure import CommitUnknown, DatabaseUnavailable, TransactionAborted, is_transient
+from microkit.db.failure import CommitUnknown, DatabaseUnavailable, PoolExhausted, TransactionAborted, is_transient
+from microkit.db.prepared import PreparedInsert
 from microkit.db.signal import Signal
 from microkit.db.transaction import Transaction
 
@@ -10,6 +11,8 @@ __all__ = [
     "CommitUnknown",
     "Database",
     "DatabaseUnavailable",
+    "PoolExhausted",
+    "PreparedInsert",
     "Signal",
     "Transaction",
     "TransactionAborted",

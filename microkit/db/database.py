@@ -14,7 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from microkit import context
 from microkit.db import engines
-from microkit.db.failure import QUERY_CANCELED, DatabaseUnavailable, is_disconnect, is_transient, sqlstate
+from microkit.db.failure import (
+    DatabaseUnavailable,
+    PoolExhausted,
+    is_busy,
+    is_disconnect,
+    is_interrupted,
+    is_transient,
+)
 from microkit.db.metrics import PoolMetrics
 from microkit.db.pool import Lease, Pool
 from microkit.db.shield import finish
@@ -170,7 +177,7 @@ class Database:
                 async with self.transaction(read_only=read_only) as tx:
                     return await work(tx)
             except Exception as error:
-                if attempt == attempts or not is_transient(error):
+                if attempt == attempts or not is_transient(error) or isinstance(error, PoolExhausted):
                     if is_disconnect(error):
                         raise DatabaseUnavailable("The connection to the database was lost") from error
                     raise
@@ -191,5 +198,7 @@ class Database:
 
 def raise_translated(error: Exception) -> None:
     """Raises what a caller of ours should see instead of ``error``; returns where that is ``error`` itself."""
-    if sqlstate(error) == QUERY_CANCELED and "statement timeout" in str(error):
+    if is_interrupted(error):
         raise DeadlineExceeded("A statement took longer than it may") from error
+    if is_busy(error):
+        raise DatabaseUnavailable("Another process keeps the database file locked") from error

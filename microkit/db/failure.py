@@ -20,6 +20,10 @@ class DatabaseUnavailable(Unavailable, status=503, title="The database is unavai
     """The database cannot be reached, or no connection became free in time."""
 
 
+class PoolExhausted(DatabaseUnavailable, status=503, title="The database is unavailable", type="database-unavailable"):
+    """All connections stayed in use for as long as one may wait. Trying again at once would add to the load."""
+
+
 class CommitUnknown(MicrokitError):
     """The connection was lost while COMMIT was under way: the transaction may stand or not.
 
@@ -32,7 +36,10 @@ class CommitUnknown(MicrokitError):
 
 
 class TransactionAborted(MicrokitError):
-    """An earlier statement had failed, its error was swallowed, and so PostgreSQL answered COMMIT with ROLLBACK."""
+    """An earlier statement had failed, its error was swallowed, and then the transaction was to be committed.
+
+    PostgreSQL answers such a COMMIT with a quiet ROLLBACK. SQLite would commit the rest; here it does not.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -55,16 +62,30 @@ def is_disconnect(error: BaseException) -> bool:
     return error.connection_invalidated or (code is not None and (code in _SERVER_GONE or code.startswith("08")))
 
 
+def is_stale_plan(error: BaseException) -> bool:
+    """Whether a table was changed since this connection prepared the statement, as when a neighbour migrates."""
+    return type(getattr(error, "orig", None)).__name__ == "InvalidCachedStatementError"
+
+
+def is_interrupted(error: BaseException) -> bool:
+    """Whether the statement was stopped because it took too long."""
+    if sqlstate(error) == QUERY_CANCELED:
+        return "statement timeout" in str(error)  # and not "user request", which is an administrator's
+    return _sqlite_code(error) == sqlite3.SQLITE_INTERRUPT
+
+
 def is_busy(error: BaseException) -> bool:
     """Whether SQLite found the file locked by another process."""
-    original = getattr(error, "orig", None)
-    if not isinstance(original, sqlite3.OperationalError):
-        return False
-    return (getattr(original, "sqlite_errorcode", 0) & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _sqlite_code(error: BaseException) -> int:
+    """SQLite's primary result code, 0 for an error that has none."""
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the whole transaction may succeed when it is tried again, and nothing of this try stands."""
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, DatabaseUnavailable) or sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED):
         return True
-    return sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED) or is_disconnect(error) or is_busy(error)
+    return is_disconnect(error) or is_busy(error) or is_stale_plan(error)

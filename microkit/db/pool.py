@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import await_
 
-from microkit.db.failure import DatabaseUnavailable, is_disconnect
+from microkit import context
+from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect
 from microkit.db.limit import allowed
 
 
@@ -55,7 +56,8 @@ class Pool:
                 await self._free.acquire()
         except TimeoutError:
             self.timeouts += 1
-            raise DatabaseUnavailable(
+            context.remaining()  # says so where it was the caller's deadline that ended the wait
+            raise PoolExhausted(
                 f"No connection of {self.size} became free within {timeout:.3g} s", headers={"Retry-After": "1"}
             ) from None
         finally:

@@ -79,6 +79,7 @@ def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
         pool_size=size,
         max_overflow=0,
         pool_use_lifo=True,
+        hide_parameters=True,  # what people typed does not belong into logs
         json_serializer=jsontext.dumps,
         json_deserializer=jsontext.loads,
         connect_args={

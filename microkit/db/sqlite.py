@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import URL, Connection, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
-from microkit.db.failure import is_busy
+from microkit.db.failure import TransactionAborted, is_busy
 from microkit.db.limit import allowed
 from microkit.db.sqlite_types import EXACT
 
@@ -52,28 +53,37 @@ def engine(
         poolclass=AsyncAdaptedQueuePool,  # also for a database in memory, which then lives in the one connection
         pool_size=size,
         max_overflow=0,
+        hide_parameters=True,  # what people typed does not belong into logs
         json_serializer=jsontext.dumps,
         json_deserializer=jsontext.loads,
         connect_args={"isolation_level": None, "timeout": _BUSY},
     )
-    sync = made.sync_engine
-    sync.dialect.colspecs = {**sync.dialect.colspecs, **EXACT}
+    dialect: Any = made.sync_engine.dialect
+    dialect.colspecs = {**dialect.colspecs, **EXACT}
+    # SQLAlchemy's own closes twice when it is cancelled meanwhile, and the second time waits for ever.
+    dialect.do_terminate = _terminate
+    _listen(made.sync_engine, statement_timeout, patience if writes else None, pragmas)
+    return made
 
+
+def _terminate(adapted: Any) -> None:
+    # Closed in its thread, after what is queued there. Nobody waits for it.
+    adapted.driver_connection.stop()
+
+
+def _listen(sync: Engine, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]) -> None:
     @event.listens_for(sync, "connect")
     def connected(adapted: Any, record: Any) -> None:
-        cursor = adapted.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", *(f"{name}={on:d}" for name, on in pragmas.items())):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
         stopwatch = record.info["stopwatch"] = Stopwatch()
-        await_(adapted.driver_connection.set_progress_handler(stopwatch, _STEPS))
+        _set_up(adapted, stopwatch, pragmas)
 
     @event.listens_for(sync, "begin")
     def begin(connection: Connection) -> None:
-        if writes:
-            _begin_writing(connection, patience)
-        else:
+        if patience is None:
             connection.exec_driver_sql("BEGIN")
+        else:
+            _begin_writing(connection, patience)
+        connection.info["failed"] = False
 
     @event.listens_for(sync, "before_cursor_execute")
     def about_to_execute(connection: Connection, *_: object) -> None:
@@ -82,8 +92,28 @@ def engine(
     @event.listens_for(sync, "commit")
     def about_to_commit(connection: Connection) -> None:
         connection.info["stopwatch"].until = float("inf")
+        if connection.info["failed"]:
+            raise TransactionAborted
 
-    return made
+    event.listen(sync, "handle_error", _failed)
+
+
+def _set_up(adapted: Any, stopwatch: Stopwatch, pragmas: Mapping[str, bool]) -> None:
+    cursor = adapted.cursor()
+    # Another process that opens the new file at the same moment makes the first of these fail, however long one waits
+    # inside SQLite.
+    for again in (True, True, False):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if not again or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            await_(asyncio.sleep(_BUSY))
+    for pragma in ("synchronous=FULL", *(f"{name}={on:d}" for name, on in pragmas.items())):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+    await_(adapted.driver_connection.set_progress_handler(stopwatch, _STEPS))
 
 
 def _begin_writing(connection: Connection, patience: float) -> None:
@@ -97,3 +127,18 @@ def _begin_writing(connection: Connection, patience: float) -> None:
         else:
             return
         await_(asyncio.sleep(random.uniform(0.001, 0.02)))  # noqa: S311  spreads the waiters, no secret
+
+
+def _failed(failure: ExceptionContext) -> None:
+    connection = failure.connection
+    if connection is None:
+        return
+    if isinstance(failure.original_exception, sqlite3.Error):
+        # A savepoint takes the failure back; without one the transaction is spoiled, as it is on PostgreSQL.
+        if not connection.in_nested_transaction():
+            connection.info["failed"] = True
+    elif not isinstance(failure.original_exception, Exception):
+        # Cancelled. SQLAlchemy would drop the connection. But its statements queue in one thread: what comes next finds
+        # this one ended, and the rollback that follows is all it takes.
+        failure.is_disconnect = False
+        connection.info["stopwatch"].until = float("-inf")

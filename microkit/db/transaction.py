@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Executable, Result, Select, select
@@ -14,6 +14,7 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from microkit.db import pagination
 from microkit.db.failure import CommitUnknown, is_disconnect
 from microkit.db.pool import Lease
+from microkit.db.prepared import PreparedInsert
 from microkit.errors import DefinitionError
 from microkit.message import Event
 from microkit.page import PageRequest
@@ -113,6 +114,11 @@ class Transaction:
         """Any statement; a list of ``params`` inserts many rows at once."""
         return await self.session.execute(statement, params)
 
+    async def insert(self, statement: PreparedInsert, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Flushes, then inserts the rows in their order, at least cost; for what nearly every request does."""
+        self._writes("insert")
+        await self.session.run_sync(_flush_and_insert, statement, rows)
+
     async def flush(self) -> None:
         """Sends what was added or changed now, so that its errors come here and not at COMMIT.
 
@@ -166,12 +172,12 @@ class Transaction:
 
     async def prepare(self) -> None:
         """Sends everything but COMMIT."""
-        session = self.session.sync_session
-        if session._new or session._deleted or session.identity_map._modified:  # noqa: SLF001  a flush is a greenlet
-            await self.session.flush()
         if self._events and self._outbox_writer is not None:
+            await self.session.flush()
             events, self._events = self._events, []
             await self._outbox_writer(self, events)
+        else:
+            await self.session.flush()
 
     async def commit(self) -> None:
         """Sends COMMIT and gives the connection back.
@@ -203,3 +209,8 @@ class Transaction:
             session.close()
         finally:
             self._lease.close()
+
+
+def _flush_and_insert(session: Session, statement: PreparedInsert, rows: Sequence[Mapping[str, Any]]) -> None:
+    session.flush()
+    statement.send(session.connection(), rows)

@@ -1,0 +1,76 @@
+"""An INSERT that nearly every request sends, made ready once and handed to the driver past most of SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Insert
+from sqlalchemy.exc import DBAPIError
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    sql: str
+    names: tuple[str, ...]
+    processors: tuple[Callable[[Any], Any] | None, ...]
+
+    def arguments(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(
+            row[name] if process is None else process(row[name])
+            for name, process in zip(self.names, self.processors, strict=True)
+        )
+
+
+class PreparedInsert:
+    """``statement`` with values for ``columns``; the others get what the statement or the database says.
+
+    For :meth:`Transaction.insert`. It costs a third of the same INSERT through the session. Defaults that SQLAlchemy
+    would compute in Python are not computed, and nothing is returned.
+    """
+
+    def __init__(self, statement: Insert, columns: Sequence[str]) -> None:
+        self._statement = statement.inline()
+        self._columns = list(columns)
+        self._ready: dict[str, _Ready] = {}
+
+    def send(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Inserts the rows, in their order; called inside SQLAlchemy's greenlet.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: as ``Connection.execute`` would.
+        """
+        ready = self._ready.get(connection.dialect.name) or self._make_ready(connection.dialect)
+        cursor = connection.connection.cursor()
+        try:
+            if len(rows) == 1:
+                cursor.execute(ready.sql, ready.arguments(rows[0]))
+            else:
+                cursor.executemany(ready.sql, [ready.arguments(row) for row in rows])
+        except Exception as error:
+            raise _wrapped(connection, ready.sql, error) from error
+        except BaseException as error:
+            connection.invalidate(error)  # cancelled half way, with its answer still to come
+            raise
+        finally:
+            cursor.close()
+
+    def _make_ready(self, dialect: Dialect) -> _Ready:
+        compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
+        names = tuple(compiled.positiontup or ())
+        types = [compiled.binds[name].type.dialect_impl(dialect) for name in names]
+        ready = _Ready(str(compiled), names, tuple(each.bind_processor(dialect) for each in types))
+        self._ready[dialect.name] = ready
+        return ready
+
+
+def _wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:
+    dialect = connection.dialect
+    dbapi_error = dialect.loaded_dbapi.Error
+    lost = isinstance(error, dbapi_error) and dialect.is_disconnect(error, connection.connection, None)
+    if lost:
+        connection.invalidate(error)
+    return DBAPIError.instance(
+        sql, None, error, dbapi_error, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )

@@ -1,0 +1,171 @@
+"""A transaction that is cancelled leaves nothing behind, wherever it was: no connection lent out, none idle in
+transaction, no task, no lock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Literal
+
+import anyio
+import pytest
+from sqlalchemy import select, text
+
+from microkit.db import Database, Transaction
+from microkit.message import Event
+
+pytestmark = pytest.mark.anyio
+
+Count = Callable[[Database], Awaitable[int]]
+How = Literal["at once", "soon", "with the answer there", "by a scope"]
+
+
+class Minted(Event, topic="test.coins", key="coin_id"):
+    coin_id: int
+
+
+class Cancelled:
+    """Awaits a coroutine and cancels it at its ``at``-th suspension; ``reached`` says whether there was one."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], at: int, how: How, scope: anyio.CancelScope) -> None:
+        self.work = work
+        self.at = at
+        self.how = how
+        self.scope = scope
+        self.reached = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        steps = self.work.__await__()
+        suspensions = 0
+        try:
+            waited = next(steps)
+            while True:
+                suspensions += 1
+                if suspensions == self.at:
+                    self.reached = True
+                    self.cancel(waited)
+                try:
+                    value = yield waited
+                except BaseException as error:
+                    waited = steps.throw(error)
+                else:
+                    waited = steps.send(value)
+        except StopIteration:
+            return
+
+    def cancel(self, waited: asyncio.Future[Any] | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        match self.how:
+            case "at once":
+                task.cancel()
+            case "soon":
+                asyncio.get_running_loop().call_soon(task.cancel)
+            case "with the answer there" if waited is not None:
+                # The answer and the cancellation come in the same round of the loop, and the answer is lost.
+                waited.add_done_callback(lambda _: task.cancel())
+            case _:
+                self.scope.cancel()
+
+
+async def write_outbox(tx: Transaction, events: Any) -> None:
+    for event in events:
+        await tx.execute(text("INSERT INTO coin (id, name) VALUES (:id, 'outbox')"), {"id": -event.coin_id})
+
+
+async def settled(database: Database) -> None:
+    """Waits until the server has seen the end of cut connections, and checks that nothing is left over."""
+    for pool in {database._writers, database._readers}:
+        assert (pool.used, pool.pending) == (0, 0)
+        assert pool.engine.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert pool._free._value == pool.size
+    for _ in range(200):
+        async with database.transaction(read_only=True) as tx:
+            if database.dialect == "sqlite":
+                return
+            open_ones = await tx.scalars(
+                text(
+                    "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                    "AND (state LIKE 'idle in transaction%' OR state = 'active')"
+                ).columns()
+            )
+        if not open_ones:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"still in a transaction: {open_ones}")
+
+
+@pytest.mark.parametrize("pool", ["warm", "cold"])
+@pytest.mark.parametrize("how", ["at once", "soon", "with the answer there", "by a scope"])
+async def test_a_transaction_cancelled_at_any_await_leaves_nothing_behind(
+    coins: Database, coin: type[Any], count: Count, how: How, pool: str
+) -> None:
+    coins.outbox_writer = write_outbox
+    committed = 0
+
+    async def work(number: int) -> None:
+        async with coins.transaction() as tx:
+            await tx.scalars(select(coin.id))
+            tx.add(coin(id=number, name="cowrie"))
+            await tx.flush()
+            tx.publish(Minted(coin_id=number))
+
+    for at in range(1, 1000):
+        if pool == "cold":
+            await coins._writers.engine.dispose()
+        before = asyncio.all_tasks()
+        outcome = "done"
+        with anyio.CancelScope() as scope:
+            stepped = Cancelled(work(at), at, how, scope)
+            task = asyncio.ensure_future(run(stepped)) if how != "by a scope" else None
+            try:
+                if task is None:
+                    await stepped
+                else:
+                    await task
+            except asyncio.CancelledError:
+                if task is None:
+                    raise
+                outcome = "cancelled"
+        if scope.cancelled_caught:
+            outcome = "cancelled"
+        await settled(coins)
+        closing = asyncio.all_tasks() - before  # SQLAlchemy closes a cut connection in a task of its own
+        assert not closing or not (await asyncio.wait(closing, timeout=10))[1]
+        found = await count(coins)
+        assert found in (committed, committed + 2), "the row and its event stand or fall together"
+        if outcome == "done":
+            assert found == committed + 2
+        committed = found
+        if not stepped.reached:
+            break
+    assert at > 5, "the scenario has awaits to be cancelled at"
+
+
+async def run(stepped: Cancelled) -> None:
+    await stepped
+
+
+async def test_a_cancelled_wait_for_a_place_takes_none(coins: Database, count: Count) -> None:
+    async def hold(entered: asyncio.Event, leave: asyncio.Event) -> None:
+        async with coins.transaction() as tx:
+            await tx.execute(text("SELECT 1"))
+            entered.set()
+            await leave.wait()
+
+    leave = asyncio.Event()
+    holders = []
+    for _ in range(coins._writers.size):
+        entered = asyncio.Event()
+        holders.append(asyncio.create_task(hold(entered, leave)))
+        await entered.wait()
+    waiters = [asyncio.create_task(hold(asyncio.Event(), leave)) for _ in range(3)]
+    while coins._writers.pending < 3:
+        await asyncio.sleep(0)
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)
+    leave.set()
+    await asyncio.gather(*holders)
+    await settled(coins)
+    assert await count(coins) == 0
