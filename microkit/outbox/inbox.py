@@ -87,4 +87,4 @@ def _name(group: str, message: Message) -> dict[str, str]:
 
 
 def _digest(message: Message) -> bytes:
-    return blake2b(message.type.encode() + b"\0" + message.value, digest_size=16).digest()
+    return blake2b(message.type.encode("utf-8", "surrogatepass") + b"\0" + message.value, digest_size=16).digest()

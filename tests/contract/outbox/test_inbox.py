@@ -1,0 +1,139 @@
+"""The inbox: however often a message comes, its effect happens once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from microkit.db import Transaction
+from microkit.errors import UndecodableMessage
+from microkit.message import Message
+from microkit.outbox import effect_once
+from microkit.outbox.inbox import prune
+from microkit.outbox.tables import inbox
+
+pytestmark = pytest.mark.anyio
+
+MESSAGE = Message("billing.bills", "1", b'{"amount":5}', {"ce_id": "7", "ce_source": "billing", "ce_type": "BillPaid"})
+
+effects = sa.Table("effect", sa.MetaData(), sa.Column("number", sa.Integer))
+
+
+@pytest.fixture
+async def ledger(box: Any) -> Any:
+    async with box.database.engine.begin() as connection:
+        await connection.run_sync(effects.metadata.create_all)
+    return box.database
+
+
+async def credit(tx: Transaction) -> None:
+    await tx.execute(sa.insert(effects).values(number=1))
+
+
+async def rows(database: Any, table: sa.Table) -> int:
+    async with database.transaction(read_only=True) as tx:
+        found = await tx.scalar(sa.select(sa.func.count()).select_from(table))
+    return int(found or 0)
+
+
+async def test_a_hundred_copies_at_once_have_one_effect(ledger: Any) -> None:
+    async def slowly(tx: Transaction) -> None:
+        await credit(tx)
+        await asyncio.sleep(0.02)
+
+    done = await asyncio.gather(*(effect_once(ledger, "ledger", MESSAGE, slowly) for _ in range(100)))
+    assert sorted(done) == [False] * 99 + [True]
+    assert await rows(ledger, effects) == 1
+    assert await rows(ledger, inbox) == 1
+
+
+async def test_a_copy_waits_for_the_one_at_work_and_takes_its_place_when_that_fails(ledger: Any) -> None:
+    inside = asyncio.Event()
+
+    async def failing(tx: Transaction) -> None:
+        await credit(tx)
+        inside.set()
+        await asyncio.sleep(0.1)
+        raise ValueError("no")
+
+    first = asyncio.create_task(effect_once(ledger, "ledger", MESSAGE, failing))
+    await inside.wait()
+    assert await effect_once(ledger, "ledger", MESSAGE, credit)
+    with pytest.raises(ValueError, match="no"):
+        await first
+    assert await rows(ledger, effects) == 1
+
+
+async def test_a_cancelled_effect_leaves_nothing_and_may_happen_later(ledger: Any) -> None:
+    inside = asyncio.Event()
+
+    async def hanging(tx: Transaction) -> None:
+        await credit(tx)
+        inside.set()
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(effect_once(ledger, "ledger", MESSAGE, hanging))
+    await inside.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await rows(ledger, effects) == await rows(ledger, inbox) == 0
+    assert await effect_once(ledger, "ledger", MESSAGE, credit)
+
+
+async def test_each_group_has_its_own_effect(ledger: Any) -> None:
+    assert await effect_once(ledger, "ledger", MESSAGE, credit)
+    assert await effect_once(ledger, "audit", MESSAGE, credit)
+    assert not await effect_once(ledger, "audit", MESSAGE, credit)
+
+
+async def test_the_same_id_of_another_source_is_another_message(ledger: Any) -> None:
+    assert await effect_once(ledger, "ledger", MESSAGE, credit)
+    other = replace(MESSAGE, headers={**MESSAGE.headers, "ce_source": "payment"}, value=b"other")
+    assert await effect_once(ledger, "ledger", other, credit)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(MESSAGE, value=b'{"amount":500}'),
+        replace(MESSAGE, headers={**MESSAGE.headers, "ce_type": "BillCancelled"}),
+    ],
+)
+async def test_the_same_id_with_another_payload_is_refused(ledger: Any, changed: Message) -> None:
+    assert await effect_once(ledger, "ledger", MESSAGE, credit)
+    with pytest.raises(UndecodableMessage) as refused:
+        await effect_once(ledger, "ledger", changed, credit)
+    assert refused.value.reason == "id-reused"
+    assert await rows(ledger, effects) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({}, "no-id"),
+        ({"ce_id": ""}, "no-id"),
+        ({"ce_id": "x" * 256}, "bad-id"),
+        ({"ce_id": "a\0b"}, "bad-id"),
+        ({"ce_id": "\udcff"}, "bad-id"),
+        ({"ce_id": "1", "ce_source": "a\nb"}, "bad-id"),
+    ],
+)
+async def test_a_message_without_a_usable_id_is_refused(ledger: Any, headers: dict[str, str], reason: str) -> None:
+    with pytest.raises(UndecodableMessage) as refused:
+        await effect_once(ledger, "ledger", replace(MESSAGE, headers=headers), credit)
+    assert refused.value.reason == reason
+    assert await rows(ledger, effects) == 0
+
+
+async def test_old_rows_are_pruned_in_portions_and_young_ones_stay(ledger: Any) -> None:
+    for number in range(5):
+        await effect_once(ledger, "ledger", replace(MESSAGE, headers={"ce_id": f"{number}"}), credit)
+    assert await prune(ledger, older_than=3600.0) == 0
+    assert await prune(ledger, older_than=-1.0, most=2) == 2
+    assert await rows(ledger, inbox) == 3
+    assert await prune(ledger, older_than=-1.0) == 3
+    assert await prune(ledger, older_than=-1.0) == 0
