@@ -100,9 +100,7 @@ def json_line(line: Mapping[str, Any]) -> bytes:
         written = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a lone surrogate, a number beyond 64 bits, an object
         written = orjson.dumps(redact(line), option=orjson.OPT_APPEND_NEWLINE)
-    if b"\xe2\x80" in written or b"\xe2\x81" in written or b"\xc2" in written:
-        return written.decode().translate(_UNICODE_CONTROL).encode()
-    return written
+    return written if written.isascii() else written.decode().translate(_UNICODE_CONTROL).encode()
 
 
 def access_json(

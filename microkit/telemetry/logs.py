@@ -91,7 +91,9 @@ class LineHandler(logging.Handler):
         """
         with self._lock:
             if self._raw is not None:
-                self._write_raw(self._raw, line)
+                written = self._raw.write(line)
+                if written != len(line):
+                    self._write_rest(self._raw, line, written)
             elif self._buffer is not None:
                 self._buffer.write(line)
                 self._buffer.flush()
@@ -99,8 +101,7 @@ class LineHandler(logging.Handler):
                 self.stream.write(line.decode())
                 self.stream.flush()
 
-    def _write_raw(self, raw: io.FileIO, line: bytes) -> None:
-        written = raw.write(line)
+    def _write_rest(self, raw: io.FileIO, line: bytes, written: int | None) -> None:
         while written != len(line):  # a pipe that does not block, as some parents make standard output
             line = line[written or 0 :]
             if not written and not select.select([], [raw], [], LONGEST_BLOCK)[1]:
