@@ -83,22 +83,23 @@ class Bench:
         if deed is not None:
             await deed()
 
-    def trip(self, *, version: int = 1, timeout: float = 5.0) -> Saga[Trip]:
-        """Local, remote, a remote pivot, local; each compensation beside its action."""
+    def trip(self, *, version: int = 1, timeout: float = 5.0, patient: bool = False) -> Saga[Trip]:
+        """Local, remote, a remote pivot, local; each compensation beside its action. Four attempts, or many."""
+        retry = Retry(attempts=10_000, initial=0.01, maximum=0.1) if patient else AT_ONCE
         return Saga(
             "trip",
             Trip,
             [
-                compensatable(self.local("seat"), undo=self.local("free_seat"), retry=AT_ONCE, undo_retry=AT_ONCE),
+                compensatable(self.local("seat"), undo=self.local("free_seat"), retry=retry, undo_retry=retry),
                 compensatable(
                     self.remote("room"),
                     undo=self.remote("free_room"),
                     timeout=timeout,
-                    retry=AT_ONCE,
-                    undo_retry=AT_ONCE,
+                    retry=retry,
+                    undo_retry=retry,
                 ),
-                pivot(self.remote("pay"), timeout=timeout, retry=AT_ONCE),
-                retriable(self.local("tell"), retry=AT_ONCE),
+                pivot(self.remote("pay"), timeout=timeout, retry=retry),
+                retriable(self.local("tell"), retry=retry),
             ],
             version=version,
         )

@@ -1,0 +1,379 @@
+"""A bank whose transfers are sagas, run by processes that are killed. A program: ``bank.py URL FOLDER COMMAND …``.
+
+Two places hold money. This service's database holds the accounts, moved by local steps. The ledger, a file of its own,
+stands for another service: it does what it is asked once for each idempotency key, durably, and forgets nothing. Its
+money goes from account to account as the sagas' remote steps book it.
+
+Each command forks its workers from this process, which has imported everything and started nothing, so that a worker is
+a real process that a real SIGKILL ends, and yet starts in a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import sys
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from microkit.db import Database, Transaction
+from microkit.db.migration import create_tables
+from microkit.saga import (
+    Retry,
+    Saga,
+    SagaEngine,
+    StepContext,
+    StepRefused,
+    compensatable,
+    leases,
+    pivot,
+    retriable,
+    store,
+)
+from microkit.saga import runner as runner_module
+from microkit.saga import work as work_module
+from microkit.saga.tables import metadata as saga_tables
+from microkit.saga.tables import saga as saga_table
+from microkit.saga.tables import saga_step
+from microkit.telemetry import Telemetry
+
+LEASE = 0.3
+PATIENT = Retry(attempts=100_000, initial=0.01, maximum=0.1)
+OPENING = 1_000
+
+own = sa.MetaData()
+account = sa.Table(
+    "account",
+    own,
+    sa.Column("name", sa.String(20), primary_key=True),
+    sa.Column("balance", sa.Integer, nullable=False),
+)
+entry = sa.Table(
+    "entry",
+    own,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("saga_id", sa.Uuid, nullable=False),
+    sa.Column("what", sa.String(20), nullable=False),
+)
+
+
+class Crash:
+    """Ends this process as SIGKILL does, at once and with nothing put in order, at the first point not tried yet.
+
+    ``tried`` are the names of points, ``None`` to live on at all of them. The point's name is left in the file
+    ``told``.
+    """
+
+    def __init__(self, tried: list[str] | None = None, told: Path = Path(os.devnull)) -> None:
+        self.tried = tried
+        self.told = told
+
+    def point(self, name: str) -> None:
+        if self.tried is not None and name not in self.tried:
+            self.told.write_text(name)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+crash = Crash()
+
+
+class Ledger:
+    """Money elsewhere. A key is booked once; asked again it answers the same."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
+
+    def create(self) -> None:
+        connection = self.open()
+        connection.executescript(
+            "PRAGMA journal_mode=WAL;"
+            "DROP TABLE IF EXISTS booking;"
+            "CREATE TABLE booking (key TEXT PRIMARY KEY, what TEXT NOT NULL, amount INTEGER NOT NULL, number INTEGER)"
+        )
+        connection.close()
+
+    def book(self, key: str, what: str, amount: int) -> None:
+        connection = self.open()
+        try:
+            connection.execute(
+                "INSERT OR IGNORE INTO booking SELECT ?, ?, ?, 1 + count(*) FROM booking", (key, what, amount)
+            )
+        finally:
+            connection.close()
+
+    def bookings(self) -> list[tuple[str, str, int]]:
+        connection = self.open()
+        try:
+            return connection.execute("SELECT key, what, amount FROM booking ORDER BY number").fetchall()
+        finally:
+            connection.close()
+
+
+class Transfer(BaseModel):
+    payer: str
+    amount: int
+    refused: bool = False
+    """Whether the pivot refuses it."""
+
+
+async def debit(state: Transfer, tx: Transaction, step: StepContext) -> None:
+    await _move(tx, step, "debit", state.payer, -state.amount)
+
+
+async def credit_back(state: Transfer, tx: Transaction, step: StepContext) -> None:
+    await _move(tx, step, "credit_back", state.payer, state.amount)
+
+
+async def _move(tx: Transaction, step: StepContext, what: str, name: str, amount: int) -> None:
+    crash.point(f"{what} begins")
+    await tx.execute(sa.update(account).where(account.c.name == name).values(balance=account.c.balance + amount))
+    await tx.execute(sa.insert(entry), {"saga_id": step.saga_id, "what": what})
+    crash.point(f"{what} written")
+
+
+async def reserve(state: Transfer, step: StepContext, ledger: Ledger) -> None:
+    _book(ledger, step, "reserve", 0)
+
+
+async def release(state: Transfer, step: StepContext, ledger: Ledger) -> None:
+    _book(ledger, step, "release", 0)
+
+
+async def book(state: Transfer, step: StepContext, ledger: Ledger) -> None:
+    if state.refused:
+        raise StepRefused("the ledger refuses it")
+    _book(ledger, step, "book", state.amount)
+
+
+def _book(ledger: Ledger, step: StepContext, what: str, amount: int) -> None:
+    crash.point(f"{what} begins")
+    ledger.book(step.idempotency_key, what, amount)
+    crash.point(f"{what} booked")
+
+
+async def note(tx: Transaction, step: StepContext) -> None:
+    await tx.execute(sa.insert(entry), {"saga_id": step.saga_id, "what": "note"})
+
+
+TRANSFER = Saga(
+    "transfer",
+    Transfer,
+    [
+        compensatable(debit, undo=credit_back, retry=PATIENT, undo_retry=PATIENT),
+        compensatable(reserve, undo=release, timeout=10, retry=PATIENT, undo_retry=PATIENT),
+        pivot(book, timeout=10, retry=PATIENT),
+        retriable(note, retry=PATIENT),
+    ],
+)
+
+
+def with_crash_points() -> None:
+    """A point before and after each commit that the engine makes."""
+    recording, claiming = store.record, leases.claim
+
+    async def record(tx: Transaction, transition: Any) -> Any:
+        what = f"{transition.attempt.direction} {transition.attempt.step.name} {transition.outcome.ended}"
+        recorded = await recording(tx, transition)
+        crash.point(f"{what}: before commit")
+        tx.after_commit(lambda: crash.point(f"{what}: after commit"))
+        return recorded
+
+    async def claim(tx: Transaction, **options: Any) -> Any:
+        claimed = await claiming(tx, **options)
+        if claimed:
+            crash.point("claim: before commit")
+            tx.after_commit(lambda: crash.point("claim: after commit"))
+        return claimed
+
+    for module, name, instead in (
+        (work_module, "record", record),
+        (runner_module, "record", record),
+        (leases, "claim", claim),
+    ):
+        setattr(module, name, instead)
+
+
+async def prepare(url: str, ledger: Ledger, sagas: int) -> None:
+    """Accounts, and sagas to be carried out; every third is refused at its pivot."""
+    ledger.create()
+    database = Database(url, telemetry=Telemetry("bank"))
+    async with database.engine.begin() as connection:
+        await connection.run_sync(own.drop_all)
+        await connection.run_sync(saga_tables.drop_all)
+    await create_tables(database, [saga_tables, own])
+    async with database.transaction() as tx:
+        await tx.execute(sa.insert(account), [{"name": name, "balance": OPENING} for name in "abc"])
+        for number in range(sagas):
+            await TRANSFER.start(tx, Transfer(payer="abc"[number % 3], amount=1 + number, refused=number % 3 == 1))
+    await database.close()
+
+
+async def work(url: str, ledger: Ledger, concurrency: int = 8) -> None:
+    """Runs an engine until every saga has ended."""
+    telemetry = Telemetry("bank", log_level="CRITICAL")
+    database = Database(url, telemetry=telemetry)
+    engine = SagaEngine(
+        database, telemetry, [TRANSFER], {Ledger: ledger}, lease=LEASE, concurrency=concurrency, poll=0.05
+    )
+    await engine.start()
+    left = sa.select(sa.func.count()).where(saga_table.c.status.in_(["running", "compensating"]))
+    while True:
+        async with database.transaction(read_only=True) as tx:
+            if not (await tx.execute(left)).scalar():
+                break
+        await asyncio.sleep(0.02)
+    await engine.stop(5)
+    await database.close()
+
+
+async def verify(url: str, ledger: Ledger) -> None:
+    """Money is conserved, and each effect is there once or, where the saga was compensated, undone once in reverse."""
+    database = Database(url, telemetry=Telemetry("bank"))
+    async with database.transaction(read_only=True) as tx:
+        sagas = (await tx.execute(sa.select(saga_table))).mappings().all()
+        steps = (await tx.execute(sa.select(saga_step).order_by(saga_step.c.saga_id, saga_step.c.seq))).mappings().all()
+        balances = sum((await tx.execute(sa.select(account.c.balance))).scalars())
+        entries = (await tx.execute(sa.select(entry.c.saga_id, entry.c.what).order_by(entry.c.number))).all()
+    await database.close()
+    bookings = ledger.bookings()
+
+    assert balances + sum(amount for _, _, amount in bookings) == 3 * OPENING, "money is not conserved"
+    for saga in sagas:
+        local = [what for saga_id, what in entries if saga_id == saga["id"]]
+        remote = [what for key, what, _ in bookings if UUID(key.split(":")[0]) == saga["id"]]
+        undone = [step["step"] for step in steps if step["saga_id"] == saga["id"] and step["direction"] == "undo"]
+        if saga["state"]["refused"]:
+            assert saga["status"] == "compensated", saga
+            assert (local, remote) == (["debit", "credit_back"], ["reserve", "release"]), (local, remote)
+            assert undone == ["reserve", "debit"], undone
+        else:
+            assert saga["status"] == "completed", saga
+            assert (local, remote) == (["debit", "note"], ["reserve", "book"]), (local, remote)
+            assert undone == [], undone
+        assert saga["lease_owner"] is None
+        assert saga["next_at"] is None
+
+
+def forked(main: Coroutine[Any, Any, None], before: Callable[[], None] = lambda: None) -> int:
+    """Runs ``main`` in a process of its own and returns its id."""
+    child = os.fork()
+    if child:
+        main.close()
+        return child
+    status = 1
+    try:
+        before()
+        asyncio.run(main)
+        status = 0
+    except BaseException:  # noqa: BLE001  the process ends here, and must not go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int:
+    """Waits for a process; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def succeed(main: Coroutine[Any, Any, None]) -> None:
+    if ended(forked(main)) != 0:
+        sys.exit(1)
+
+
+def explore(url: str, folder: Path) -> dict[str, Any]:
+    """Two sagas, one of each end, once for every crash point that they pass: killed there, restarted, verified."""
+    ledger, told = Ledger(folder / "ledger"), folder / "point"
+    points: list[str] = []
+    while True:
+
+        def arm() -> None:
+            global crash  # noqa: PLW0603  of a process that was forked for this
+            crash = Crash(points, told)
+            with_crash_points()
+
+        succeed(prepare(url, ledger, 2))
+        code = ended(forked(work(url, ledger, concurrency=1), arm))
+        if code == -signal.SIGKILL:
+            points.append(told.read_text())
+            succeed(work(url, ledger))
+        succeed(verify(url, ledger))
+        if code == 0:
+            return {"points": points}
+        if code != -signal.SIGKILL:
+            sys.exit(1)
+
+
+def storm(url: str, folder: Path, sagas: int, blows: int) -> dict[str, Any]:
+    """Two engines on one table. Again and again one is killed at a random moment and restarted, or stopped for longer
+    than its lease and let go on."""
+    ledger = Ledger(folder / "ledger")
+    succeed(prepare(url, ledger, sagas))
+    workers = [forked(work(url, ledger)) for _ in range(2)]
+    kills = stops = 0
+    while kills + stops < blows:
+        time.sleep(random.uniform(0.02, 0.25))
+        victim = random.randrange(2)
+        if random.random() < 0.2:
+            os.kill(workers[victim], signal.SIGSTOP)
+            time.sleep(1.5 * LEASE)
+            os.kill(workers[victim], signal.SIGCONT)
+            stops += 1
+            continue
+        os.kill(workers[victim], signal.SIGKILL)
+        if ended(workers.pop(victim)) != -signal.SIGKILL:  # it had ended by itself, for all sagas have
+            break
+        kills += 1
+        workers.append(forked(work(url, ledger)))
+    codes = [ended(worker) for worker in workers]
+    if any(codes):
+        sys.exit(1)
+    succeed(verify(url, ledger))
+    return {"kills": kills, "stops": stops}
+
+
+def damage(url: str, folder: Path, how: str) -> dict[str, Any]:
+    """Three sagas as they should be, then an effect too few or too many: ``verify`` must see it."""
+    ledger = Ledger(folder / "ledger")
+    succeed(prepare(url, ledger, 3))
+    succeed(work(url, ledger))
+    succeed(verify(url, ledger))
+    connection = ledger.open()
+    if how == "lose":
+        connection.execute("DELETE FROM booking WHERE what = 'book'")
+    else:
+        connection.execute(
+            "INSERT INTO booking SELECT key || ':again', what, 0, 100 FROM booking WHERE what = 'reserve'"
+        )
+    connection.close()
+    succeed(verify(url, ledger))
+    return {}
+
+
+def main() -> None:
+    url, folder, command, *numbers = sys.argv[1:]
+    if command == "explore":
+        result = explore(url, Path(folder))
+    elif command == "storm":
+        result = storm(url, Path(folder), *map(int, numbers))
+    else:
+        result = damage(url, Path(folder), command)
+    sys.stdout.write(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
