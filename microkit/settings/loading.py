@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
 from microkit.errors import ConfigurationError
+from microkit.redaction import redact_text
 from microkit.settings.describe import is_secret, masked
 from microkit.settings.model import Origin, ServiceSettings
 
@@ -199,11 +200,11 @@ class _Reading(Generic[S]):
     def _wrong(self, name: str, wrong: ErrorDetails, values: Mapping[str, Any], places: Mapping[str, str]) -> str:
         key = self.origin.key(name)
         if not name:  # from a validator of the whole model, about several settings
-            return f"The settings of {self.origin.service}: {wrong['msg'].removeprefix('Value error, ')}"
+            return f"The settings of {self.origin.service}: {redact_text(wrong['msg'].removeprefix('Value error, '))}"
         if wrong["type"] == "missing":
             return f"{key} is missing: {self._meaning(name)}{self._example(name)}"
         inner = "".join(f"[{part}]" for part in wrong["loc"][1:])
-        text = wrong["msg"].removeprefix("Value error, ")
+        text = redact_text(wrong["msg"].removeprefix("Value error, "))
         info = self.cls.model_fields[name]
         value = masked(name, info, values.get(name, info.get_default(call_default_factory=True)))
         return f"{key}{inner}={value} ({places.get(name, 'default')}): {text}. {self._example(name)}"

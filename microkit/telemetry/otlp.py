@@ -5,7 +5,9 @@ Imported only when asked for: it needs the extra ``otlp``.
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import NoOpMeterProvider
@@ -17,6 +19,9 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from microkit.errors import ConfigurationError
 from microkit.telemetry.recorder import KIND_NAMES, STATUS_NAMES
 from microkit.telemetry.ring import RecordedSpan, SpanEvent, SpanLink, TraceRing
+
+SEND_SECONDS: Final = 5.0
+"""The longest that a batch may take, with its retries; so also the longest that closing takes."""
 
 
 def otlp_provider(service: str, version: str, sampling: float, endpoint: str, ring: TraceRing | None) -> TracerProvider:
@@ -35,11 +40,17 @@ def otlp_provider(service: str, version: str, sampling: float, endpoint: str, ri
     no_metrics = NoOpMeterProvider()  # else the exporter reports on itself through the process's global provider
     provider = TracerProvider(
         sampler=ParentBasedTraceIdRatio(sampling),
-        resource=Resource.create({"service.name": service, "service.version": version}),
+        resource=Resource.create(
+            {
+                "service.name": service,
+                "service.instance.id": str(uuid4()),
+                **({"service.version": version} if version else {}),
+            }
+        ),
         shutdown_on_exit=False,
         meter_provider=no_metrics,
     )
-    exporter = OTLPSpanExporter(endpoint=url, timeout=5, meter_provider=no_metrics)
+    exporter = OTLPSpanExporter(endpoint=url, timeout=SEND_SECONDS, meter_provider=no_metrics)
     provider.add_span_processor(BatchSpanProcessor(exporter, meter_provider=no_metrics))
     if ring is not None:
         provider.add_span_processor(RingProcessor(service, ring))
@@ -89,7 +100,7 @@ class _Ended:
         )
 
 
-def shut_down(provider: TracerProvider, seconds: float) -> None:
-    """Sends what waits, for at most ``seconds``, and ends the provider. Blocks: call it in a thread."""
-    provider.force_flush(int(seconds * 1000))
+def shut_down(provider: TracerProvider) -> None:
+    """Sends what waits and ends the provider. Blocks for at most two batches' time: call it in a thread."""
+    provider.force_flush(int(SEND_SECONDS * 1000))
     provider.shutdown()

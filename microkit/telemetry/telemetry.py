@@ -23,7 +23,8 @@ from microkit.telemetry.span import SpanBlock
 Exporter = Literal["memory", "otlp", "none"]
 
 SCOPE: Final = "microkit"
-FLUSH_SECONDS: Final = 5.0
+LONGEST_CLOSE: Final = 10.0
+"""Seconds."""
 
 
 class Telemetry:
@@ -57,7 +58,7 @@ class Telemetry:
         self.service = service
         self.ring = ring
         self.provider: TracerProvider
-        self._shut_down: Callable[[float], None] | None = None
+        self._shut_down: Callable[[], None] | None = None
         if provider is not None:
             self.provider = provider
         elif exporter == "otlp":
@@ -100,16 +101,16 @@ class Telemetry:
         return self.metrics.exposition()
 
     async def close(self) -> None:
-        """Sends the spans that wait, for at most five seconds."""
+        """Sends the spans that wait. A collector that does not answer delays it by some seconds, ten at most."""
         shut_down, self._shut_down = self._shut_down, None
         if shut_down is not None:
-            with anyio.move_on_after(2 * FLUSH_SECONDS, shield=True):
-                await anyio.to_thread.run_sync(shut_down, FLUSH_SECONDS, abandon_on_cancel=True)
+            with anyio.move_on_after(LONGEST_CLOSE, shield=True):
+                await anyio.to_thread.run_sync(shut_down, abandon_on_cancel=True)
 
 
 def _sending(
     service: str, version: str, sampling: float, endpoint: str, ring: TraceRing | None
-) -> tuple[TracerProvider, Callable[[float], None]]:
+) -> tuple[TracerProvider, Callable[[], None]]:
     try:
         from microkit.telemetry.otlp import otlp_provider, shut_down  # noqa: PLC0415  needs an extra
     except ModuleNotFoundError as error:

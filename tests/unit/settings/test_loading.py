@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from microkit.errors import ConfigurationError
 from microkit.settings import Duration, ServiceSettings, Size, describe, load
@@ -312,6 +312,22 @@ def test_a_service_adds_settings_of_its_own() -> None:
 def test_a_missing_setting_is_named() -> None:
     message = refusal({}, PaymentSettings)
     assert message.startswith("BILLING_WALLET_KEY is missing")
+
+
+class Ranged(ServiceSettings):
+    least: int = 1
+    most: int = 2
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError("least is above most; seen password=hunter2-hunter2")
+        return self
+
+
+def test_a_rule_about_several_settings_is_told_as_the_service_words_it() -> None:
+    message = refusal({"BILLING_LEAST": "3"}, Ranged)
+    assert message == "The settings of billing: least is above most; seen password=***"
 
 
 def test_settings_do_not_change() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from opentelemetry import trace as global_trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from microkit.errors import ConfigurationError
-from microkit.telemetry import Telemetry, TraceRing
+from microkit.telemetry import Telemetry, TraceRing, otlp
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +95,21 @@ async def test_what_is_not_sampled_is_not_sent(collector: Collector) -> None:
     await telemetry.close()
     assert collector.requests == []
     assert ring.recent() == []
+
+
+@pytest.mark.parametrize("listening", [False, True])
+async def test_a_collector_that_does_not_answer_does_not_keep_a_service_from_ending(
+    listening: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otlp, "SEND_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listening:
+            silent.listen(1)
+        telemetry = Telemetry("billing", exporter="otlp", otlp_endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with telemetry.span("x"):
+            pass
+        await telemetry.close()
 
 
 @pytest.mark.parametrize("endpoint", [None, "", "collector:4318", "ftp://collector"])
