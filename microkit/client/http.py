@@ -140,7 +140,6 @@ class HttpCaller:
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
-            if len(body) > self._answer_limit:
-                response.close()  # the rest is not wanted, and the connection not fit for another request
+            if len(body) > self._answer_limit:  # leaving the answer half read ends its connection
                 raise BadGateway(f"{self._service} answered with more than {self._answer_limit} bytes")
         return bytes(body)

@@ -258,7 +258,7 @@ async def test_a_cancelled_call_gives_its_connection_up(raw: Raw, call: Call) ->
     echo = call(raw.url)
     waiting = asyncio.ensure_future(echo.read("x"))
     async with asyncio.timeout(10):
-        while not raw.requests:  # noqa: ASYNC110  the server is asyncio's
+        while not raw.requests:
             await asyncio.sleep(0.001)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -317,7 +317,7 @@ async def test_a_redirect_is_not_followed(raw: Raw, call: Call) -> None:
 
 async def test_cookies_are_not_kept(raw: Raw, call: Call) -> None:
     raw.serve = Raw.answer(b'HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\n\r\n["a"]')
-    echo = call(raw.url)
+    echo = call(raw.url.replace("127.0.0.1", "localhost"))  # aiohttp's own jar keeps none of an IP address
     await echo.read("x")
     await echo.read("x")
     assert b"cookie" not in raw.requests[1].lower()
