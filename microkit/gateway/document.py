@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from microkit.contract import SERVICE
 from microkit.errors import Problem
 from microkit.gateway.route import Route, RouteTable
 from microkit.gateway.upstream import Upstreams
@@ -97,11 +98,18 @@ def merge(
 def _reachable(item: Document, public: str, route: Route, table: RouteTable) -> Document:
     if route not in table.find(public):
         return {}
-    return {
+    kept = {
         name: value
         for name, value in item.items()
-        if name not in _METHODS or not route.methods or name.upper() in route.methods
+        if name not in _METHODS or ((not route.methods or name.upper() in route.methods) and not _internal(value))
     }
+    return kept if not _METHODS.isdisjoint(kept) else {}
+
+
+def _internal(operation: Any) -> bool:
+    """Whether only other services may call it: nobody outside can."""
+    security = operation.get("security", []) if isinstance(operation, dict) else []
+    return bool(security) and all(SERVICE in roles for option in security for roles in option.values())
 
 
 def _tagged(operation: Any, service: str) -> Any:

@@ -115,6 +115,8 @@ async def test_one_document_describes_the_whole_api(billpay: RunningSystem, clie
     assert {"/api/users", "/api/sessions", "/api/bills", "/api/bills/{bill_id}", "/api/payments/wallet"} <= set(paths)
     assert "x-unavailable" not in document
     assert not any(path.startswith(("/accounts", "/health", "/.well-known")) for path in paths)
+    assert "/api/bills/{bill_id}/cancel" in paths
+    assert "/api/bills/{bill_id}/settle" not in paths, "only services may call it"
     assert {tag["name"] for tag in document["tags"]} == {"user", "payment", "billing"}
     references = {reference.rpartition("/")[2] for reference in _references(document)}
     assert references <= {name for kind in document["components"].values() for name in kind}

@@ -43,6 +43,15 @@ def test_what_no_route_lets_through_is_left_out() -> None:
     assert list(merged["paths"]["/api/users/me"]) == ["get"]
 
 
+def test_what_only_services_may_call_is_left_out() -> None:
+    internal = {**operation("Bill"), "security": [{"bearer": ["service"]}]}
+    shared = {**operation("Bill"), "security": [{"bearer": ["service"]}, {"bearer": ["member"]}]}
+    signed_in = {**operation("Bill"), "security": [{"bearer": []}]}
+    paths = {"/bills/1": {"post": internal, "parameters": []}, "/bills/2": {"post": shared, "get": signed_in}}
+    merged = merge("Shop", [BILLS], {"billing": document(paths, Bill={})})
+    assert {path: list(item) for path, item in merged["paths"].items()} == {"/api/bills/2": ["post", "get"]}
+
+
 def test_components_of_one_name_and_different_content_stay_apart() -> None:
     billing = document({"/bills": {"get": operation("Page")}}, Page={"title": "PageOfBills"}, Same={"type": "string"})
     user = document({"/users": {"get": operation("Page")}}, Page={"title": "PageOfUsers"}, Same={"type": "string"})
