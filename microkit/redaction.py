@@ -35,7 +35,7 @@ _SCHEME_AND_TOKEN = re.compile(r"\b(bearer|basic|dpop)[ \t]+[A-Za-z0-9._~+/=-]{6
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*")
 # RFC 3986 ends the userinfo at the first "/", SQLAlchemy's own parser at the last "@". The wider reading is masked,
 # except where what follows the colon is a port. Bounded, so that hostile text costs linear time.
-_URL_PASSWORD = re.compile(r"(://[^\s:/@\"']{0,256}:)(?!\d{1,5}(?:[/?#\s]|$))[^\s\"']{0,512}@")
+_URL_PASSWORD = re.compile(r"(://[^\s:/@\"']{0,256}:)(?!\d{1,5}(?:[/?#\s]|$))[^\s\"']{0,2048}@")
 _HEADER = re.compile(r"\b((?:proxy-)?authorization|(?:set-)?cookie)([\"']?[ \t]*[:=][ \t]*)[^\r\n]+", re.IGNORECASE)
 _PAIR = re.compile(
     r"(passwords?|passwd|pwd|passphrase|token|otp|seed|secret|dsn|api[_-]?key|private[_-]?key)"

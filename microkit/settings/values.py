@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Secret
 
-from microkit.redaction import redact_text
+from microkit.redaction import MASK, redact_text
 
 SHORTEST_SECRET: Final = 16
 
@@ -33,7 +33,10 @@ class SecretUrl(Secret[str]):
     """A URL that may hold a password: shown without it, whole only by ``get_secret_value()``."""
 
     def _display(self) -> str:
-        return redact_text(self.get_secret_value())
+        scheme, separator, rest = self.get_secret_value().partition("://")
+        userinfo, at, host = rest.rpartition("@")  # the last one, as SQLAlchemy reads it: the password may hold others
+        user, colon, _ = userinfo.partition(":")
+        return redact_text(f"{scheme}{separator}{user}{f':{MASK}' if colon else ''}{at}{host}")
 
     @property
     def password(self) -> str | None:

@@ -94,6 +94,22 @@ def test_a_url_is_shown_without_its_password(value: str) -> None:
         assert "b/c@d" not in text
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("memory://", "memory://"),
+        ("redis://redis:6379/0", "redis://redis:6379/0"),
+        ("sqlite+aiosqlite:///a.db", "sqlite+aiosqlite:///a.db"),
+        ("redis://user@redis", "redis://user@redis"),
+        ("redis://redis?password=hunter2", "redis://redis?password=***"),
+        (f"redis://:{'p' * 5000}@redis", "redis://:***@redis"),
+        ("redis://u:123/4@redis", "redis://u:***@redis"),
+    ],
+)
+def test_the_rest_of_a_url_is_shown(value: str, shown: str) -> None:
+    assert str(SecretUrl(value)) == shown
+
+
 @pytest.mark.parametrize("key", sorted(SECRETS))
 def test_a_value_that_is_refused_is_not_shown_in_the_refusal(key: str) -> None:
     environ = {**SECRETS, "BILLING_ENVIRONMENT": "nowhere", "BILLING_DATABASE_URL": f"mysql://u:{PASSWORD}@h/d"}
