@@ -105,7 +105,7 @@ class Story:
             "ok": self.ok,
             **self.result,
             "checks": [asdict(check) for check in self._checks],
-            "calls": [{**asdict(call), "body": None} for call in self._calls],
+            "calls": [_told(call) for call in self._calls],
         }
 
     def chapter(self, title: str) -> None:
@@ -249,6 +249,13 @@ class Story:
 def new_trace_id() -> str:
     """An id for a trace that the story starts itself, so that it can be found again."""
     return secrets.token_hex(16)
+
+
+def _told(call: Call) -> Document:
+    """The call without its answer's body, which may hold tokens."""
+    told = asdict(call)
+    del told["body"]
+    return told
 
 
 def _parsed(raw: bytes) -> Any:

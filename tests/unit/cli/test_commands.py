@@ -15,7 +15,7 @@ from tests.unit.cli.command import Command
 
 
 def leaves(group: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], ClickCommand]]:
-    found = []
+    found: list[tuple[tuple[str, ...], ClickCommand]] = []
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         here = (*path, name)
         found += leaves(command, here) if hasattr(command, "commands") else [(here, command)]
