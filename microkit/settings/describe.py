@@ -61,6 +61,8 @@ def masked(name: str, info: FieldInfo | None, value: Any) -> str:
         return ""
     if info is None or is_secret(info) or (names_a_secret(name) and not isinstance(value, bool | int | float)):
         return MASK
+    if info.annotation is SecretUrl and isinstance(value, str):
+        value = SecretUrl(value)
     text = redact_text(written(info, value))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 

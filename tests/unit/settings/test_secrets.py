@@ -124,6 +124,12 @@ def test_a_value_that_is_refused_is_not_shown_in_the_refusal(key: str) -> None:
     assert error.__suppress_context__
 
 
+def test_a_url_that_is_refused_is_shown_without_its_password() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read({"BILLING_DATABASE_URL": "mysql://u:123/hunter2@h/d"})
+    assert "BILLING_DATABASE_URL=mysql://u:***@h/d" in str(caught.value)
+
+
 def test_a_refusal_of_settings_made_directly_does_not_show_the_value() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(database_url=SecretUrl(f"mysql://u:{PASSWORD}@h/d"), wallet_key=SecretStr("changeme"))
