@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import MetaData, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from microkit import context
@@ -27,13 +28,11 @@ from microkit.db.pool import Lease, Pool
 from microkit.db.shield import finish
 from microkit.db.signal import Signal
 from microkit.db.transaction import Dialect, OutboxWriter, Transaction
-from microkit.errors import DeadlineExceeded
+from microkit.errors import ConfigurationError, DeadlineExceeded
 from microkit.telemetry import Telemetry
 
 Result = TypeVar("Result")
 
-# Seconds that a cancelled transaction may still take to end in order, before its connection is cut.
-_GRACE = 5.0
 _DAY = 86_400.0
 
 
@@ -64,6 +63,7 @@ class Database:
             url, size=pool_size + max_overflow, statement_timeout=statement_timeout, patience=pool_timeout
         )
         self._url = url
+        self._where = made.where
         self.dialect: Dialect = made.dialect
         self.engine: AsyncEngine = made.write
         self.tables = tables
@@ -71,27 +71,33 @@ class Database:
         self._file: Path | None = made.file
         self._openings = made.openings
         self._signals: dict[str, Signal] = {}
-        self._writers = Pool("write", made.write, made.writers, pool_timeout)
+        self._writers = Pool("write", made.write, made.writers, pool_timeout, made.cut)
         self._readers = self._writers
         if made.read is not made.write:
-            self._readers = Pool("read", made.read, pool_size + max_overflow, pool_timeout)
+            self._readers = Pool("read", made.read, pool_size + max_overflow, pool_timeout, made.cut)
         self._metrics = PoolMetrics(telemetry.registry, dict.fromkeys((self._writers, self._readers)))
 
     async def start(self) -> None:
         """Opens the first connection.
 
         Raises:
-            DatabaseUnavailable: the database cannot be reached.
+            ConfigurationError: the database is not there, or refuses us.
+            DatabaseUnavailable: it cannot be reached at present.
         """
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-        await self.ping()
+        try:
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            await self.ping()
+        except DBAPIError as error:
+            raise ConfigurationError(f"the database {self._where} cannot be opened: {error.orig}") from error
+        except OSError as error:
+            raise ConfigurationError(f"the folder of {self._where} cannot be made: {error}") from error
 
     async def close(self) -> None:
         """Closes all connections that nobody uses. It is called last, when the work has ended."""
         self._metrics.close()
         for engine in {self._readers.engine, self._writers.engine}:
-            await finish(engine.dispose(), _GRACE)
+            await finish(engine.dispose())
 
     async def ping(self) -> None:
         """Asks the database for an answer.
@@ -116,7 +122,7 @@ class Database:
             yield made.write
         finally:
             for engine in (made.write, made.read):
-                await finish(engine.dispose(), _GRACE)
+                await finish(engine.dispose())
 
     def signal(self, name: str) -> Signal:
         """The wake-up of that name, the same one each time."""
@@ -146,12 +152,12 @@ class Database:
             yield tx
             await tx.prepare()
         except BaseException as error:
-            await self._abandon(tx, lease)
+            await finish(tx.rollback(), cut=lease.cut)
             if isinstance(error, Exception):
                 raise_translated(error)
             raise
         try:
-            await finish(tx.commit(), _GRACE)
+            await finish(tx.commit(), cut=lease.cut)
         except Exception as error:
             raise_translated(error)
             raise
@@ -185,12 +191,6 @@ class Database:
             left = context.remaining()
             await asyncio.sleep(pause if left is None else min(pause, left))
         raise AssertionError("attempts must be at least 1")
-
-    async def _abandon(self, tx: Transaction, lease: Lease) -> None:
-        try:
-            await finish(tx.rollback(), _GRACE)
-        finally:
-            lease.abandon()
 
     def _set_signal(self, name: str) -> None:
         self.signal(name).set()

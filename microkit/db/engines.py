@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -19,13 +21,16 @@ _EXAMPLES = "sqlite+aiosqlite:///billing.db or postgresql+asyncpg://user:passwor
 class Engines:
     """``write`` and ``read`` are one and the same where the database needs no two. ``writers`` may write at a time.
 
-    ``openings`` are the BEGIN of a writing and of a reading transaction, where the driver has to be told.
+    ``cut`` ends one of the driver's connections at once, without waiting. ``where`` is the URL without its password,
+    for messages. ``openings`` are the BEGIN of a writing and of a reading transaction, where the driver has to be told.
     """
 
     dialect: Dialect
     write: AsyncEngine
     read: AsyncEngine
     writers: int
+    cut: Callable[[Any], object]
+    where: str
     file: Path | None = None
     openings: tuple[str | None, str | None] = (None, None)
 
@@ -57,7 +62,8 @@ def _postgresql(url: URL, size: int, statement_timeout: float) -> Engines:
             raise MissingExtra("PostgreSQL", "postgres") from error
         raise
     engine = postgresql.engine(url, size=size, statement_timeout=statement_timeout)
-    return Engines("postgresql", engine, engine, size, openings=(postgresql.BEGIN, postgresql.BEGIN_READ_ONLY))
+    openings = (postgresql.BEGIN, postgresql.BEGIN_READ_ONLY)
+    return Engines("postgresql", engine, engine, size, postgresql.cut, _where(url), openings=openings)
 
 
 def _sqlite(url: URL, size: int, statement_timeout: float, patience: float, foreign_keys: bool) -> Engines:
@@ -66,6 +72,10 @@ def _sqlite(url: URL, size: int, statement_timeout: float, patience: float, fore
     limits = {"statement_timeout": statement_timeout, "patience": patience}
     write = sqlite.engine(url, size=1, pragmas={"foreign_keys": foreign_keys}, writes=True, **limits)
     if url.database in (None, "", ":memory:"):  # it lives inside its one connection
-        return Engines("sqlite", write, write, 1)
+        return Engines("sqlite", write, write, 1, sqlite.cut, _where(url))
     read = sqlite.engine(url, size=size, pragmas={"query_only": True}, writes=False, **limits)
-    return Engines("sqlite", write, read, 1, file=Path(str(url.database)))
+    return Engines("sqlite", write, read, 1, sqlite.cut, _where(url), file=Path(str(url.database)))
+
+
+def _where(url: URL) -> str:
+    return url.render_as_string(hide_password=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -21,10 +22,14 @@ from microkit.db.limit import allowed
 
 
 class Pool:
-    """An engine and its free places. ``waited`` is told the seconds that each taker waited."""
+    """An engine and its free places.
 
-    def __init__(self, name: str, engine: AsyncEngine, size: int, timeout: float) -> None:
+    ``cut`` ends one of the driver's connections at once. ``waited`` is told the seconds that each taker waited.
+    """
+
+    def __init__(self, name: str, engine: AsyncEngine, size: int, timeout: float, cut: Callable[[Any], object]) -> None:
         self.name = name
+        self.cut = cut
         self.engine = engine
         self.size = size
         self.timeout = timeout
@@ -78,17 +83,14 @@ class Pool:
 class Lease:
     """A place in the pool and a connection, both taken when the first statement needs them."""
 
-    __slots__ = ("_connection", "_entered", "_opening", "_pool")
+    __slots__ = ("_connection", "_driver", "_entered", "_opening", "_pool")
 
     def __init__(self, pool: Pool, opening: str | None) -> None:
         self._pool = pool
         self._opening = opening
         self._entered = False
         self._connection: Connection | None = None
-
-    @property
-    def taken(self) -> bool:
-        return self._connection is not None
+        self._driver: Any = None
 
     def connection(self) -> Connection:
         """The connection; called inside SQLAlchemy's greenlet."""
@@ -96,15 +98,17 @@ class Lease:
             if not self._entered:
                 await_(self._pool.enter())
                 self._entered = True
-            self._connection = connection = self._connect()
+            self._connection = self._connect()
+            self._driver = driver = self._connection.connection.driver_connection
             if self._opening is not None:
-                connection.connection.driver_connection.opening = self._opening  # type: ignore[union-attr]  # PostgresConnection
+                driver.opening = self._opening  # type: ignore[union-attr]  # a PostgresConnection
         return self._connection
 
     def _connect(self) -> Connection:
         try:
             return self._pool.engine.sync_engine.connect()
         except (OSError, TimeoutError) as error:
+            context.remaining()  # says so where it was the caller's deadline that ended the attempt
             raise DatabaseUnavailable("The database cannot be reached", headers={"Retry-After": "1"}) from error
         except DBAPIError as error:
             if is_disconnect(error):
@@ -120,15 +124,10 @@ class Lease:
         finally:
             self.leave()
 
-    def abandon(self) -> None:
-        """Drops the connection without a word to the server, for when even closing it hangs; not in a greenlet."""
-        try:
-            if self._connection is not None:
-                self._connection.invalidate()
-                self._connection.close()
-                self._connection = None
-        finally:
-            self.leave()
+    def cut(self) -> None:
+        """Ends the connection without a word to the server, so that who still waits for an answer gets an error."""
+        if self._driver is not None:
+            self._pool.cut(self._driver)
 
     def leave(self) -> None:
         if self._entered:

@@ -6,10 +6,12 @@ BEGIN carries the statement time-out along, so that this costs no round trip.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Dialect, event, types
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_
@@ -17,14 +19,29 @@ from sqlalchemy.util import await_
 from microkit.db import jsontext
 from microkit.db.failure import TransactionAborted
 from microkit.db.limit import allowed
+from microkit.db.zones import checked
 
 BEGIN = "BEGIN"
 BEGIN_READ_ONLY = "BEGIN READ ONLY"
 
 # A time-out is set again when the time left has fallen below this share of it.
 _SHARE = 0.8
+# Seconds to open a connection.
+_CONNECT_TIMEOUT = 10.0
 # Seconds for what SQLAlchemy asks a new connection, before the setting is known to it.
 _FIRST_TIMEOUT = 10.0
+
+
+class _DateTime(AsyncpgDateTime):
+    """asyncpg would take a time without a zone for one of the machine's zone."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        aware = self.timezone
+
+        def check(value: Any) -> Any:
+            return checked(value, aware=aware)
+
+        return check
 
 
 class _Unit:
@@ -73,6 +90,15 @@ def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))  # 0 would mean no limit at all
 
 
+async def _connect(*args: Any, **options: Any) -> PostgresConnection:
+    """What SQLAlchemy calls in the place of ``asyncpg.connect``, so that connecting respects the deadline, too."""
+    timeout = allowed(_CONNECT_TIMEOUT)
+    made: PostgresConnection = await asyncpg.connect(
+        *args, connection_class=PostgresConnection, timeout=timeout, **options
+    )
+    return made
+
+
 def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
     made = create_async_engine(
         url,
@@ -83,12 +109,13 @@ def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
         json_serializer=jsontext.dumps,
         json_deserializer=jsontext.loads,
         connect_args={
-            "connection_class": PostgresConnection,
-            "timeout": 10,
+            "async_creator_fn": _connect,
             "server_settings": {"application_name": "microkit", "jit": "off", "timezone": "UTC"},
         },
     )
     sync = made.sync_engine
+    dialect: Any = sync.dialect
+    dialect.colspecs = {**dialect.colspecs, types.DateTime: _DateTime}
 
     @event.listens_for(sync, "connect")
     def connected(adapted: Any, record: object) -> None:
@@ -114,3 +141,8 @@ def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
             driver.timeout_set = seconds
 
     return made
+
+
+def cut(driver: PostgresConnection) -> None:
+    """Closes the socket. The server notices when it next writes to it, or at its own time-out."""
+    driver.terminate()

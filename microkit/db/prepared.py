@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,15 @@ from sqlalchemy.exc import DBAPIError
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
+    """``parameters`` are a name and what to do with its value, or ``None`` and a value that is always the same."""
+
     sql: str
-    names: tuple[str, ...]
-    processors: tuple[Callable[[Any], Any] | None, ...]
+    parameters: tuple[tuple[str | None, Any], ...]
 
     def arguments(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(
-            row[name] if process is None else process(row[name])
-            for name, process in zip(self.names, self.processors, strict=True)
+            process if name is None else row[name] if process is None else process(row[name])
+            for name, process in self.parameters
         )
 
 
@@ -58,10 +59,16 @@ class PreparedInsert:
 
     def _make_ready(self, dialect: Dialect) -> _Ready:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
-        names = tuple(compiled.positiontup or ())
-        types = [compiled.binds[name].type.dialect_impl(dialect) for name in names]
-        ready = _Ready(str(compiled), names, tuple(each.bind_processor(dialect) for each in types))
-        self._ready[dialect.name] = ready
+        parameters: list[tuple[str | None, Any]] = []
+        for name in compiled.positiontup or ():
+            bound = compiled.binds[name]
+            process = bound.type.dialect_impl(dialect).bind_processor(dialect)
+            if name in self._columns:
+                parameters.append((name, process))
+            else:
+                value = bound.effective_value
+                parameters.append((None, process(value) if process else value))
+        ready = self._ready[dialect.name] = _Ready(str(compiled), tuple(parameters))
         return ready
 
 

@@ -61,14 +61,14 @@ def engine(
     dialect: Any = made.sync_engine.dialect
     dialect.colspecs = {**dialect.colspecs, **EXACT}
     # SQLAlchemy's own closes twice when it is cancelled meanwhile, and the second time waits for ever.
-    dialect.do_terminate = _terminate
+    dialect.do_terminate = lambda adapted: cut(adapted.driver_connection)
     _listen(made.sync_engine, statement_timeout, patience if writes else None, pragmas)
     return made
 
 
-def _terminate(adapted: Any) -> None:
-    # Closed in its thread, after what is queued there. Nobody waits for it.
-    adapted.driver_connection.stop()
+def cut(driver: Any) -> None:
+    """Closes a connection in its thread, after what is queued there; nobody waits for it."""
+    driver.stop()
 
 
 def _listen(sync: Engine, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]) -> None:

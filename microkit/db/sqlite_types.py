@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import Dialect, types
 from sqlalchemy.dialects.sqlite import DATETIME
 
+from microkit.db.zones import checked
+
 # A binary double keeps every decimal of so many digits (IEEE 754, DBL_DIG).
 _DIGITS = 15
 
@@ -61,14 +63,9 @@ class UtcDateTime(DATETIME):
         aware = self.timezone
 
         def to_text(value: Any) -> Any:
-            if isinstance(value, datetime):
-                if (value.tzinfo is not None) is not aware:
-                    raise ValueError(
-                        f"{value!r} {'has no' if aware else 'has a'} time zone, and the column is "
-                        f"DateTime(timezone={aware})"
-                    )
-                if aware:
-                    value = value.astimezone(UTC).replace(tzinfo=None)
+            value = checked(value, aware=aware)
+            if aware and isinstance(value, datetime):
+                value = value.astimezone(UTC).replace(tzinfo=None)
             return store(value) if store else value
 
         return to_text

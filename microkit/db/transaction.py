@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from sqlalchemy import ColumnElement, Connection, Executable, Result, Select, select
-from sqlalchemy.engine.interfaces import _CoreAnyExecuteParams
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import QueryableAttribute, Session
 from sqlalchemy.sql.selectable import TypedReturnsRows
@@ -23,6 +22,7 @@ Model = TypeVar("Model")
 Value = TypeVar("Value")
 
 Dialect = Literal["sqlite", "postgresql"]
+Params = Mapping[str, Any]
 OutboxWriter = Callable[["Transaction", Sequence[Event]], Awaitable[None]]
 
 
@@ -100,16 +100,28 @@ class Transaction:
             statement = statement.with_for_update().execution_options(populate_existing=True)
         return (await self.session.scalars(statement)).one_or_none()
 
-    async def scalars(self, statement: TypedReturnsRows[Value]) -> Sequence[Value]:
-        """The first column of all rows."""
-        return (await self.session.scalars(statement)).all()
+    @overload
+    async def scalars(self, statement: TypedReturnsRows[Value]) -> Sequence[Value]: ...
 
-    async def scalar(self, statement: TypedReturnsRows[Value]) -> Value | None:
+    @overload
+    async def scalars(self, statement: Executable, params: Params | None = None) -> Sequence[Any]: ...
+
+    async def scalars(self, statement: Executable, params: Params | None = None) -> Sequence[Any]:
+        """The first column of all rows."""
+        return (await self.session.scalars(statement, params)).all()
+
+    @overload
+    async def scalar(self, statement: TypedReturnsRows[Value]) -> Value | None: ...
+
+    @overload
+    async def scalar(self, statement: Executable, params: Params | None = None) -> Any: ...
+
+    async def scalar(self, statement: Executable, params: Params | None = None) -> Any:
         """The first column of the first row, ``None`` where there is no row."""
-        return await self.session.scalar(statement)
+        return await self.session.scalar(statement, params)
 
     async def execute(
-        self, statement: Executable, params: _CoreAnyExecuteParams | None = None
+        self, statement: Executable, params: Params | Sequence[Params] | None = None
     ) -> Result[*tuple[Any, ...]]:
         """Any statement; a list of ``params`` inserts many rows at once."""
         return await self.session.execute(statement, params)

@@ -46,7 +46,7 @@ class Cancelled:
                     self.cancel(waited)
                 try:
                     value = yield waited
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  it is passed on
                     waited = steps.throw(error)
                 else:
                     waited = steps.send(value)
@@ -87,7 +87,7 @@ async def settled(database: Database) -> None:
                 text(
                     "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
                     "AND (state LIKE 'idle in transaction%' OR state = 'active')"
-                ).columns()
+                )
             )
         if not open_ones:
             return
