@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
 
 import aiohttp
 import pytest
@@ -22,7 +23,7 @@ from reference.billpay.contracts.user import (
     Tokens,
     TooManyAttempts,
 )
-from reference.billpay.user import attempts, domain
+from reference.billpay.user import attempts, domain, sessions
 from reference.billpay.user.passwords import Passwords
 from reference.billpay.user.tables import AccountRow, AttemptRow, RefreshTokenRow, SessionRow
 from reference.billpay.user.tests.running import PASSWORD, Start, UserService, bearing
@@ -144,6 +145,14 @@ async def test_logging_out_ends_this_session_and_no_other(user: UserService) -> 
         await refresh(user, first)
     await refresh(user, second)
     assert sorted(await how_sessions_ended(user), key=str) == [None, "logout"]
+
+
+async def test_nobody_ends_the_session_of_another(user: UserService) -> None:
+    await user.register()
+    tokens = await user.log_in()
+    session = UUID((await user.principal(tokens)).session)
+    await user.database.run(lambda tx: sessions.end(tx, session, uuid4(), datetime.now(UTC)))
+    await refresh(user, tokens)
 
 
 async def test_a_session_ends_however_much_it_is_used(user: UserService) -> None:
