@@ -86,13 +86,21 @@ async def submit_transaction(request: Request, body: bytes, node: Node) -> Respo
     media_type = request.headers.get("content-type", FORM).partition(";")[0].strip().lower()
     if media_type != FORM:
         return _answer(answers.unsupported_media_type())
-    envelope = parse_qs(body.decode("ascii", "replace"), max_num_fields=10).get("tx", [""])[0]
+    envelope = _field(body, "tx")
     if not envelope:
         return _answer(answers.bad_request("tx", "The form field tx is missing"))
     try:
         return _answer(await _outcome(_base(request), envelope, node.submit(envelope)))
     except MalformedEnvelope:
         return _answer(answers.transaction_malformed(envelope))
+
+
+def _field(form: bytes, name: str) -> str:
+    """The first value of a form field, empty where there is none or the form is none."""
+    try:
+        return parse_qs(form.decode("ascii"), max_num_fields=10).get(name, [""])[0]
+    except ValueError:  # UnicodeDecodeError is one
+        return ""
 
 
 async def _outcome(base: str, envelope: str, submitted: Awaitable[TransactionRow]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
@@ -23,12 +24,16 @@ from reference.billpay.payment.submission import Submission
 from reference.billpay.payment.tables import EnvelopeRow, PaymentRow, WalletRow
 from reference.billpay.payment.vault import Vault
 
+LANE_LENGTH: Final = 4
+"""How many payments wait for a wallet's turn here. More come back later, so that one wallet with many payments does not
+keep everybody else's sagas from running."""
+
 
 class WalletBusy(MicrokitError):
-    """Another payment has a transaction of this wallet under way whose outcome is open; the step is tried again."""
+    """Other payments from this wallet are under way; the step is tried again."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"a transaction of wallet {address} is under way")
+        super().__init__(f"other payments from wallet {address} are under way")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,8 @@ class Cashier:
     async def _lane(self, address: str) -> AsyncIterator[None]:
         """One at a time for each wallet, in the order they came; across processes the database sees to it."""
         lane = self._lanes.setdefault(address, _Lane())
+        if lane.users >= LANE_LENGTH:
+            raise WalletBusy(address)
         lane.users += 1
         try:
             async with lane.lock:

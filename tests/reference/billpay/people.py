@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
-from typing import Any
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import aiohttp
@@ -18,11 +18,14 @@ from sqlalchemy import func, select
 from stellar_sdk import Keypair
 
 from microkit.auth import Issuer
+from microkit.contract import Contract
 from microkit.testing.system import SystemUnderTest, as_user
 from reference.billpay.contracts.billing import Bill, Billing, BillStatus, NewBill
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
 from reference.billpay.contracts.payment import NewPayment, Payment, Payments, PaymentStatus, Wallet, Wallets
 from reference.billpay.ledger.tables import AccountRow, LedgerRow
+
+C = TypeVar("C", bound=Contract)
 
 PROVIDER = DEMO_PROVIDERS["Lagos Water"]
 FINAL = (PaymentStatus.SETTLED, PaymentStatus.FAILED)
@@ -115,13 +118,15 @@ class Person:
 
     async def end_of(self, payment: Payment) -> Payment:
         """The payment when it has come to its end, and its bill is no longer reserved for it."""
+        pause = 0.05
         async with asyncio.timeout(60):
             while True:
                 with as_user(self.token):
                     found = await self.billpay.client(Payments).read(payment.id)
                 if found.status in FINAL:
                     return found
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(pause)
+                pause = min(1.0, 1.5 * pause)  # fifty who ask all the time are work, too
 
     async def pay(self, bill: Bill) -> Payment:
         return await self.end_of(await self.start_payment(bill))
@@ -134,7 +139,7 @@ class Billpay:
     system: SystemUnderTest
     way: WayToHorizon
 
-    def client(self, contract: Any) -> Any:
+    def client(self, contract: type[C]) -> C:
         return self.system.client(contract)
 
     async def person(self) -> Person:
