@@ -74,7 +74,7 @@ class SagaEngine:
         sagas: Sequence[Saga[Any]],
         resources: Mapping[Any, object],
         *,
-        lease: float = 30.0,
+        lease: float = 10.0,
         concurrency: int = 32,
         poll: float = 1.0,
         stranger_after: float | None = None,
@@ -175,6 +175,7 @@ class SagaEngine:
         signal = self._database.signal(SIGNAL)
         while not await signal.wait(0):
             due = await self._database.run(lambda tx: leases.next_due(tx, known=self._known), read_only=True)
+            self._error = None
             if due is not None and due <= 0:
                 return
             wait = self._poll if due is None else min(due, self._poll)

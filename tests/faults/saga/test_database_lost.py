@@ -28,13 +28,18 @@ async def test_every_saga_ends_with_each_local_effect_once(postgres_cluster: Any
     name = postgres_url.split("@/")[1].split("?", maxsplit=1)[0]
     terminate = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
 
-    async with bench.engine(trip, lease=0.5, concurrency=4), bench.engine(trip, lease=0.5, concurrency=4):
+    async with (
+        bench.engine(trip, lease=0.5, concurrency=4) as first,
+        bench.engine(trip, lease=0.5, concurrency=4) as second,
+    ):
         ids = [await bench.begin(trip) for _ in range(60)]
         for _ in range(15):
             await asyncio.sleep(0.05)
             await asyncio.to_thread(postgres_cluster.psql, terminate)
         async with asyncio.timeout(60):
             stories = [await bench.until_rest(saga_id) for saga_id in ids]
+            while not (first.health().ok and second.health().ok):
+                await asyncio.sleep(0.01)
 
     for story in stories:
         expected = ["seat", "tell"] if story.status == "completed" else ["seat", "free_seat"]

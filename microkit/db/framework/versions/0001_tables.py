@@ -101,7 +101,7 @@ def _saga() -> None:
         postgresql_with={"fillfactor": 80},
     )
     _index("ix_saga_due", "saga", "next_at", where="next_at IS NOT NULL")
-    _index("ix_saga_stuck", "saga", "updated_at", where="status = 'stuck'")
+    _index("ix_saga_stuck", "saga", "created_at", where="status = 'stuck'")
     _index("ix_saga_created", "saga", "created_at", "id")
     op.create_table(
         "saga_step",
