@@ -59,23 +59,24 @@ class Database:
         statement_timeout: float = 30.0,
         tables: MetaData | None = None,
     ) -> None:
-        made = engines.make(
-            url, size=pool_size + max_overflow, statement_timeout=statement_timeout, patience=pool_timeout
-        )
         self._url = url
-        self._where = made.where
+        self._application = telemetry.service
+        limits = engines.Limits(pool_size + max_overflow, statement_timeout, pool_timeout)
+        made = engines.make(url, limits, application=telemetry.service)
         self.dialect: Dialect = made.dialect
         self.engine: AsyncEngine = made.write
         self.tables = tables
         self.outbox_writer: OutboxWriter | None = None
+        self._where = made.where
         self._file: Path | None = made.file
         self._openings = made.openings
         self._signals: dict[str, Signal] = {}
-        self._writers = Pool("write", made.write, made.writers, pool_timeout, made.cut)
-        self._readers = self._writers
-        if made.read is not made.write:
-            self._readers = Pool("read", made.read, pool_size + max_overflow, pool_timeout, made.cut)
-        self._metrics = PoolMetrics(telemetry.registry, dict.fromkeys((self._writers, self._readers)))
+
+        def pool(name: str, engine: AsyncEngine, size: int) -> Pool:
+            return Pool(engine, size, pool_timeout, cut=made.cut, metrics=PoolMetrics(telemetry.metrics, name))
+
+        self._writers = pool("write", made.write, made.writers)
+        self._readers = self._writers if made.read is made.write else pool("read", made.read, pool_size + max_overflow)
 
     async def start(self) -> None:
         """Opens the first connection.
@@ -95,7 +96,6 @@ class Database:
 
     async def close(self) -> None:
         """Closes all connections that nobody uses. It is called last, when the work has ended."""
-        self._metrics.close()
         for engine in {self._readers.engine, self._writers.engine}:
             await finish(engine.dispose())
 
@@ -117,7 +117,8 @@ class Database:
         if self.dialect == "sqlite" and self._file is None:
             yield self.engine  # in memory: another engine would see another database
             return
-        made = engines.make(self._url, size=2, statement_timeout=_DAY, patience=patience, foreign_keys=False)
+        limits = engines.Limits(2, _DAY, patience)
+        made = engines.make(self._url, limits, application=self._application, foreign_keys=False)
         try:
             yield made.write
         finally:

@@ -35,8 +35,17 @@ class Engines:
     openings: tuple[str | None, str | None] = (None, None)
 
 
-def make(url: str, *, size: int, statement_timeout: float, patience: float, foreign_keys: bool = True) -> Engines:
-    """Makes the engines; nothing is opened yet. ``patience`` is how long SQLite's writer waits for another process.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``size`` connections at most; seconds for a statement, and for SQLite's writer to wait for another process."""
+
+    size: int
+    statement_timeout: float
+    patience: float
+
+
+def make(url: str, limits: Limits, *, application: str, foreign_keys: bool = True) -> Engines:
+    """Makes the engines; nothing is opened yet. ``application`` is the name by which PostgreSQL's views know us.
 
     Raises:
         ConfigurationError: the URL names no database we know.
@@ -48,32 +57,41 @@ def make(url: str, *, size: int, statement_timeout: float, patience: float, fore
         raise ConfigurationError(f"the database URL cannot be read; it looks like {_EXAMPLES}") from None
     match parsed.drivername:
         case "postgresql" | "postgres" | "postgresql+asyncpg":
-            return _postgresql(parsed.set(drivername="postgresql+asyncpg"), size, statement_timeout)
+            return _postgresql(parsed.set(drivername="postgresql+asyncpg"), limits, application)
         case "sqlite" | "sqlite+aiosqlite":
-            return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), size, statement_timeout, patience, foreign_keys)
+            return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), limits, foreign_keys)
     raise ConfigurationError(f"no database is known as {parsed.drivername!r}; write {_EXAMPLES}")
 
 
-def _postgresql(url: URL, size: int, statement_timeout: float) -> Engines:
+def _postgresql(url: URL, limits: Limits, application: str) -> Engines:
     try:
         from microkit.db import postgresql  # noqa: PLC0415  an extra
     except ImportError as error:
         if error.name == "asyncpg":
             raise MissingExtra("PostgreSQL", "postgres") from error
         raise
-    engine = postgresql.engine(url, size=size, statement_timeout=statement_timeout)
+    engine = postgresql.engine(
+        url, size=limits.size, statement_timeout=limits.statement_timeout, application=application
+    )
     openings = (postgresql.BEGIN, postgresql.BEGIN_READ_ONLY)
-    return Engines("postgresql", engine, engine, size, postgresql.cut, _where(url), openings=openings)
+    return Engines("postgresql", engine, engine, limits.size, postgresql.cut, _where(url), openings=openings)
 
 
-def _sqlite(url: URL, size: int, statement_timeout: float, patience: float, foreign_keys: bool) -> Engines:
+def _sqlite(url: URL, limits: Limits, foreign_keys: bool) -> Engines:
     from microkit.db import sqlite  # noqa: PLC0415  a driver that is not used is not loaded
 
-    limits = {"statement_timeout": statement_timeout, "patience": patience}
-    write = sqlite.engine(url, size=1, pragmas={"foreign_keys": foreign_keys}, writes=True, **limits)
+    write = sqlite.engine(
+        url,
+        size=1,
+        statement_timeout=limits.statement_timeout,
+        patience=limits.patience,
+        pragmas={"foreign_keys": foreign_keys},
+    )
     if url.database in (None, "", ":memory:"):  # it lives inside its one connection
         return Engines("sqlite", write, write, 1, sqlite.cut, _where(url))
-    read = sqlite.engine(url, size=size, pragmas={"query_only": True}, writes=False, **limits)
+    read = sqlite.engine(
+        url, size=limits.size, statement_timeout=limits.statement_timeout, patience=None, pragmas={"query_only": True}
+    )
     return Engines("sqlite", write, read, 1, sqlite.cut, _where(url), file=Path(str(url.database)))
 
 

@@ -1,49 +1,41 @@
-"""Pool metrics under OpenTelemetry's names for database clients, in Prometheus' form."""
+"""Pool metrics under OpenTelemetry's names for database clients, in Prometheus' form.
+
+https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from microkit.telemetry.metrics import Metrics
 
-from microkit.db.pool import Pool
+_POOL: Final = ("db_client_connection_pool_name",)
+_STATE: Final = (*_POOL, "db_client_connection_state")
+_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class PoolMetrics(Collector):
-    """Reads the pools when it is asked, and counts only the waits as they happen."""
+class PoolMetrics:
+    """What one pool tells: ``waited`` and ``used`` take seconds, ``timed_out`` counts, the rest is asked for."""
 
-    def __init__(self, registry: CollectorRegistry, pools: Iterable[Pool]) -> None:
-        self._registry = registry
-        self._pools = list(pools)
-        self._waits = Histogram(
-            "db_client_connection_wait_time_seconds",
-            "Time to obtain a connection from the pool",
-            ["db_client_connection_pool_name"],
-            registry=registry,
-            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
-        )
-        for pool in self._pools:
-            pool.waited = self._waits.labels(pool.name).observe
-        registry.register(self)
+    def __init__(self, metrics: Metrics, pool: str) -> None:
+        self._metrics = metrics
+        self._pool = pool
+        self.waited: Callable[[float], None] = metrics.histogram(
+            "db_client_connection_wait_time_seconds", "Time to obtain a connection.", _POOL, buckets=_SECONDS
+        )(pool).observe
+        self.used: Callable[[float], None] = metrics.histogram(
+            "db_client_connection_use_time_seconds", "Time between borrowing and return.", _POOL, buckets=_SECONDS
+        )(pool).observe
+        self.timed_out: Callable[[], None] = metrics.counter(
+            "db_client_connection_timeouts_total", "Takers that waited in vain.", _POOL
+        )(pool).inc
 
-    def collect(self) -> Iterator[Metric]:
-        name = "db_client_connection_pool_name"
-        count = GaugeMetricFamily(
-            "db_client_connection_count", "Connections by state", labels=[name, "db_client_connection_state"]
-        )
-        most = GaugeMetricFamily("db_client_connection_max", "Connections allowed", labels=[name])
-        pending = GaugeMetricFamily("db_client_connection_pending_requests", "Takers that wait", labels=[name])
-        timeouts = CounterMetricFamily("db_client_connection_timeouts", "Takers that waited in vain", labels=[name])
-        for pool in self._pools:
-            count.add_metric([pool.name, "used"], pool.used)
-            count.add_metric([pool.name, "idle"], pool.idle)
-            most.add_metric([pool.name], pool.size)
-            pending.add_metric([pool.name], pool.pending)
-            timeouts.add_metric([pool.name], pool.timeouts)
-        return iter((count, most, pending, timeouts))
-
-    def close(self) -> None:
-        self._registry.unregister(self)
-        self._registry.unregister(self._waits)
+    def watch(self, *, used: Callable[[], int], idle: Callable[[], int], pending: Callable[[], int], size: int) -> None:
+        """Names what is to be read whenever somebody asks."""
+        state = self._metrics.gauge("db_client_connection_count", "Connections by state.", _STATE)
+        state(self._pool, "used").set_function(used)
+        state(self._pool, "idle").set_function(idle)
+        waiting = self._metrics.gauge("db_client_connection_pending_requests", "Takers that wait.", _POOL)
+        waiting(self._pool).set_function(pending)
+        self._metrics.gauge("db_client_connection_max", "Connections allowed.", _POOL)(self._pool).set(size)

@@ -19,37 +19,43 @@ from sqlalchemy.util import await_
 from microkit import context
 from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect
 from microkit.db.limit import allowed
+from microkit.db.metrics import PoolMetrics
 
 
 class Pool:
-    """An engine and its free places.
+    """An engine and its free places. ``cut`` ends one of the driver's connections at once."""
 
-    ``cut`` ends one of the driver's connections at once. ``waited`` is told the seconds that each taker waited.
-    """
-
-    def __init__(self, name: str, engine: AsyncEngine, size: int, timeout: float, cut: Callable[[Any], object]) -> None:
-        self.name = name
-        self.cut = cut
+    def __init__(
+        self, engine: AsyncEngine, size: int, timeout: float, *, cut: Callable[[Any], object], metrics: PoolMetrics
+    ) -> None:
         self.engine = engine
         self.size = size
         self.timeout = timeout
+        self.cut = cut
         self.used = 0
         self.pending = 0
-        self.timeouts = 0
-        self.waited: Callable[[float], None] = lambda seconds: None
+        self.metrics = metrics
         self._free = asyncio.Semaphore(size)
+        metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending, size=size)
+
+    @property
+    def idle(self) -> int:
+        """Open connections that nobody uses."""
+        pool = self.engine.sync_engine.pool
+        return pool.checkedin() if isinstance(pool, QueuePool) else 0
 
     async def enter(self) -> None:
         """Takes a place.
 
         Raises:
-            DatabaseUnavailable: none became free in time.
+            PoolExhausted: none became free in time.
+            DeadlineExceeded: the caller's time was up before.
         """
         if self._free.locked():
             await self._wait()
         else:
             await self._free.acquire()  # does not wait
-            self.waited(0.0)
+            self.metrics.waited(0.0)
         self.used += 1
 
     async def _wait(self) -> None:
@@ -60,20 +66,14 @@ class Pool:
             async with asyncio.timeout(timeout):
                 await self._free.acquire()
         except TimeoutError:
-            self.timeouts += 1
+            self.metrics.timed_out()
             context.remaining()  # says so where it was the caller's deadline that ended the wait
             raise PoolExhausted(
                 f"No connection of {self.size} became free within {timeout:.3g} s", headers={"Retry-After": "1"}
             ) from None
         finally:
             self.pending -= 1
-            self.waited(time.monotonic() - started)
-
-    @property
-    def idle(self) -> int:
-        """Open connections that nobody uses."""
-        pool = self.engine.sync_engine.pool
-        return pool.checkedin() if isinstance(pool, QueuePool) else 0
+            self.metrics.waited(time.monotonic() - started)
 
     def leave(self) -> None:
         self.used -= 1
@@ -83,12 +83,13 @@ class Pool:
 class Lease:
     """A place in the pool and a connection, both taken when the first statement needs them."""
 
-    __slots__ = ("_connection", "_driver", "_entered", "_opening", "_pool")
+    __slots__ = ("_connection", "_driver", "_entered", "_opening", "_pool", "_since")
 
     def __init__(self, pool: Pool, opening: str | None) -> None:
         self._pool = pool
         self._opening = opening
         self._entered = False
+        self._since = 0.0
         self._connection: Connection | None = None
         self._driver: Any = None
 
@@ -98,6 +99,7 @@ class Lease:
             if not self._entered:
                 await_(self._pool.enter())
                 self._entered = True
+                self._since = time.monotonic()
             self._connection = self._connect()
             self._driver = driver = self._connection.connection.driver_connection
             if self._opening is not None:
@@ -122,14 +124,12 @@ class Lease:
                 self._connection.close()
                 self._connection = None
         finally:
-            self.leave()
+            if self._entered:
+                self._entered = False
+                self._pool.leave()
+                self._pool.metrics.used(time.monotonic() - self._since)
 
     def cut(self) -> None:
         """Ends the connection without a word to the server, so that who still waits for an answer gets an error."""
         if self._driver is not None:
             self._pool.cut(self._driver)
-
-    def leave(self) -> None:
-        if self._entered:
-            self._entered = False
-            self._pool.leave()

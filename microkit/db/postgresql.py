@@ -99,7 +99,7 @@ async def _connect(*args: Any, **options: Any) -> PostgresConnection:
     return made
 
 
-def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
+def engine(url: URL, *, size: int, statement_timeout: float, application: str) -> AsyncEngine:
     made = create_async_engine(
         url,
         pool_size=size,
@@ -110,7 +110,7 @@ def engine(url: URL, *, size: int, statement_timeout: float) -> AsyncEngine:
         json_deserializer=jsontext.loads,
         connect_args={
             "async_creator_fn": _connect,
-            "server_settings": {"application_name": "microkit", "jit": "off", "timezone": "UTC"},
+            "server_settings": {"application_name": application, "jit": "off", "timezone": "UTC"},
         },
     )
     sync = made.sync_engine

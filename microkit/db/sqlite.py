@@ -45,9 +45,10 @@ class Stopwatch:
 
 
 def engine(
-    url: URL, *, size: int, statement_timeout: float, patience: float, writes: bool, pragmas: Mapping[str, bool]
+    url: URL, *, size: int, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]
 ) -> AsyncEngine:
-    """An engine that writes or one that reads. ``pragmas`` are set on each connection besides the usual ones."""
+    """An engine that writes, and waits ``patience`` seconds for another process that does, or with ``None`` one that
+    reads. ``pragmas`` are set on each connection besides the usual ones."""
     made = create_async_engine(
         url,
         poolclass=AsyncAdaptedQueuePool,  # also for a database in memory, which then lives in the one connection
@@ -62,7 +63,7 @@ def engine(
     dialect.colspecs = {**dialect.colspecs, **EXACT}
     # SQLAlchemy's own closes twice when it is cancelled meanwhile, and the second time waits for ever.
     dialect.do_terminate = lambda adapted: cut(adapted.driver_connection)
-    _listen(made.sync_engine, statement_timeout, patience if writes else None, pragmas)
+    _listen(made.sync_engine, statement_timeout, patience, pragmas)
     return made
 
 

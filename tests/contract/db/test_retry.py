@@ -334,7 +334,12 @@ async def test_a_full_pool_is_waited_for_only_so_long_and_not_tried_again(
 
         with pytest.raises(PoolExhausted):
             await database.run(work)
-        assert database._writers.timeouts == 1
+        assert (
+            telemetry.registry.get_sample_value(
+                "db_client_connection_timeouts_total", {"db_client_connection_pool_name": "write"}
+            )
+            == 1
+        )
         with pytest.raises(DeadlineExceeded), deadline_within(0.02):
             await database.run(work)
     async with database.transaction() as tx:

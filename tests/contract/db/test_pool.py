@@ -1,0 +1,125 @@
+"""The pool: what it tells about itself, and how it opens and closes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from microkit.db import Database
+from microkit.errors import ConfigurationError
+from microkit.telemetry import Telemetry
+
+pytestmark = pytest.mark.anyio
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
+    return telemetry.registry.get_sample_value(name, labels)
+
+
+async def test_the_pool_is_measured_under_opentelemetrys_names(database_url: str, telemetry: Telemetry) -> None:
+    database = Database(database_url, telemetry=telemetry, pool_size=1, max_overflow=0)
+    await database.start()
+    pool = {"db_client_connection_pool_name": "write"}
+
+    def count(state: str) -> float | None:
+        return value(telemetry, "db_client_connection_count", **pool, db_client_connection_state=state)
+
+    async with database.transaction() as tx:
+        await tx.execute(text("SELECT 1"))
+        assert count("used") == 1
+        assert value(telemetry, "db_client_connection_max", **pool) == 1
+
+        async def wait() -> None:
+            async with database.transaction() as other:
+                await other.execute(text("SELECT 1"))
+
+        waiter = asyncio.create_task(wait())
+        while not database._writers.pending:
+            await asyncio.sleep(0)
+        assert value(telemetry, "db_client_connection_pending_requests", **pool) == 1
+    await waiter
+    assert (count("used"), count("idle")) == (0, 1)
+    assert value(telemetry, "db_client_connection_pending_requests", **pool) == 0
+    assert value(telemetry, "db_client_connection_timeouts_total", **pool) == 0
+    waits = value(telemetry, "db_client_connection_wait_time_seconds_count", **pool)
+    assert waits is not None
+    assert waits >= 2
+    uses = value(telemetry, "db_client_connection_use_time_seconds_count", **pool)
+    assert uses is not None
+    assert uses >= 2
+    await database.close()
+
+
+async def test_two_databases_of_one_process_share_no_metric(sqlite_url: str, postgres_url: str) -> None:
+    one, two = Telemetry("one"), Telemetry("two")
+    first, second = Database(sqlite_url, telemetry=one), Database(postgres_url, telemetry=two)
+    async with first.transaction() as tx:
+        await tx.execute(text("SELECT 1"))
+        pool = {"db_client_connection_pool_name": "write", "db_client_connection_state": "used"}
+        assert value(one, "db_client_connection_count", **pool) == 1
+        assert value(two, "db_client_connection_count", **pool) == 0
+    await first.close()
+    await second.close()
+
+
+async def test_a_database_can_be_closed_and_nothing_is_left(database_url: str, telemetry: Telemetry) -> None:
+    database = Database(database_url, telemetry=telemetry)
+    await database.start()
+    before = asyncio.all_tasks()
+    await database.close()
+    await database.close()
+    assert asyncio.all_tasks() == before
+    assert database._writers.idle == 0
+
+
+async def test_the_folder_of_a_file_is_made(tmp_path: Path, telemetry: Telemetry) -> None:
+    file = tmp_path / "deep" / "er" / "billing.db"
+    database = Database(f"sqlite+aiosqlite:///{file}", telemetry=telemetry)
+    await database.start()
+    assert file.exists()
+    await database.close()
+
+
+async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path, telemetry: Telemetry) -> None:
+    file = tmp_path / "billing.db"
+    file.write_text("not a database at all, but long enough to look like one" * 100)
+    database = Database(f"sqlite+aiosqlite:///{file}", telemetry=telemetry)
+    with pytest.raises(ConfigurationError, match=r"billing\.db cannot be opened: file is not a database"):
+        await database.start()
+    await database.close()
+
+
+async def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path, telemetry: Telemetry) -> None:
+    (tmp_path / "file").touch()
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'file' / 'x' / 'billing.db'}", telemetry=telemetry)
+    with pytest.raises(ConfigurationError, match=r"folder of .*billing\.db cannot be made"):
+        await database.start()
+    await database.close()
+
+
+async def test_a_database_that_does_not_exist_is_refused_without_its_password(
+    postgres_url: str, telemetry: Telemetry
+) -> None:
+    url = postgres_url.replace("@/test", ":S3cretPassword@/not_there_test")
+    database = Database(url, telemetry=telemetry)
+    with pytest.raises(ConfigurationError, match="does not exist") as caught:
+        await database.start()
+    assert "S3cret" not in str(caught.value)
+    await database.close()
+
+
+async def test_a_connection_knows_the_service(postgres_url: str, telemetry: Telemetry) -> None:
+    database = Database(postgres_url, telemetry=telemetry)
+    async with database.transaction(read_only=True) as tx:
+        row: Any = (
+            await tx.execute(
+                text("SELECT current_setting('application_name'), current_setting('TimeZone'), pg_backend_pid()")
+            )
+        ).one()
+    assert row[0] == "test"
+    assert row[1] == "UTC"
+    await database.close()
