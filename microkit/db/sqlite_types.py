@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
 from sqlalchemy import Dialect, types
@@ -20,6 +20,14 @@ from microkit.db.zones import checked
 _DIGITS = 15
 
 
+# As PostgreSQL rounds a value to its column.
+_HALF_UP = Context(prec=200, rounding=ROUND_HALF_UP)
+
+
+def _rounded(value: Decimal, scale: int) -> Decimal:
+    return value.quantize(Decimal(1).scaleb(-scale), context=_HALF_UP)
+
+
 class ExactNumeric(types.Numeric[Any]):
     """``Numeric`` on SQLite: a number of up to 15 digits, so that comparing, sorting and summing work as numbers."""
 
@@ -29,10 +37,10 @@ class ExactNumeric(types.Numeric[Any]):
         def to_number(value: Any) -> Any:
             if not isinstance(value, Decimal):
                 return value
-            if scale is not None:
-                value = round(value, scale)  # as PostgreSQL rounds a value to its column
             if not value.is_finite():
                 raise ValueError(f"SQLite has no number {value}")
+            if scale is not None:
+                value = _rounded(value, scale)
             if len(value.normalize().as_tuple().digits) > _DIGITS:
                 raise ValueError(
                     f"SQLite keeps {_DIGITS} digits and {value} has more; keep whole minor units in a BigInteger column"
@@ -50,7 +58,7 @@ class ExactNumeric(types.Numeric[Any]):
             if value is None:
                 return None
             exact = Decimal(format(value, f".{_DIGITS}g") if isinstance(value, float) else value)
-            return exact if scale is None else round(exact, scale)
+            return exact if scale is None else _rounded(exact, scale)
 
         return to_decimal
 
