@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,13 @@ from reference.billpay.user.service import service as user_service
 from tests.reference.billpay.people import Billpay, WayToHorizon
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """Of the module, because its tests share one running system: starting it takes longer than most of them."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database_urls(request: pytest.FixtureRequest) -> Any:
     """Settings of the services' databases: files in their folder, or PostgreSQL."""
     if request.param == "sqlite":
@@ -30,8 +35,10 @@ def database_urls(request: pytest.FixtureRequest) -> Any:
         cluster.drop(name)
 
 
-@pytest.fixture
-async def billpay(anyio_backend: str, tmp_path: Path, database_urls: Any) -> AsyncIterator[Billpay]:
+@pytest.fixture(scope="module")
+async def shared_billpay(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, database_urls: Any
+) -> AsyncIterator[Billpay]:
     system = System("billpay", [user_service, payment_service, billing_service, ledger_service], issuer="user")
     async with WayToHorizon().open() as way:
         settings: dict[str, dict[str, object]] = {
@@ -42,6 +49,13 @@ async def billpay(anyio_backend: str, tmp_path: Path, database_urls: Any) -> Asy
         }
         for service, url in database_urls.items():
             settings[service] |= url
-        async with run_system(system, tmp_path, settings=settings) as running:
+        async with run_system(system, tmp_path_factory.mktemp("billpay"), settings=settings) as running:
             way.target = running.urls["ledger"]
             yield Billpay(running, way)
+
+
+@pytest.fixture
+def billpay(shared_billpay: Billpay) -> Billpay:
+    """The shared system, its way to Horizon open and its log of submissions empty."""
+    shared_billpay.way.clear()
+    return shared_billpay

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from hashlib import sha256
 from typing import TypeVar
 from uuid import UUID, uuid4
 
@@ -38,11 +37,15 @@ class WayToHorizon:
     """
 
     def __init__(self) -> None:
+        self.target = ""
+        self.url = ""
+        self.clear()
+
+    def clear(self) -> None:
+        """Loses nothing from now on, and forgets what went before."""
         self.submitted: list[str] = []
         self.lose_request: Callable[[int], bool] = lambda _: False
         self.lose_answer: Callable[[int], bool] = lambda _: False
-        self.target = ""
-        self.url = ""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[WayToHorizon]:
@@ -148,9 +151,9 @@ class Billpay:
         await person.open_wallet()
         return person
 
-    async def new_account(self, name: str) -> str:
+    async def new_account(self) -> str:
         """An account of a provider that nobody else pays."""
-        address = Keypair.from_raw_ed25519_seed(sha256(name.encode()).digest()).public_key
+        address = Keypair.random().public_key
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{self.system.urls['ledger']}/friendbot", params={"addr": address}) as answer,
