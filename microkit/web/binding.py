@@ -57,6 +57,7 @@ class Binding:
         self._query, self._models = _query_readers(by_place[Place.QUERY])
         self._body = next((body_reader(one, depth) for one in by_place[Place.BODY]), None)
         self._known = frozenset(one.wire_name for one in self._query).union(*(one.fields for one in self._models))
+        self._only_body = not (self._path or self._headers or self._known)
         # A handler that takes the request itself may read its query as it likes.
         self._reads_query = bool(self._known) or not self.wants_request
 
@@ -66,6 +67,14 @@ class Binding:
         Raises:
             Problem: one that says what does not fit.
         """
+        if not self._only_body or call.scope["query_string"]:
+            self._read_head(call)
+        if self._body is not None:
+            call.values[self._body.name] = await self._body.read(call)
+        elif call.has_body and not self.wants_request:
+            await call.read_body()  # nobody wants it, and what it costs is bounded all the same
+
+    def _read_head(self, call: Call) -> None:
         errors: Errors = []
         values = call.values
         for one in self._path:
@@ -79,10 +88,6 @@ class Binding:
                 self._read_query(query, values, errors)
         if errors:
             raise validation_failed(errors)
-        if self._body is not None:
-            values[self._body.name] = await self._body.read(call)
-        elif call.has_body and not self.wants_request:
-            await call.read_body()  # nobody wants it, and what it costs is bounded all the same
 
     def _read_query(self, query: bytes, values: dict[str, Any], errors: Errors) -> None:
         given: dict[str, list[str]] = {}

@@ -52,24 +52,25 @@ class Call:
     )
 
     def __init__(
-        self, scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], in_path: Mapping[str, Any], limit: int
+        self,
+        scope: Scope,
+        receive: Receive,
+        headers: Mapping[bytes, bytes],
+        in_path: Mapping[str, Any],
+        limit: int,
+        token: str | None,
     ) -> None:
         self.scope = scope
+        self.receive = receive
         self.headers = headers
         self.in_path = in_path
         self.limit = limit
-        self.token: str | None = None
+        self.token = token
         self.principal: Principal = ANONYMOUS
         self.transaction: Transaction | None = None
         self.values: dict[str, Any] = {}
         self.body = b""
-        self.receive = receive
         self._request: Request | None = None
-
-    def header(self, name: bytes) -> str | None:
-        """A header's value as text; ``name`` in lower case."""
-        value = self.headers.get(name)
-        return None if value is None else value.decode("latin-1")
 
     @property
     def request(self) -> Request:
@@ -91,7 +92,9 @@ class Call:
             UnsupportedMediaType: it is compressed.
             BadRequest: the client left in the middle of it.
         """
-        self._check_head()
+        headers = self.headers
+        if len(headers.get(b"content-length", b"")) > 4 or b"content-encoding" in headers:
+            self._check_head()
         message = await self.receive()
         if message["type"] != "http.request":
             raise BadRequest("The client left before its request was whole")
@@ -104,6 +107,7 @@ class Call:
         return body
 
     def _check_head(self) -> None:
+        """Refuses by the head alone what would be refused anyway."""
         headers = self.headers
         length = headers.get(b"content-length")
         if length is not None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -59,9 +59,9 @@ class Endpoint:
         self._binding = Binding(route, resources, depth=depth)
         wants = self._binding.handler.wants
         self._looks_at_token = ANYONE not in route.allow or wants(Principal)
-        self._database = database
-        self._transacts = route.transacts
-        if self._transacts and database is None:
+        self._safe = route.safe
+        self._database = database if route.transacts else None
+        if route.transacts and database is None:
             raise DefinitionError(
                 f"{route.name} takes a Transaction, and the service has no database: "
                 'give it its tables, Service("billing", tables=Base.metadata)'
@@ -73,17 +73,15 @@ class Endpoint:
         if self._looks_at_token:
             call.principal = await self._access.admit(call.token, self._allow)
         await self._binding.read(call)
-        if not self._transacts:
+        if self._database is None:
             return self._write(await self._binding.handler(call))
-        if self._idempotency is not None:
-            key = call.header(b"idempotency-key")
-            if key is not None:
-                return await self._idempotency.once(self._identity(call, key), lambda tx: self._whole(call, tx))
-        assert self._database is not None  # noqa: S101  seen to in __init__, said for the type checker
-        return await self._database.run(lambda tx: self._work(call, tx), read_only=self.route.safe)
+        if self._idempotency is not None and b"idempotency-key" in call.headers:
+            return await self._idempotency.once(self._identity(call), lambda tx: self._whole(call, tx))
+        return await self._database.run(lambda tx: self._work(call, tx), read_only=self._safe)
 
-    def _identity(self, call: Call, key: str) -> Identity:
+    def _identity(self, call: Call) -> Identity:
         scope = call.scope
+        key = call.headers[b"idempotency-key"].decode("latin-1")
         parts = (scope["method"].encode(), scope["path"].encode(), scope["query_string"], call.body)
         return Identity.of(self.route.name, call.principal.subject, key, parts)
 
@@ -107,8 +105,11 @@ def _writer(route: Route) -> Callable[[Any], Reply | ASGIApp]:
     if route.streams:
         return lambda result: _response(result) if isinstance(result, Response) else _unexpected(route, result)
     to_json = TypeAdapter(route.result).serializer.to_json
+    model = route.result if isinstance(route.result, type) and issubclass(route.result, BaseModel) else None
 
     def write(result: Any) -> Reply | ASGIApp:
+        if type(result) is model:  # validated when it was made
+            return Reply(status, _JSON_HEADERS, to_json(result, by_alias=True))
         if isinstance(result, Response):
             return _response(result)
         return Reply(status, _JSON_HEADERS, to_json(result, by_alias=True, warnings="error"))

@@ -76,7 +76,7 @@ def _check_depth(body: bytes, most: int) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) > 1 and len({name for name, _ in pairs}) != len(pairs):
+    if len(dict(pairs)) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise MalformedJson(f"The key {twice[:100]!r} is there twice")
