@@ -89,6 +89,10 @@ class Reconciliation(BaseModel):
     reconciled_at: datetime
 
 
+Reconciliations = list[Reconciliation]
+"""Named, because inside the contract ``list`` is an operation."""
+
+
 class BillCreated(Event, topic="billing.bills", key="bill_id"):
     bill_id: UUID
     owner: str
@@ -127,7 +131,7 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
         ...
 
     @get("/{bill_id}/reconciliations", raises=(NotFound,))
-    async def reconciliations(self, bill_id: UUID) -> list[Reconciliation]:
+    async def reconciliations(self, bill_id: UUID) -> Reconciliations:
         """The settled payments of one of the caller's bills, each compared with what was billed."""
         ...
 
