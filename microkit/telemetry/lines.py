@@ -65,11 +65,13 @@ def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
     if trace_id:
         line["trace_id"] = trace_id
         line["span_id"] = span_id
-    request_id = context.current().request_id
+    # An access line is written when the request's own context has been left, and brings the id itself.
+    own = record.__dict__.get("request_id", "") if record.name == ACCESS else ""
+    request_id = own or context.current().request_id
     if request_id:
         line["request_id"] = redact(request_id)
     for name, value in record.__dict__.items():
-        if name not in _OF_THE_LIBRARY:
+        if name not in _OF_THE_LIBRARY and not (own and name == "request_id"):
             name = str(name)  # noqa: PLW2901  nobody checks what comes in extra=
             line[f"extra.{name}" if name in _OF_THE_LINE else name] = MASK if names_a_secret(name) else redact(value)
     if record.exc_info and record.exc_info[1] is not None:

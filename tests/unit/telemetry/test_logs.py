@@ -408,3 +408,10 @@ def test_handlers_of_others_stay() -> None:
         assert other in logging.root.handlers
     finally:
         logging.root.removeHandler(other)
+
+
+def test_an_access_line_keeps_the_request_s_own_id(console: io.StringIO) -> None:
+    access_line("billing", "GET", "/bills", "/bills", 200, 0.1, fields={"request_id": "r1", "client": "127.0.0.1"})
+
+    assert "extra." not in console.getvalue()
+    assert "client=127.0.0.1" in console.getvalue()
