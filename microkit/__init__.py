@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from microkit.instance import Instance
     from microkit.message import Event
     from microkit.page import Page, PageRequest
-    from microkit.saga import Saga, StepContext, StepRefused, compensatable, pivot, retriable
+    from microkit.saga import NO_EFFECT, Retry, Saga, StepContext, StepRefused, compensatable, pivot, retriable
     from microkit.service import Service
     from microkit.settings import Duration, ServiceSettings, Size
     from microkit.system import System
@@ -70,7 +70,7 @@ _HOMES: Final = {
     "instance": ["Instance"],
     "message": ["Event"],
     "page": ["Page", "PageRequest"],
-    "saga": ["Saga", "StepContext", "StepRefused", "compensatable", "pivot", "retriable"],
+    "saga": ["NO_EFFECT", "Retry", "Saga", "StepContext", "StepRefused", "compensatable", "pivot", "retriable"],
     "service": ["Service"],
     "settings": ["Duration", "ServiceSettings", "Size"],
     "system": ["System"],
@@ -80,6 +80,7 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 
 __all__ = [
     "ANYONE",
+    "NO_EFFECT",
     "SERVICE",
     "SIGNED_IN",
     "BadRequest",
@@ -101,6 +102,7 @@ __all__ = [
     "Principal",
     "Problem",
     "RemoteProblem",
+    "Retry",
     "Route",
     "Saga",
     "Service",
