@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from microkit.db.clock import database_now
 from microkit.db.database import Database
+from microkit.db.prepared import PreparedInsert
 from microkit.db.transaction import Transaction
 from microkit.message import Event, Message
 from microkit.outbox.tables import SHARDS, outbox
@@ -22,7 +23,10 @@ SIGNAL: Final = "outbox"
 MOST_BYTES: Final = 1024 * 1024
 """The largest payload of an event: what every bus takes."""
 
-_INSERT: Final = sa.insert(outbox).values(created_at=database_now()).inline()
+_INSERT: Final = PreparedInsert(
+    sa.insert(outbox).values(created_at=database_now()),
+    ("id", "aggregatetype", "aggregateid", "type", "payload", "headers", "shard"),
+)
 
 
 def install(database: Database, source: str) -> None:
@@ -40,7 +44,7 @@ async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> Non
         ValueError: an event is larger than 1 MiB.
     """
     trace = inject()
-    await tx.execute(_INSERT, [_row(event.to_message(source, trace=trace)) for event in events])
+    await tx.insert(_INSERT, [_row(event.to_message(source, trace=trace)) for event in events])
     tx.wake(SIGNAL)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event as sqlalchemy_event
 
-from microkit.db import Database
+from microkit.db import Database, PreparedInsert
 from microkit.message import Event, Message
 from microkit.outbox.tables import PENDING, PUBLISHED, outbox
 from microkit.outbox.writer import MOST_BYTES, write
@@ -93,18 +92,19 @@ async def test_a_row_has_the_columns_that_debezium_routes_by(box: Any) -> None:
     assert row.state == PENDING
 
 
-async def test_all_events_of_a_transaction_are_written_by_one_statement(box: Any) -> None:
-    statements: list[str] = []
-    engine = box.database.engine.sync_engine
+async def test_all_events_of_a_transaction_are_written_by_one_statement(
+    box: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    send = PreparedInsert.send
 
-    def seen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "INTO outbox" in statement:
-            statements.append(statement)
+    def seen(statement: PreparedInsert, connection: Any, rows: Any) -> None:
+        sent.append(len(rows))
+        send(statement, connection, rows)
 
-    sqlalchemy_event.listen(engine, "before_cursor_execute", seen)
+    monkeypatch.setattr(PreparedInsert, "send", seen)
     await box.publish(*[BillPaid(bill=str(number), number=number) for number in range(20)])
-    sqlalchemy_event.remove(engine, "before_cursor_execute", seen)
-    assert len(statements) == 1
+    assert sent == [20]
     assert numbers([Message("", "", row.payload) for row in await box.rows()]) == list(range(20))
 
 
