@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
+from math import isfinite
 from typing import Any
 
 from sqlalchemy import Dialect, types
@@ -19,13 +20,16 @@ from microkit.db.zones import checked
 # A binary double keeps every decimal of so many digits (IEEE 754, DBL_DIG).
 _DIGITS = 15
 
-
 # As PostgreSQL rounds a value to its column.
 _HALF_UP = Context(prec=200, rounding=ROUND_HALF_UP)
 
 
 def _rounded(value: Decimal, scale: int) -> Decimal:
     return value.quantize(Decimal(1).scaleb(-scale), context=_HALF_UP)
+
+
+def _exact(number: Any) -> Decimal:
+    return Decimal(format(number, f".{_DIGITS}g") if isinstance(number, float) else number)
 
 
 class ExactNumeric(types.Numeric[Any]):
@@ -41,11 +45,12 @@ class ExactNumeric(types.Numeric[Any]):
                 raise ValueError(f"SQLite has no number {value}")
             if scale is not None:
                 value = _rounded(value, scale)
-            if len(value.normalize().as_tuple().digits) > _DIGITS:
+            number = float(value)
+            if not isfinite(number) or _exact(number) != value:
                 raise ValueError(
                     f"SQLite keeps {_DIGITS} digits and {value} has more; keep whole minor units in a BigInteger column"
                 )
-            return int(value) if value == value.to_integral_value() and abs(value) < 2**63 else float(value)
+            return number
 
         return to_number
 
@@ -57,7 +62,7 @@ class ExactNumeric(types.Numeric[Any]):
         def to_decimal(value: Any) -> Decimal | None:
             if value is None:
                 return None
-            exact = Decimal(format(value, f".{_DIGITS}g") if isinstance(value, float) else value)
+            exact = _exact(value)
             return exact if scale is None else _rounded(exact, scale)
 
         return to_decimal

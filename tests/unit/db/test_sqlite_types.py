@@ -33,7 +33,7 @@ def test_an_amount_of_seven_places_keeps_them(value: Decimal) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["922337203685.4775807", "1234567890123456.5", "NaN", "sNaN", "Infinity", "-Infinity"]
+    "value", ["922337203685.4775807", "1234567890123456.5", "1e400", "1e-400", "NaN", "sNaN", "Infinity", "-Infinity"]
 )
 def test_what_would_be_changed_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match=r"SQLite (keeps 15 digits|has no number)"):
