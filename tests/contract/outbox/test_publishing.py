@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event as sqlalchemy_event
 
 from microkit.db import Database, PreparedInsert
 from microkit.message import Event, Message
