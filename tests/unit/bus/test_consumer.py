@@ -125,7 +125,7 @@ async def test_a_failing_key_waits_for_its_retry_while_other_keys_flow(bus: Memo
     await bus.publish(numbered(TOPIC, 100, keys=10))
     await handler.has_done(90)
     assert sorted(handler.done) == [number for number in range(100) if number % 10 != 3]
-    assert runtime.progress()[0].retrying == 1
+    await until(lambda: runtime.progress()[0].retrying == 1, lambda: "the key is not parked")
     failing = False
     await handler.has_done(100)
     assert lanes(handler.done, 10) == lanes(list(range(100)), 10)
@@ -360,6 +360,7 @@ async def test_the_span_of_a_message_is_a_child_of_its_publisher_and_linked_to_i
     assert span.name == f"process {TOPIC}"
     assert span.kind == "consumer"
     assert span.parent_id == "b7ad6b7169203331"
+    assert [(link.trace_id, link.span_id) for link in span.links] == [(span.trace_id, span.parent_id)]
     assert span.attributes["messaging.consumer.group.name"] == "ledger"
 
 
