@@ -57,6 +57,11 @@ def remaining() -> float | None:
     return left
 
 
+def forget_bearer() -> None:
+    """Takes the caller's token out of the work under way: what is called from here on is called in one's own name."""
+    _current.set(replace(_current.get(), bearer=None))
+
+
 @contextmanager
 def working(context: WorkContext) -> Iterator[WorkContext]:
     """Makes ``context`` the current one inside the block."""

@@ -167,6 +167,8 @@ class Instance:
             assembly = Assembly(self.declared, self.settings, self.health, self._registry, owned)
             self._parts = parts = await assembly.parts(self._shared_bus, self._ring)
             app = await assembly.web(parts)
+            owned.push_async_callback(app.stop)
+            await app.start()
             self._server = server = Server(app, self.settings.host, self.settings.port, limits=app.limits)
             try:
                 await self._go(server, parts.workers)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from microkit.auth.principal import Principal
+from microkit.context import forget_bearer
 from microkit.contract import ANYONE
 from microkit.db import Database, Transaction
 from microkit.errors import DefinitionError
@@ -72,6 +73,9 @@ class Endpoint:
     async def answer(self, call: Call) -> Reply | ASGIApp:
         if self._looks_at_token:
             call.principal = await self._access.admit(call.token, self._allow)
+            if call.principal.is_service:
+                # A service's token says who calls us. Sent on, it would let the next one take us for that service.
+                forget_bearer()
         await self._binding.read(call)
         if self._database is None:
             return self._write(await self._binding.handler(call))
