@@ -1,0 +1,36 @@
+"""What each figure is to reach. Figures without a target are there to be compared."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+
+class Target(NamedTuple):
+    """A bound that the target itself is within."""
+
+    bound: Literal["≤", "≥"]
+    value: float
+
+    def met(self, figure: float) -> bool:
+        return figure <= self.value if self.bound == "≤" else figure >= self.value
+
+    def __str__(self) -> str:
+        return f"{self.bound} {self.value:g}"
+
+
+TARGETS: Final = {
+    "http": {
+        "post_us": Target("≤", 65),
+        "get_us": Target("≤", 55),
+        "post_us_sampled_10": Target("≤", 40),
+        "ratio_fastapi_full": Target("≥", 4),
+        "wire_ratio_fastapi_full": Target("≥", 4),
+    },
+    "startup": {
+        "import_ms": Target("≤", 250),
+        "up_first_s": Target("≤", 3),
+        "up_s": Target("≤", 3),
+        "resident_mb": Target("≤", 400),
+    },
+}
+"""By benchmark and figure, as ``--json`` names them."""
