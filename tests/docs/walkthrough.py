@@ -116,7 +116,7 @@ class Walkthrough:
         script = "\n".join(line[2:] for line in block.body.splitlines() if line.startswith(("$ ", "> ")))
         assert script, f"{self._where(block)}: a console block without a line that begins with '$ '"
         if block.background_until is not None:
-            self._start(block, script)
+            self._start(block, script, block.background_until)
         else:
             self._run(block, ["bash", "-euo", "pipefail", "-c", script])
 
@@ -129,7 +129,7 @@ class Walkthrough:
         for text in block.prints:
             assert text in printed, f"{self._where(block)} did not print {text!r}:\n{printed}"
 
-    def _start(self, block: Block, script: str) -> None:
+    def _start(self, block: Block, script: str, awaited: str) -> None:
         process = subprocess.Popen(
             ["bash", "-c", f"exec {script}"],
             cwd=self._folder,
@@ -148,7 +148,7 @@ class Walkthrough:
 
         threading.Thread(target=read, daemon=True).start()
         until = time.monotonic() + 60
-        while block.background_until not in "".join(printed):
+        while awaited not in "".join(printed):
             assert process.poll() is None, f"{self._where(block)} ended:\n{''.join(printed)}"
             assert time.monotonic() < until, f"{self._where(block)} never printed it:\n{''.join(printed)}"
             time.sleep(0.05)
