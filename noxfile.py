@@ -63,6 +63,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def template(session: nox.Session) -> None:
+    """Bakes the service template, and runs the tests, linter and type checker of what came out."""
+    install(session, "dev")
+    session.run("pytest", "-q", "tests/template", *session.posargs)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """The slow tests that kill real processes, in their full form. CI runs them in the short form within ``tests``."""
     install(session, "dev")
