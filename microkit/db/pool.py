@@ -20,6 +20,7 @@ from microkit import context
 from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect
 from microkit.db.limit import allowed
 from microkit.db.metrics import PoolMetrics
+from microkit.errors import DefinitionError
 
 
 class Pool:
@@ -83,19 +84,26 @@ class Pool:
 class Lease:
     """A place in the pool and a connection, both taken when the first statement needs them."""
 
-    __slots__ = ("_connection", "_driver", "_entered", "_opening", "_pool", "_since")
+    __slots__ = ("_connection", "_driver", "_ended", "_entered", "_opening", "_pool", "_since")
 
     def __init__(self, pool: Pool, opening: str | None) -> None:
         self._pool = pool
         self._opening = opening
+        self._ended = False
         self._entered = False
         self._since = 0.0
         self._connection: Connection | None = None
         self._driver: Any = None
 
     def connection(self) -> Connection:
-        """The connection; called inside SQLAlchemy's greenlet."""
+        """The connection; called inside SQLAlchemy's greenlet.
+
+        Raises:
+            DefinitionError: the transaction has ended.
+        """
         if self._connection is None:
+            if self._ended:
+                raise DefinitionError("this transaction has ended: use it inside its block or handler only")
             if not self._entered:
                 await_(self._pool.enter())
                 self._entered = True
@@ -118,7 +126,8 @@ class Lease:
             raise
 
     def close(self) -> None:
-        """Rolls back what is open and gives all back; called inside SQLAlchemy's greenlet."""
+        """Rolls back what is open and gives all back, for good; called inside SQLAlchemy's greenlet."""
+        self._ended = True
         try:
             if self._connection is not None:
                 self._connection.close()

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
-from sqlalchemy import URL, Dialect, event, types
+from sqlalchemy import URL, Dialect, ExceptionContext, event, types
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
-from microkit.db.failure import TransactionAborted
+from microkit.db.failure import DatabaseUnavailable, TransactionAborted
 from microkit.db.limit import allowed
 from microkit.db.zones import checked
 
@@ -26,6 +26,8 @@ BEGIN_READ_ONLY = "BEGIN READ ONLY"
 
 # A time-out is set again when the time left has fallen below this share of it.
 _SHARE = 0.8
+# Seconds after which a server that should long have stopped the statement itself is taken for gone.
+_SILENCE = 5.0
 # Seconds to open a connection.
 _CONNECT_TIMEOUT = 10.0
 # Seconds for what SQLAlchemy asks a new connection, before the setting is known to it.
@@ -110,7 +112,8 @@ def engine(url: URL, *, size: int, statement_timeout: float, application: str) -
         json_deserializer=jsontext.loads,
         connect_args={
             "async_creator_fn": _connect,
-            "server_settings": {"application_name": application, "jit": "off", "timezone": "UTC"},
+            "command_timeout": statement_timeout + _SILENCE,
+            "server_settings": _settings(application, statement_timeout),
         },
     )
     sync = made.sync_engine
@@ -140,7 +143,24 @@ def engine(url: URL, *, size: int, statement_timeout: float, application: str) -
             await_(driver.execute(f"SET LOCAL statement_timeout={_milliseconds(seconds)}"))
             driver.timeout_set = seconds
 
+    event.listen(sync, "handle_error", _failed)
     return made
+
+
+def _settings(application: str, statement_timeout: float) -> dict[str, str]:
+    return {
+        "application_name": application,
+        "timezone": "UTC",
+        "jit": "off",  # it compiles for longer than the statements of a service run
+        # The end of a transaction whose client vanished without a word.
+        "idle_in_transaction_session_timeout": str(_milliseconds(2 * statement_timeout)),
+    }
+
+
+def _failed(failure: ExceptionContext) -> None:
+    if isinstance(failure.original_exception, TimeoutError):
+        failure.is_disconnect = True
+        raise DatabaseUnavailable("The database does not answer") from failure.original_exception
 
 
 def cut(driver: PostgresConnection) -> None:

@@ -52,10 +52,11 @@ class PreparedInsert:
         except Exception as error:
             raise _wrapped(connection, ready.sql, error) from error
         except BaseException as error:
-            connection.invalidate(error)  # cancelled half way, with its answer still to come
+            # Cancelled with its answer still to come. SQLite's statements queue in one thread: there a rollback will do.
+            if connection.dialect.name != "sqlite":
+                connection.invalidate(error)
             raise
-        finally:
-            cursor.close()
+        cursor.close()
 
     def _make_ready(self, dialect: Dialect) -> _Ready:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)

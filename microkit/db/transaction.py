@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -17,6 +18,8 @@ from microkit.db.prepared import PreparedInsert
 from microkit.errors import DefinitionError
 from microkit.message import Event
 from microkit.page import PageRequest
+
+_log = logging.getLogger(__name__)
 
 Model = TypeVar("Model")
 Value = TypeVar("Value")
@@ -166,7 +169,10 @@ class Transaction:
         self._events.extend(events)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` once COMMIT is confirmed. It must not raise; what must not be lost belongs in a table."""
+        """Calls ``callback`` once COMMIT is confirmed. What must not be lost belongs in a table instead.
+
+        What it raises is logged: the transaction stands, and its caller must not believe otherwise.
+        """
         self._after_commit.append(callback)
 
     def wake(self, signal: str) -> None:
@@ -205,7 +211,10 @@ class Transaction:
             if not self.read_only:
                 raise CommitUnknown from error
         for callback in self._after_commit:
-            callback()
+            try:
+                callback()
+            except Exception:  # noqa: BLE001  whatever it is, the transaction stands
+                _log.exception("a callback after COMMIT failed; the transaction stands")
 
     def _commit(self, session: Session) -> None:
         try:

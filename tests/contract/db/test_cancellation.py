@@ -4,15 +4,18 @@ transaction, no task, no lock."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Literal
 
 import anyio
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Integer, Text, column, insert, select, table, text
 
-from microkit.db import Database, Transaction
+from microkit.db import Database, DatabaseUnavailable, PreparedInsert, Transaction
 from microkit.message import Event
+from microkit.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
 
@@ -68,9 +71,16 @@ class Cancelled:
                 self.scope.cancel()
 
 
+OUTBOX = PreparedInsert(insert(table("coin", column("id", Integer), column("name", Text))), ["id", "name"])
+
+
 async def write_outbox(tx: Transaction, events: Any) -> None:
-    for event in events:
-        await tx.execute(text("INSERT INTO coin (id, name) VALUES (:id, 'outbox')"), {"id": -event.coin_id})
+    await tx.insert(OUTBOX, [{"id": -event.coin_id, "name": "outbox"} for event in events])
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param}
 
 
 async def settled(database: Database) -> None:
@@ -169,3 +179,84 @@ async def test_a_cancelled_wait_for_a_place_takes_none(coins: Database, count: C
     await asyncio.gather(*holders)
     await settled(coins)
     assert await count(coins) == 0
+
+
+async def test_a_cancelled_statement_stops_on_the_server(postgres_url: str, telemetry: Telemetry) -> None:
+    database = Database(postgres_url, telemetry=telemetry)
+
+    async def work(tx: Transaction) -> None:
+        await tx.execute(text("SELECT pg_sleep(3600)"))
+
+    task = asyncio.create_task(database.run(work))
+    while not await active(database):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await settled(database)
+    await database.close()
+
+
+async def active(database: Database) -> list[int]:
+    """The servers of statements under way, but for this one."""
+    async with database.transaction(read_only=True) as tx:
+        return list(
+            await tx.scalars(
+                text(
+                    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
+                    "AND pid <> pg_backend_pid() AND query LIKE '%pg_sleep%'"
+                )
+            )
+        )
+
+
+class Frozen:
+    """The server process of one connection, stopped: to the client it is a network that swallows everything."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __enter__(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+async def test_a_server_that_falls_silent_is_given_up(
+    postgres_url: str, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microkit.db.postgresql._SILENCE", 0.2)
+    database = Database(postgres_url, telemetry=telemetry, statement_timeout=0.2)
+    with pytest.raises(DatabaseUnavailable, match="does not answer"):
+        async with database.transaction() as tx:
+            with Frozen(await tx.scalar(text("SELECT pg_backend_pid()"))):
+                await tx.execute(text("SELECT 1"))
+    await settled(database)
+    await database.close()
+
+
+async def test_a_transaction_cancelled_while_the_server_is_silent_leaves_nothing_behind(
+    postgres_url: str, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microkit.db.shield.GRACE", 0.1)
+    database = Database(postgres_url, telemetry=telemetry)
+    pids: list[int] = []
+    begun = asyncio.Event()
+
+    async def work(tx: Transaction) -> None:
+        pids.append(await tx.scalar(text("SELECT pg_backend_pid()")))
+        begun.set()
+        await asyncio.sleep(0)
+        await tx.execute(text("SELECT 1"))
+
+    task = asyncio.create_task(database.run(work))
+    await begun.wait()
+    with Frozen(pids[0]):
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert database._writers.used == 0
+    await settled(database)
+    await database.close()

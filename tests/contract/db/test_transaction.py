@@ -59,6 +59,27 @@ async def test_a_block_that_asks_nothing_takes_no_connection(coins: Database) ->
     assert coins._writers.used == 0
 
 
+async def test_a_transaction_that_has_ended_cannot_be_used(coins: Database) -> None:
+    async with coins.transaction() as tx:
+        await tx.execute(text("SELECT 1"))
+    with pytest.raises(DefinitionError, match="has ended"):
+        await tx.execute(text("SELECT 1"))
+    assert coins._writers.used == 0
+
+
+async def test_a_callback_that_fails_does_not_make_the_commit_look_failed(
+    coins: Database, coin: type[Any], count: Count, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[int] = []
+    async with coins.transaction() as tx:
+        tx.add(coin(id=1, name="x"))
+        tx.after_commit(lambda: called.append(1 // 0))
+        tx.after_commit(lambda: called.append(2))
+    assert called == [2]
+    assert await count(coins) == 1
+    assert "the transaction stands" in caplog.text
+
+
 async def test_rows_are_found_read_changed_and_deleted(coins: Database, coin: type[Any], count: Count) -> None:
     async with coins.transaction() as tx:
         tx.add_all([coin(id=1, name="cowrie"), coin(id=2, name="naira"), coin(id=3, name="naira")])
