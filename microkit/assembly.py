@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Final, Protocol, get_type_hints
 
 import aiohttp
@@ -21,7 +20,7 @@ from microkit.client import HttpCaller, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate, pending
-from microkit.declared import Declared, Mounted, Resource
+from microkit.declared import Declared, Mounted, Resource, topics_of
 from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.port import Resolver
 from microkit.discovery.static import StaticResolver
@@ -29,7 +28,7 @@ from microkit.errors import ConfigurationError, DefinitionError
 from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
 from microkit.listening import GroupHandler
-from microkit.outbox import Relay, install
+from microkit.outbox import Relay, burial, install
 from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
 from microkit.saga import SagaEngine
 from microkit.settings import ServiceSettings
@@ -219,12 +218,10 @@ class Assembly:
             parts.workers.append(consumers)
 
     def _consumers(self, database: Database, bus: Bus, parts: Parts) -> ConsumerRuntime:
-        consumers = ConsumerRuntime(bus, parts.telemetry)
-        listeners = sorted(self._declared.listeners, key=lambda listener: listener.group)
-        for group, members in groupby(listeners, key=lambda listener: listener.group):
-            found = list(members)
-            topics = tuple(sorted({listener.event.event_topic for listener in found}))
-            consumers.add(Subscription(group, topics, GroupHandler(found, parts.resources, database)))
+        consumers = ConsumerRuntime(bus, parts.telemetry, bury=burial(database, bus))
+        for group, listeners in self._declared.groups().items():
+            handler = GroupHandler(listeners, parts.resources, database)
+            consumers.add(Subscription(group, topics_of(listeners), handler))
         return consumers
 
     async def web(self, parts: Parts) -> WebApp:

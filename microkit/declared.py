@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -40,6 +40,11 @@ class Listener:
         found = vars(sys.modules[self.event.__module__]).values()
         events = [value for value in found if isinstance(value, type) and issubclass(value, Event)]
         return frozenset(event.event_type for event in events if event.event_topic == self.event.event_topic)
+
+
+def topics_of(listeners: Sequence[Listener]) -> tuple[str, ...]:
+    """The topics that a group listens to."""
+    return tuple(sorted({listener.event.event_topic for listener in listeners}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,13 @@ class Declared:
     def stores(self) -> bool:
         """Whether the service needs a database."""
         return bool(self.tables is not None or self.migrations or self.listeners or self.sagas)
+
+    def groups(self) -> dict[str, list[Listener]]:
+        """The listeners by their consumer group."""
+        found: dict[str, list[Listener]] = {}
+        for listener in self.listeners:
+            found.setdefault(listener.group, []).append(listener)
+        return found
 
     def check(self) -> None:
         """Refuses what can be seen to be wrong before anything is started.

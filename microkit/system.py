@@ -19,6 +19,7 @@ from typing import Any
 
 from microkit.auth import generate_service_keys
 from microkit.bus.memory import MemoryBus
+from microkit.declared import topics_of
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
 from microkit.instance import Instance
@@ -73,6 +74,10 @@ class System:
         chosen = self._settings(folder, ports or {}, settings or {})
         system = RunningSystem(self.name, folder)
         for service in self.services:
+            # All groups are known before anything is published: the first relay to start would otherwise find nobody
+            # listening, and take what it sends for delivered.
+            for group, listeners in service.declared.groups().items():
+                system.bus.declare(group, topics_of(listeners))
             system.instances[service.name] = service.instance(
                 chosen[service.name], bus=system.bus, registry=system.registry, ring=system.ring
             )

@@ -1,0 +1,151 @@
+"""Several services in one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from microkit import ANYONE, ConfigurationError, DefinitionError, Event, Service, ServiceSettings, System, Transaction
+from microkit.outbox.tables import DEAD, outbox
+from microkit.system import free_ports
+from microkit.testing.system import run_system
+
+pytestmark = pytest.mark.anyio
+
+
+class Said(Event, topic="talk.talk", key="id"):
+    id: UUID
+
+
+class HeardBase(DeclarativeBase): ...
+
+
+class HeardRow(HeardBase):
+    __tablename__ = "heard"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+
+
+class TalkBase(DeclarativeBase): ...
+
+
+class SaidRow(TalkBase):
+    __tablename__ = "said"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+
+
+def slow_listener() -> System:
+    """A talker, and a listener that takes its time to start."""
+    talker, listener = Service("talker", tables=TalkBase.metadata), Service("listener", tables=HeardBase.metadata)
+
+    @listener.resource
+    async def slow(settings: ServiceSettings) -> AsyncIterator[object]:
+        await asyncio.sleep(0.5)
+        yield object()
+
+    @listener.on(Said)
+    async def hear(event: Said, tx: Transaction) -> None:
+        tx.add(HeardRow(id=event.id))
+
+    return System("talk", [talker, listener])
+
+
+async def test_what_is_left_in_an_outbox_waits_for_a_neighbour_that_starts_later(tmp_path: Path) -> None:
+    system = slow_listener()
+    async with run_system(system, tmp_path) as talk:
+        relay = talk["talker"].parts.workers[0]
+        await relay.stop(1)  # as a kill would: committed, not published
+        async with talk["talker"].database.transaction() as tx:
+            tx.publish(*(Said(id=uuid4()) for _ in range(20)))
+
+    async with run_system(system, tmp_path) as talk, asyncio.timeout(15):
+        heard = 0
+        while heard != 20:
+            await asyncio.sleep(0.05)
+            async with talk["listener"].database.transaction(read_only=True) as tx:
+                heard = await tx.scalar(select(func.count()).select_from(HeardRow)) or 0
+
+
+async def test_a_dead_letter_is_kept_where_no_broker_keeps_it(tmp_path: Path) -> None:
+    system = slow_listener()
+    async with run_system(system, tmp_path) as talk:
+        message = Said(id=uuid4()).to_message("talker")
+        broken = type(message)(message.topic, message.key, b"{", message.headers)
+        await talk.running.bus.publish([broken])
+        async with asyncio.timeout(10):
+            rows: list[bytes] = []
+            while not rows:
+                await asyncio.sleep(0.05)
+                async with talk["listener"].database.transaction(read_only=True) as tx:
+                    rows = list(await tx.scalars(select(outbox.c.payload).where(outbox.c.state == DEAD)))
+
+    assert rows == [b"{"]
+
+
+async def test_a_service_that_cannot_start_is_named_and_the_others_are_stopped(tmp_path: Path) -> None:
+    good, bad = Service("good"), Service("bad")
+    states: list[tuple[str, str]] = []
+
+    @bad.resource
+    async def never(settings: ServiceSettings) -> AsyncIterator[object]:
+        raise ConfigurationError("BAD_KEY is missing")
+        yield object()
+
+    ports = dict(zip(["good", "bad"], free_ports(2), strict=True))
+    with pytest.raises(ConfigurationError, match=r"^bad does not start: BAD_KEY is missing"):
+        async with System("pair", [good, bad]).running(
+            tmp_path, ports=ports, watch=lambda service, state: states.append((service, state))
+        ):
+            pytest.fail("it must not run")
+
+    assert ("bad", "failed") in states
+    assert states[-1][1] == "stopped"
+    assert ("good", "stopped") in states
+
+
+async def test_a_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("")
+
+    with pytest.raises(ConfigurationError, match="--folder"):
+        async with System("alone", [Service("alone")]).running(taken / "below"):
+            pytest.fail("it must not run")
+
+
+async def test_a_service_s_own_settings_win_over_what_the_system_would_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = f"sqlite+aiosqlite:///{tmp_path}/chosen.db"
+    monkeypatch.setenv("TALKER_DATABASE_URL", chosen)
+
+    async with run_system(slow_listener(), tmp_path) as talk:
+        assert talk["talker"].settings.database_url.get_secret_value() == chosen
+        assert talk["listener"].settings.database_url.get_secret_value().endswith("listener.db")
+
+
+def test_two_services_of_one_name_are_refused() -> None:
+    with pytest.raises(DefinitionError, match="same name"):
+        System("pair", [Service("one"), Service("one")])
+
+
+def test_an_issuer_that_is_no_service_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="issuer"):
+        System("pair", [Service("one")], issuer="user")
+
+
+async def test_an_open_service_needs_no_database_and_no_issuer(tmp_path: Path) -> None:
+    service = Service("plain")
+
+    @service.get("/hello", allow=ANYONE)
+    async def hello() -> str:
+        return "hello"
+
+    async with run_system(System("plain", [service]), tmp_path) as plain:
+        assert plain["plain"].parts.database is None
