@@ -4,9 +4,11 @@
     python -m benchmarks.http --postgres [--json]
 
 In process: the CPU time of one request, driven through ASGI on uvloop, each contender in processes of its own, in turn,
-the best of the rounds. Over the wire: one worker, 32 connections that send their next request when they have the answer,
-requests a second and the server's CPU time a request. Answers are counted and their content is looked at.
+the best of the rounds. Over the wire: one worker, 32 connections that send their next request when they have the
+answer; requests a second and the server's CPU time a request. Answers are counted and their content is looked at.
 """
+
+# ruff: noqa: PLC0415  a process loads what it measures and nothing else
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.contenders import BILL_ID, BODY, CONTENDERS, App, Message
+from benchmarks.startup import cpu_s
 
 HEADERS = [
     (b"host", b"127.0.0.1:3003"),
@@ -120,7 +123,7 @@ async def serve(name: str, app: App) -> None:
             uvicorn.Config(app, port=0, http="httptools", loop="none", log_config=None, access_log=False, ws="none")
         )
         serving = asyncio.create_task(other.serve())
-        while not other.started:
+        while not other.started:  # noqa: ASYNC110  it tells nobody
             await asyncio.sleep(0.01)
         port = other.servers[0].sockets[0].getsockname()[1]
 
@@ -189,13 +192,6 @@ async def load(port: int, requests: int) -> float:
     return requests / took
 
 
-def _cpu(pid: int) -> float:
-    import psutil
-
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
-
-
 def over_the_wire(name: str) -> dict[str, float]:
     """Requests a second and the server's CPU microseconds a request."""
     command = [sys.executable, "-m", "benchmarks.http", "--serve", name]
@@ -204,9 +200,9 @@ def over_the_wire(name: str) -> dict[str, float]:
         assert server.stdin is not None
         port = int(server.stdout.readline())
         uvloop.run(load(port, WIRE_REQUESTS // 8))
-        before = _cpu(server.pid)
+        before = cpu_s(server.pid)
         rate = uvloop.run(load(port, WIRE_REQUESTS))
-        cpu = (_cpu(server.pid) - before) / WIRE_REQUESTS * 1e6
+        cpu = (cpu_s(server.pid) - before) / WIRE_REQUESTS * 1e6
         server.stdin.close()
         server.wait(30)
     return {"per_s": rate, "cpu_us": cpu}
@@ -225,14 +221,14 @@ def all_rounds(names: Sequence[str], rounds: int) -> dict[str, dict[str, float]]
     """Each figure's best over the rounds, in which the contenders take turns."""
     best: dict[str, dict[str, float]] = {name: {} for name in [*names, "microkit_10"]}
     for _ in range(rounds):
-        for name in best:
+        for name, row in best.items():
             sampling, contender = (0.1, "microkit") if name == "microkit_10" else (1.0, name)
             for figure, value in measured_in_process(contender, sampling).items():
-                best[name][figure] = min(value, best[name].get(figure, value))
+                row[figure] = min(value, row.get(figure, value))
             if name != "microkit_10":
                 wire = over_the_wire(name)
-                best[name]["per_s"] = max(wire["per_s"], best[name].get("per_s", 0.0))
-                best[name]["cpu_us"] = min(wire["cpu_us"], best[name].get("cpu_us", wire["cpu_us"]))
+                row["per_s"] = max(wire["per_s"], row.get("per_s", 0.0))
+                row["cpu_us"] = min(wire["cpu_us"], row.get("cpu_us", wire["cpu_us"]))
     return best
 
 
@@ -267,6 +263,13 @@ def show(best: dict[str, dict[str, float]]) -> None:
     print(json.dumps(summary(best)))
 
 
+def transactions() -> Any:
+    """The part for ``--postgres``, loaded only where it is asked for: it brings SQLAlchemy along."""
+    from benchmarks import transactions as part
+
+    return part
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
@@ -277,12 +280,19 @@ def main() -> None:
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--sampling", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--commit", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         app = CONTENDERS[options.measure](options.sampling)
         print(json.dumps(uvloop.run(in_process(app, options.seconds))))
     elif options.serve:
         uvloop.run(serve(options.serve, CONTENDERS[options.serve](options.sampling)))
+    elif options.commit:
+        print(json.dumps(uvloop.run(transactions().measure(options.commit, options.url))))
+    elif options.postgres:
+        found = transactions().all_rounds(options.rounds)
+        print(json.dumps(transactions().summary(found))) if options.json else transactions().show(found)
     else:
         names = dict.fromkeys([*(CONTENDERS if options.only is None else options.only), "microkit"])
         best = all_rounds(list(names), options.rounds)
