@@ -4,7 +4,17 @@ from microkit.bus.connect import connect
 from microkit.bus.consumer import ConsumerRuntime, GroupProgress, Subscription
 from microkit.bus.dead_letter import Bury, dead_letter
 from microkit.bus.memory import MemoryBus
-from microkit.bus.port import Bus, Consumer, Delivery, Promises, PublishFailed, Settles
+from microkit.bus.port import (
+    Bus,
+    Consumer,
+    Delivery,
+    Lag,
+    MessagesLost,
+    Promises,
+    PublishFailed,
+    Settles,
+    ShowsLag,
+)
 
 __all__ = [
     "Bury",
@@ -13,10 +23,13 @@ __all__ = [
     "ConsumerRuntime",
     "Delivery",
     "GroupProgress",
+    "Lag",
     "MemoryBus",
+    "MessagesLost",
     "Promises",
     "PublishFailed",
     "Settles",
+    "ShowsLag",
     "Subscription",
     "connect",
     "dead_letter",

@@ -8,20 +8,25 @@ from microkit.bus.memory import MemoryBus
 from microkit.bus.port import Bus
 from microkit.errors import ConfigurationError
 
-_LATER = {"redis": "Redis and Valkey Streams", "kafka": "Kafka"}
+_LATER = {"kafka": "Kafka"}
 
 
 def connect(url: str) -> Bus:
     """The adapter that a bus URL names; :meth:`Bus.start` connects it.
 
     Raises:
-        ConfigurationError: the URL names no adapter of this version.
+        ConfigurationError: the URL names no adapter of this version, or what the adapter cannot use.
+        MissingExtra: the adapter's package is not installed.
     """
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         return MemoryBus()
+    if scheme in ("redis", "rediss"):
+        from microkit.bus.redis import RedisBus  # noqa: PLC0415  an extra
+
+        return RedisBus(url)
     if scheme in _LATER:
         raise ConfigurationError(
-            f"bus_url: {_LATER[scheme]} ({scheme}://) comes with a later version; this one has memory://"
+            f"bus_url: {_LATER[scheme]} ({scheme}://) comes with a later version; this one has memory:// and redis://"
         )
-    raise ConfigurationError(f"bus_url: {scheme or url!r} names no bus; write memory://")
+    raise ConfigurationError(f"bus_url: {scheme or url!r} names no bus; write memory:// or redis://redis:6379/0")

@@ -55,6 +55,28 @@ class PublishFailed(MicrokitError):
         self.failed = failed
 
 
+class MessagesLost(MicrokitError):
+    """The broker no longer has messages that a group had not done: deleted, trimmed, or forgotten in a failover.
+
+    ``lost`` is how many, ``None`` where nobody can know. Raised once by :meth:`Consumer.fetch`, which goes on with
+    what is there when it is called again.
+    """
+
+    def __init__(self, what: str, lost: int | None) -> None:
+        super().__init__(what)
+        self.lost = lost
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """``waiting`` messages of a partition are not acknowledged by the group: in flight, or yet to be fetched."""
+
+    group: str
+    topic: str
+    partition: int
+    waiting: int
+
+
 class Consumer(Protocol):
     """One member of a group. Created by :meth:`Bus.subscribe`."""
 
@@ -66,6 +88,7 @@ class Consumer(Protocol):
         Raises:
             ConnectionError: the broker is away, or the consumer was closed. A consumer that was not closed may be asked
                 again, and fetches when the broker is back.
+            MessagesLost: the broker lost messages that were waiting for this group. Ask again.
         """
         ...
 
@@ -143,4 +166,17 @@ class Settles(Protocol):
     def on_settled(self, source: str, settled: Callable[[Sequence[str]], None]) -> Callable[[], None]:
         """``settled`` is called with the ids of messages whose ``ce_source`` is ``source``, soon after each has been
         acknowledged by all groups, or published where no group listens. Calling what is returned ends that."""
+        ...
+
+
+@runtime_checkable
+class ShowsLag(Protocol):
+    """The ability of a bus to say how far a group is behind."""
+
+    async def lag(self, group: str, topics: Sequence[str]) -> Sequence[Lag]:
+        """One entry a partition; for a group that never joined, all that it would begin with.
+
+        Raises:
+            ConnectionError: the broker is away.
+        """
         ...

