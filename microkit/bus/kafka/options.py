@@ -1,0 +1,102 @@
+"""What a Kafka bus is told: by its URL, or as an object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from microkit.errors import ConfigurationError
+from microkit.settings.quantities import seconds
+
+_EXAMPLE: Final = "kafka://broker-1:9092,broker-2:9092"
+_OURS: Final = {
+    "acks": "a confirmed message is on all in-sync replicas",
+    "request.required.acks": "a confirmed message is on all in-sync replicas",
+    "auto.offset.reset": "a new group begins with the messages that are there",
+    "bootstrap.servers": "the servers are the URL's hosts",
+    "enable.auto.commit": "an offset is committed when its message was acknowledged",
+    "enable.auto.offset.store": "an offset is committed when its message was acknowledged",
+    "enable.idempotence": "a retried send must not duplicate or reorder",
+    "group.id": "the group is the subscription's",
+    "message.timeout.ms": "delivery_timeout bounds a send",
+    "delivery.timeout.ms": "delivery_timeout bounds a send",
+    "partitioner": "keys are placed as Java's clients place them",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaOptions:
+    """How to reach a Kafka cluster.
+
+    ``servers`` is ``host:port,host:port``. ``client`` holds any property of librdkafka that is not the adapter's own
+    business: ``security.protocol``, ``sasl.mechanism``, ``ssl.ca.location``, ``session.timeout.ms``,
+    ``compression.type``, ``oauth_cb`` …; those of a producer may be there too, consumers ignore them, and the other way
+    round. ``delivery_timeout`` is the seconds after which what is not confirmed is given up, ``drain_timeout`` those for
+    which a partition that goes to another member waits for the handlers of its messages. Topics that are missing are
+    made with ``partitions`` and ``replication`` (-1: as the cluster has it), unless ``create_topics`` is off.
+    """
+
+    servers: str
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    delivery_timeout: float = 30.0
+    drain_timeout: float = 10.0
+    create_topics: bool = True
+    partitions: int = -1
+    replication: int = -1
+
+    def __post_init__(self) -> None:
+        for name in self.client:
+            if name in _OURS:
+                raise ConfigurationError(f"bus_url: {name} cannot be set, because {_OURS[name]}")
+        if self.delivery_timeout <= 0:
+            raise ConfigurationError("bus_url: delivery_timeout is more than 0; an example: 30s")
+
+    @classmethod
+    def from_url(cls, url: str) -> KafkaOptions:
+        """Reads ``kafka://[user:password@]host:port[,host:port…][?name=value&…]``.
+
+        A name with a dot is a property of librdkafka, the others are fields of this class. A user means SASL over TLS,
+        with the mechanism PLAIN, unless ``sasl.mechanism`` and ``security.protocol`` say otherwise. User and password
+        are percent-encoded.
+
+        Raises:
+            ConfigurationError: the URL says something that is not understood.
+        """
+        parts = urlsplit(url)
+        userinfo, at, servers = parts.netloc.rpartition("@")
+        if not servers or parts.path.strip("/"):
+            raise ConfigurationError(f"bus_url: kafka:// takes hosts and no path; an example: {_EXAMPLE}")
+        client: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for name, value in parse_qsl(parts.query, keep_blank_values=True):
+            if "." in name:
+                client[name] = value
+            else:
+                own[name] = _field(name, value)
+        if at:
+            user, _, password = userinfo.partition(":")
+            client = {
+                "security.protocol": "SASL_SSL",
+                "sasl.mechanism": "PLAIN",
+                "sasl.username": unquote(user),
+                "sasl.password": unquote(password),
+            } | client
+        return cls(servers, client, **own)
+
+
+def _field(name: str, value: str) -> Any:
+    known = {each.name: str(each.type) for each in fields(KafkaOptions) if each.name not in ("servers", "client")}
+    if name not in known:
+        raise ConfigurationError(
+            f"bus_url: {name!r} is unknown; it may be one of {', '.join(known)}, or a property of librdkafka "
+            "such as session.timeout.ms"
+        )
+    try:
+        if known[name] == "bool":
+            return {"true": True, "false": False}[value.lower()]
+        return seconds(value) if known[name] == "float" else int(value)
+    except (KeyError, ValueError):
+        example = {"bool": "false", "float": "30s", "int": "12"}[known[name]]
+        raise ConfigurationError(f"bus_url: {name}={value!r} is not understood; an example: {example}") from None
