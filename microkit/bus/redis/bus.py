@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
+from redis.asyncio import Redis
+
 from microkit.bus.port import Lag, Promises, PublishFailed
 from microkit.bus.redis.consumer import RedisConsumer
 from microkit.bus.redis.options import RedisOptions
 from microkit.bus.redis.scripts import CREATE, LAG, PUBLISH
-from microkit.bus.redis.server import Redis, Server, client_of, is_away
+from microkit.bus.redis.server import Server, client_of, is_away
 from microkit.bus.redis.wire import headers_of, key_of, partition_of
 from microkit.errors import MicrokitError
 from microkit.message import Message

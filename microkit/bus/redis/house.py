@@ -1,4 +1,4 @@
-"""Which partitions a member of a group has: taken up to a fair share, extended by heartbeats, given back when drained."""
+"""Which partitions a member of a group has: taken up to a fair share, kept by heartbeats, drained and given back."""
 
 from __future__ import annotations
 

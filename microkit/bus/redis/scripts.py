@@ -3,7 +3,7 @@
 A partition belongs to one member of a group at a time. Hash ``<prefix>:<topic>:owners:<group>`` holds for partition P
 the fields ``P`` (the token of the tenure, ``member:epoch``), ``P:until`` (when others may take it, milliseconds on the
 server's clock) and ``P:epoch``. Each read and each acknowledgement carries the token and does nothing when it is no
-longer the partition's: that is the fence, and therefore a lease that ran out costs nothing until somebody else takes it.
+longer the partition's: that is the fence. A lease that ran out costs nothing until somebody takes the partition.
 
 All members of a group read as one consumer of the Redis group: who holds the partition finds what its predecessor left
 pending by reading its "own" history, in order, and no names of dead consumers pile up.

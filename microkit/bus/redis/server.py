@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
 from microkit.bus.redis.options import RedisOptions
 from microkit.bus.redis.scripts import Script
-from microkit.errors import ConfigurationError, MissingExtra
-
-try:
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-    from redis.exceptions import ConnectionError as RedisConnectionError
-    from redis.exceptions import NoScriptError, RedisError, ResponseError
-    from redis.exceptions import TimeoutError as RedisTimeoutError
-except ImportError as error:
-    if error.name == "redis":
-        raise MissingExtra("redis://", "redis") from error
-    raise
+from microkit.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +38,10 @@ def client_of(url: str) -> Redis:
         ConfigurationError: redis-py does not understand the URL.
     """
     try:
-        client: Redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2)
-        client.connection_pool.make_connection()  # an unknown parameter shows when the first connection is made
+        # redis-py allows 100 connections; a member that waits, reads and acknowledges has three.
+        client: Redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, max_connections=10_000)
+        # An unknown parameter shows when the first connection is made.
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"bus_url: {error}; write redis://:password@redis:6379/0") from None
     return client
@@ -119,7 +115,7 @@ class Server:
         """
         self.check_open()
         with self._forgetting(), _translated():
-            return await self._client.execute_command(*words)
+            return await self._execute(*words)
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """One script; see :mod:`microkit.bus.redis.scripts`.
@@ -130,9 +126,12 @@ class Server:
         self.check_open()
         with self._forgetting(), _translated():
             try:
-                return await self._client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                return await self._execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
             except NoScriptError:  # the first time, and after the server was restarted
-                return await self._client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+                return await self._execute("EVAL", script.text, len(keys), *keys, *arguments)
+
+    async def _execute(self, *words: Any) -> Any:
+        return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
@@ -148,7 +147,7 @@ class Server:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError) as error:
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise ConnectionError(f"redis: {error}") from error
     except RedisError as error:
         if is_away(str(error)):
