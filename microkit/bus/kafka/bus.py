@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from microkit.bus.kafka.consumer import KafkaConsumer
 from microkit.bus.kafka.options import KafkaOptions
@@ -22,6 +24,7 @@ from microkit.message import Message
 T = TypeVar("T")
 
 _ASK_SECONDS: Final = 5.0
+_OTHERS: Final = re.compile(r"property \S+ is a (consumer|producer) property and will be ignored")
 _LARGEST: Final = 16 * 1024 * 1024
 """Of a record; the broker's and the topic's limits are lower, and say so. A dead letter may be as large as this."""
 
@@ -46,7 +49,7 @@ _CONSUMER: Final = {
     "enable.auto.offset.store": False,
     "auto.offset.reset": "earliest",
     "fetch.wait.max.ms": 100,
-    # What is fetched ahead is memory; and a pause that ends is noticed by the next fetch, which the default puts off 1 s.
+    # What is fetched ahead is memory; and when there is room again, the next fetch is to come at once, not after 1 s.
     "queued.min.messages": 5_000,
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.queue.backoff.ms": 20,
@@ -66,6 +69,7 @@ class KafkaBus:
         self.promises = Promises(persistent=True, ordered=True, groups=True, redelivers=True, history=True)
         self.options = options
         self._logger = logging.getLogger("microkit.bus.kafka")
+        self._logger.addFilter(_not_of_others)
         self._client = {**_CLIENT, **options.client, "bootstrap.servers": options.servers}
         self._producer: KafkaProducer | None = None
         self._admin: AdminClient | None = None
@@ -197,3 +201,8 @@ class KafkaBus:
             return await asyncio.get_running_loop().run_in_executor(threads, question, admin)
         except (KafkaException, TimeoutError) as error:
             raise away(error) if isinstance(error, KafkaException) else ConnectionError(str(error)) from None
+
+
+def _not_of_others(record: logging.LogRecord) -> bool:
+    """Properties of producers and consumers stand in one place, as it is meant."""
+    return _OTHERS.search(record.getMessage()) is None

@@ -32,10 +32,10 @@ class KafkaOptions:
 
     ``servers`` is ``host:port,host:port``. ``client`` holds any property of librdkafka that is not the adapter's own
     business: ``security.protocol``, ``sasl.mechanism``, ``ssl.ca.location``, ``session.timeout.ms``,
-    ``compression.type``, ``oauth_cb`` …; those of a producer may be there too, consumers ignore them, and the other way
-    round. ``delivery_timeout`` is the seconds after which what is not confirmed is given up, ``drain_timeout`` those for
-    which a partition that goes to another member waits for the handlers of its messages. Topics that are missing are
-    made with ``partitions`` and ``replication`` (-1: as the cluster has it), unless ``create_topics`` is off.
+    ``compression.type``, ``oauth_cb`` …; producers ignore those of consumers, and the other way round.
+    ``delivery_timeout`` is the seconds after which what is not confirmed is given up, ``drain_timeout`` those for which
+    a partition that goes to another member waits for the handlers of its messages. Topics that are missing are made
+    with ``partitions`` and ``replication`` (-1: as the cluster has it), unless ``create_topics`` is off.
     """
 
     servers: str

@@ -8,8 +8,8 @@ from collections import deque
 class Partition:
     """Which messages were handed out and are not done, and up to where all are done.
 
-    Kafka keeps one number for a group and a partition: everything before it is done. So what may be committed is the end
-    of the contiguous prefix of what was handed out. ``position`` is that number; ``None`` until there is one.
+    Kafka keeps one number for a group and a partition: everything before it is done. So what may be committed is the
+    end of the contiguous prefix of what was handed out. ``position`` is that number; ``None`` until there is one.
 
     ``first`` is where the group stood when the partition came, and ``attempts_before`` how often the message there was
     handed out before, to members that did not live to say what came of it.
@@ -71,8 +71,8 @@ class Partition:
             done.remove(self.position - 1)
 
     def note(self, *, leaving: bool) -> int:
-        """How often the message at ``position`` was handed out without an end, should this member end now, or ``leaving``
-        of its own will."""
+        """How often the message at ``position`` was handed out without an end, should this member be killed now, or,
+        ``leaving``, end in order."""
         if self.position == self._first:
             return self._attempts_before + (0 if leaving else 1)
         return 0 if leaving else 1

@@ -21,7 +21,7 @@ from microkit.bus.port import MessagesLost
 _SLICE: Final = 0.05
 """Longest stay in the client: what waits meanwhile is a commit."""
 _PATIENCE: Final = 1.0
-"""Seconds that a full buffer is waited for, before the partitions are paused and the client is polled for its own sake."""
+"""Seconds that a full buffer is waited for; then the partitions are paused, and the client is polled all the same."""
 _PROBE_SECONDS: Final = 1.0
 _ASK_SECONDS: Final = 5.0
 _GRACE: Final = 5.0
@@ -81,6 +81,8 @@ class Poller:
         """Records given to the owner, ever. Written in the thread."""
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
+        for answer in (self.ready, self.ended):
+            answer.set_running_or_notify_cancel()  # whoever waits may be cancelled, and these are kept
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="kafka-consumer", daemon=True).start()
@@ -201,6 +203,8 @@ class Poller:
     def _obey(self, client: Consumer | None) -> None:
         while self._commands:
             marks, answer = self._commands.popleft()
+            if not answer.set_running_or_notify_cancel():
+                continue  # what it was to commit, the next one will
             try:
                 if client is not None:
                     self._commit(client, marks)

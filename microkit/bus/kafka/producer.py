@@ -97,7 +97,7 @@ class KafkaProducer:
         # behind must not arrive after what is sent in its place.
         timer = loop.call_later(self._timeout, line.retire)
         self._pending.add(batch)
-        batch.future.add_done_callback(lambda _done: (timer.cancel(), self._pending.discard(batch)))
+        batch.future.add_done_callback(lambda _done: self._over(batch, timer))
         refused: dict[int, Exception] = {}
         try:
             await self._hand_over(line, batch, messages, refused)
@@ -115,6 +115,10 @@ class KafkaProducer:
         if line is not None:
             line.retire()
             await asyncio.to_thread(line.ended.wait, _GRACE)
+
+    def _over(self, batch: _Batch, timer: asyncio.TimerHandle) -> None:
+        timer.cancel()
+        self._pending.discard(batch)
 
     def _line(self) -> _Line:
         if self._current is None or self._current.retired:

@@ -67,7 +67,7 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def headers_of(message: Message) -> list[tuple[str, bytes]]:
+def headers_of(message: Message) -> list[tuple[str, str | bytes | None]]:
     """The headers of a record. Names are UTF-8 always, values may be any bytes."""
     return [
         (name if name.isascii() else name.encode("utf-8", "backslashreplace").decode(), encode(value))

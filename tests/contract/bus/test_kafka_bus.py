@@ -10,6 +10,7 @@ from microkit.testing.bus_suite import BusSuite
 
 class TestKafkaBus(BusSuite):
     promises = Promises(persistent=True, ordered=True, groups=True, redelivers=True, history=True)
+    JOINING = 4.0
     url: str
 
     @pytest.fixture(autouse=True)
