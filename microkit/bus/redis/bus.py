@@ -32,8 +32,8 @@ class RedisBus:
     """Redis and Valkey Streams. Implements :class:`~microkit.bus.port.Bus` and :class:`~microkit.bus.port.ShowsLag`.
 
     ``server`` is a URL with :class:`RedisOptions` in its query, or a ``redis.asyncio.Redis`` with its own settings
-    (TLS, credentials, Sentinel; it is closed with the bus): then give it ``retry=Retry(NoBackoff(), 0)`` and a
-    ``socket_timeout`` above two seconds.
+    (TLS, credentials, Sentinel; it is closed with the bus): give that one ``retry=Retry(NoBackoff(), 0)``,
+    ``socket_timeout=None`` and connections enough, three for each group.
 
     A topic is a fixed number of streams, and a key belongs to one of them. Within a group one member at a time reads a
     stream, so messages of one key arrive in order. What survives the end of the server is its configuration's affair

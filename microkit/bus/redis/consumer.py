@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import repeat
 from typing import Any, Final
 
 from microkit.bus.port import Delivery, MessagesLost
 from microkit.bus.redis.house import House
-from microkit.bus.redis.scripts import ACK, FETCH
+from microkit.bus.redis.scripts import ACK, PENDING
 from microkit.bus.redis.server import Server
 from microkit.bus.redis.tenure import Tenure
 from microkit.bus.redis.wire import message_of, number_of
 
 BLOCK: Final = 1.0
-"""Seconds that the server holds a waiting command; the client's socket_timeout (5 s) is above it."""
-QUIET: Final = 0.02
-"""Seconds to wait after news that came to nothing."""
+"""Seconds that the server holds a waiting command; it is below the time in which an answer must come."""
 
 
 class RedisConsumer:
@@ -41,10 +40,10 @@ class RedisConsumer:
         self._group = group
         self._left = left
         self._closed = False
-        self._turn = 0
+        self._giving = 8
         self._buffer: deque[Delivery] = deque()
-        self._reading: asyncio.Task[bool] | None = None
-        self._watching: asyncio.Task[Any] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[Sequence[tuple[Tenure, int]]] | None = None
         self._wake = asyncio.Event()
         self._house = House(server, group, topics, create, self._wake)
 
@@ -60,7 +59,7 @@ class RedisConsumer:
         """See :meth:`microkit.bus.port.Consumer.fetch`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
-        news = False
+        news: Sequence[tuple[Tenure, int]] = ()
         while True:
             self._check()
             self._wake.clear()
@@ -69,8 +68,9 @@ class RedisConsumer:
                 taken = self._take(most)
             if taken or (left := until - loop.time()) <= 0:
                 return taken
-            if news:
-                await asyncio.sleep(min(QUIET, left))
+            for tenure, seen in news:
+                if tenure.read == seen:  # the server has more and did not give it: somebody else read it
+                    tenure.behind = True
             news = await self._news(left)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -171,61 +171,92 @@ class RedisConsumer:
         if not reading.cancelled():
             reading.result()
 
-    async def _read_into_buffer(self, most: int) -> bool:
+    async def _read_into_buffer(self, most: int) -> None:
         tenures = [tenure for tenure in self._house.tenures if tenure.draining_since is None]
-        if not tenures:
-            return False
-        self._turn = (self._turn + 1) % len(tenures)  # another is first each time
-        tenures = tenures[self._turn :] + tenures[: self._turn]
+        behind = [tenure for tenure in tenures if tenure.behind]
+        reading = behind or tenures
+        if not reading:
+            return
+        for tenure in reading:
+            tenure.reading = True
+        try:
+            await (self._read_pending(behind, most) if behind else self._read_new(tenures, most))
+        except BaseException:
+            for tenure in reading:
+                tenure.behind = True  # the reply may have been on its way
+            raise
+        finally:
+            for tenure in reading:
+                tenure.reading = False
+
+    async def _read_new(self, tenures: Sequence[Tenure], most: int) -> None:
+        """Reads from all partitions at once, and compares the tokens in the same transaction.
+
+        Not in a script, whose copies of the messages would double the server's work. Where the token is no longer
+        ours, what was read is left alone: the owner finds it, because its next message does not follow its last.
+        """
+        owners: dict[str, list[Tenure]] = {}
+        for tenure in tenures:
+            owners.setdefault(tenure.owners, []).append(tenure)
+        streams = {tenure.stream.encode(): tenure for tenure in tenures}
+        *tokens, reply = await self._server.together(
+            *[("HMGET", name, *[tenure.partition for tenure in part]) for name, part in owners.items()],
+            ("XREADGROUP", "GROUP", self._group, "microkit", "COUNT", -(-most // self._giving), "STREAMS",
+             *streams, *[">"] * len(streams)),
+        )  # fmt: skip
+        for part, found in zip(owners.values(), tokens, strict=True):
+            for tenure, token in zip(part, found, strict=True):
+                if token != tenure.token.encode():
+                    self._house.drop(tenure, "it was taken over")
+        if isinstance(reply, Exception):  # the group is missing on one of them
+            await self._read_pending([tenure for tenure in tenures if tenure.alive], most)
+            return
+        parts = dict(reply).items() if reply else ()
+        self._giving = max(1, len(parts))
+        for stream, entries in parts:
+            tenure = streams[stream]
+            numbers = [number_of(entry[0]) for entry in entries]
+            if not tenure.alive:
+                continue
+            if numbers[0] <= tenure.read:
+                self._house.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} began anew", None)
+                self._house.drop(tenure, "its messages were replaced by others")
+            elif numbers[-1] - tenure.read > len(numbers):
+                tenure.behind = True  # somebody read what is missing, or it is gone: these are pending now, too
+            else:
+                tenure.read = numbers[-1]
+                self._receive(tenure, entries, numbers)
+
+    async def _read_pending(self, tenures: Sequence[Tenure], most: int) -> None:
         keys: list[str] = []
         arguments: list[Any] = [self._group, most]
         for tenure in tenures:
             keys += (tenure.owners, tenure.stream)
-            arguments += (tenure.partition, tenure.token, tenure.after)
-            tenure.reading = True
-        try:
-            reply = await self._server.run(FETCH, keys, arguments)
-        except BaseException:
-            for tenure in tenures:  # the reply may have been on its way
-                tenure.behind = True
-            raise
-        finally:
-            for tenure in tenures:
-                tenure.reading = False
-        for index, *part in reply:
-            self._receive(tenures[index - 1], *part)
-        return bool(reply)
+            arguments += (tenure.partition, tenure.token, tenure.read)
+        for index, found, *rest in await self._server.run(PENDING, keys, arguments):
+            tenure = tenures[index - 1]
+            if isinstance(found, bytes):
+                self._refused(tenure, found.decode(errors="replace"))
+                continue
+            counts, gone, last = rest
+            numbers = [number_of(entry[0]) for entry in found]
+            lost = tenure.inherit(numbers, gone, number_of(last) if last else None)
+            if lost > 0:
+                what = f"{lost} messages of partition {tenure.partition} of {tenure.topic} are gone"
+                self._house.lose(tenure.topic, what, lost)
+            self._receive(tenure, found, numbers, counts)
 
     def _receive(
-        self, tenure: Tenure, entries: Any, complete: int | None = None, counts: Sequence[int] = (), gone: int = 0
+        self, tenure: Tenure, entries: Sequence[Any], numbers: Sequence[int], counts: Sequence[int] | None = None
     ) -> None:
         if not tenure.alive:
             return
-        if isinstance(entries, bytes):
-            self._refused(tenure, entries.decode(errors="replace"))
-            return
-        numbers = [number_of(entry[0]) for entry in entries]
-        if complete is None:
-            gone = tenure.missed(numbers)
-            if gone < 0:
-                self._house.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} began anew", None)
-                self._house.drop(tenure, "its messages were replaced by others")
-                return
-        if gone:
-            self._house.lose(
-                tenure.topic, f"{gone} messages of partition {tenure.partition} of {tenure.topic} are gone", gone
-            )
-        if numbers:
-            tenure.read = numbers[-1]
-        if complete:
-            tenure.caught_up()
         group, topic, partition = self._group, tenure.topic, tenure.partition
-        attempts = counts or [1] * len(numbers)
         tenure.buffered += len(numbers)
         self._buffer.extend(
             [
                 Delivery(message_of(topic, entry[1]), group, partition, number, attempt, tenure)
-                for entry, number, attempt in zip(entries, numbers, attempts, strict=True)
+                for entry, number, attempt in zip(entries, numbers, counts or repeat(1, len(numbers)), strict=True)
             ]
         )
 
@@ -240,24 +271,27 @@ class RedisConsumer:
 
     # Waiting.
 
-    async def _news(self, left: float) -> bool:
-        """Waits until there may be something to read, at most ``left`` seconds; whether it was the server that said
-        so."""
+    async def _news(self, left: float) -> Sequence[tuple[Tenure, int]]:
+        """Waits until there may be something to read, at most ``left`` seconds. Gives the partitions of which the
+        server said so, each with the last number seen when it was asked."""
         if self._watching is None:
             tenures = [tenure for tenure in self._house.tenures if tenure.draining_since is None]
             if tenures:
                 self._watching = asyncio.create_task(self._watch(tenures), name=f"watch {self._group}")
                 self._watching.add_done_callback(lambda _: self._wake.set())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                await self._wake.wait()
         if self._watching is None or not self._watching.done():
-            return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+        if self._watching is None or not self._watching.done():
+            return ()
         watching, self._watching = self._watching, None
-        return not watching.cancelled() and bool(watching.result())
+        return () if watching.cancelled() else watching.result()
 
-    async def _watch(self, tenures: Sequence[Tenure]) -> Any:
-        return await self._server.command(
+    async def _watch(self, tenures: Sequence[Tenure]) -> Sequence[tuple[Tenure, int]]:
+        asked = {tenure.stream.encode(): (tenure, tenure.read) for tenure in tenures}
+        reply = await self._server.command(
             "XREAD", "COUNT", 1, "BLOCK", int(BLOCK * 1000), "STREAMS",
-            *[tenure.stream for tenure in tenures], *[f"0-{tenure.read}" for tenure in tenures],
+            *asked, *[f"0-{seen}" for _, seen in asked.values()],
         )  # fmt: skip
+        return [asked[stream] for stream in dict(reply)] if reply else ()

@@ -49,6 +49,7 @@ class House:
         self._heartbeat = server.options.lease / 3
         self._look = asyncio.Event()
         self._hungry = False
+        self._left = False
         self._take_from = 0.0
         self._undrained: dict[Tenure, float] = {}
         self._seen: dict[tuple[str, int], int] = {}
@@ -61,12 +62,13 @@ class House:
         self._keeping = asyncio.create_task(self._keep(), name=f"partitions of {self._group}")
 
     async def leave(self) -> None:
+        self._left = True
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-        tenures, self.tenures = self.tenures, []
+        tenures = list(self.tenures)
         for tenure in tenures:
-            tenure.alive = False
+            self._end(tenure)
         with contextlib.suppress(ConnectionError, TimeoutError):  # then the lease runs out
             async with asyncio.timeout(GRACE):
                 for topic in self._topics:
@@ -80,10 +82,14 @@ class House:
     def drop(self, tenure: Tenure, why: str) -> None:
         """Ends a tenure that is over."""
         if tenure.alive:
-            tenure.alive = False
-            self.tenures = [each for each in self.tenures if each is not tenure]
+            self._end(tenure)
             _log.warning("group %s lost partition %d of %s: %s", self._group, tenure.partition, tenure.topic, why)
             self._look.set()
+
+    def _end(self, tenure: Tenure) -> None:
+        tenure.alive = False
+        self.tenures = [each for each in self.tenures if each is not tenure]
+        self._seen[tenure.topic, tenure.partition] = tenure.read
 
     def lose(self, topic: str, what: str, lost: int | None) -> None:
         _log.error("group %s: messages of %s are lost: %s", self._group, topic, what)
@@ -94,7 +100,7 @@ class House:
 
     async def _keep(self) -> None:
         failures, trimmed_at = 0, 0.0
-        while True:
+        while not self._left:
             pause = HUNGRY if self._hungry else self._heartbeat
             if failures:
                 pause = random.uniform(0.05, min(LONGEST_PAUSE, self._heartbeat, 0.1 * 2**failures))  # noqa: S311
@@ -137,7 +143,7 @@ class House:
         for partition, token, last in taken:
             make = make or not last
             if last:
-                self._begin(Tenure(topic, partition, token.decode(), streams[partition], owners, number_of(last)))
+                self._begin(Tenure(topic, partition, token.decode(), streams[partition], owners), number_of(last))
         if make:  # gone with the stream; what was taken on it is taken anew
             await self._make(topic)
             self._look.set()
@@ -148,11 +154,9 @@ class House:
         if again:
             self.lose(topic, f"the group was deleted from {topic}, partitions {again}", None)
 
-    def _begin(self, tenure: Tenure) -> None:
-        name = (tenure.topic, tenure.partition)
-        if tenure.delivered < self._seen.get(name, 0):
+    def _begin(self, tenure: Tenure, delivered: int) -> None:
+        if delivered < self._seen.get((tenure.topic, tenure.partition), 0):
             self.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} began anew", None)
-        self._seen[name] = tenure.delivered
         self.tenures.append(tenure)
         self._wake.set()
 
@@ -177,8 +181,7 @@ class House:
             draining.append(tenure)
         done = [tenure for tenure in draining if tenure.idle]
         for tenure in done:
-            tenure.alive = False
-        self.tenures = [tenure for tenure in self.tenures if tenure.alive]
+            self._end(tenure)
         if done:
             await self._release(topic, done)
         self._hungry = self._hungry or len(mine) != share
@@ -187,7 +190,6 @@ class House:
         arguments: list[Any] = [self._member, int(leave)]
         for tenure in tenures:
             arguments += (tenure.partition, tenure.token)
-            self._seen[topic, tenure.partition] = max(tenure.read, tenure.delivered)
         owners, members = self._server.owners(topic, self._group), self._server.members(topic, self._group)
         await self._server.run(RELEASE, [owners, members], arguments)
 
@@ -201,4 +203,4 @@ class House:
         for tenure, lost in zip(mine, reply, strict=True):
             if lost:
                 self.lose(tenure.topic, f"{lost} messages of {tenure.stream} were deleted unread", lost)
-                tenure.read = max(tenure.read, tenure.delivered) + lost
+                tenure.read += lost

@@ -2,8 +2,8 @@
 
 A partition belongs to one member of a group at a time. Hash ``<prefix>:<topic>:owners:<group>`` holds for partition P
 the fields ``P`` (the token of the tenure, ``member:epoch``), ``P:until`` (when others may take it, milliseconds on the
-server's clock) and ``P:epoch``. Each read and each acknowledgement carries the token and does nothing when it is no
-longer the partition's: that is the fence. A lease that ran out costs nothing until somebody takes the partition.
+server's clock) and ``P:epoch``. Whatever a member reads or acknowledges is compared with the token in the same step:
+that is the fence. A lease that ran out costs nothing until somebody takes the partition.
 
 All members of a group read as one consumer of the Redis group: who holds the partition finds what its predecessor left
 pending by reading its "own" history, in order, and no names of dead consumers pile up.
@@ -46,26 +46,22 @@ end
 return failed
 """)
 
-# KEYS: owners and stream of each partition. ARGV: group, most; then for each: partition, token, '>' or the id after
-# which to read what is pending. Gives {index, problem} or {index, entries, complete, counts, lost}.
-FETCH: Final = Script("""
+# KEYS: owners and stream of each partition. ARGV: group, most; then for each: partition, token, number of the last
+# message seen. Gives what is pending behind that: {index, problem} or {index, entries, their delivery counts, how many
+# are pending and gone, last id delivered to the group or '' while there is more}.
+PENDING: Final = Script("""
 local group, left, out = ARGV[1], tonumber(ARGV[2]), {}
 for i = 1, #KEYS / 2 do
-  if left <= 0 then break end
-  local stream, after = KEYS[2 * i], ARGV[3 * i + 2]
+  local stream = KEYS[2 * i]
   if redis.call('HGET', KEYS[2 * i - 1], ARGV[3 * i]) ~= ARGV[3 * i + 1] then
     out[#out + 1] = {i, 'TAKEN'}
-  else
+  elseif left > 0 then
+    local after = '0-' .. ARGV[3 * i + 2]
     local reply = redis.pcall('XREADGROUP', 'GROUP', group, 'microkit', 'COUNT', left, 'STREAMS', stream, after)
-    if reply and reply.err then
+    if reply.err then
       out[#out + 1] = {i, reply.err}
-    elseif after == '>' then
-      if reply then
-        left = left - #reply[1][2]
-        out[#out + 1] = {i, reply[1][2]}
-      end
     else
-      local found, there, gone = reply[1][2], {}, 0
+      local found, there, counts, gone, last = reply[1][2], {}, {}, 0, ''
       for _, entry in ipairs(found) do
         if entry[2] then
           there[#there + 1] = entry
@@ -74,13 +70,19 @@ for i = 1, #KEYS / 2 do
           redis.call('XACK', stream, group, entry[1])
         end
       end
-      local counts = {}
       if #there > 0 then
         for _, each in ipairs(redis.call('XPENDING', stream, group, there[1][1], there[#there][1], #there)) do
           counts[#counts + 1] = each[4]
         end
       end
-      out[#out + 1] = {i, there, #found < left and 1 or 0, counts, gone}
+      if #found < left then
+        for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+          local info = {}
+          for at = 1, #each, 2 do info[each[at]] = each[at + 1] end
+          if info.name == group then last = info['last-delivered-id'] end
+        end
+      end
+      out[#out + 1] = {i, there, counts, gone, last}
       left = left - #there
     end
   end

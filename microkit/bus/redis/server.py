@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from microkit.errors import ConfigurationError
 _log = logging.getLogger(__name__)
 
 OLDEST: Final = (7, 0)
+PATIENCE: Final = 5.0
+"""Seconds for the server to answer; what blocks in it blocks for less."""
 AWAY: Final = (
     "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
 )  # fmt: skip
@@ -39,7 +42,11 @@ def client_of(url: str) -> Redis:
     """
     try:
         # redis-py allows 100 connections; a member that waits, reads and acknowledges has three.
-        client: Redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, max_connections=10_000)
+        # Its socket_timeout is off, since it would be an asyncio.wait_for, which until Python 3.12 may swallow a
+        # cancellation; the time is kept here.
+        client: Redis = Redis.from_url(
+            url, retry=Retry(NoBackoff(), 0), protocol=2, max_connections=10_000, socket_timeout=None
+        )
         # An unknown parameter shows when the first connection is made.
         client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
@@ -53,6 +60,10 @@ class Server:
     def __init__(self, client: Redis, options: RedisOptions) -> None:
         self.options = options
         self.open = False
+        if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
+            raise ConfigurationError("bus_url: messages are bytes; leave decode_responses off")
+        for command in ("XREAD", "XREADGROUP"):
+            client.set_response_callback(command, _as_it_is)  # type: ignore[arg-type]
         self._client = client
         self._partitions: dict[str, int] = {}
 
@@ -115,7 +126,8 @@ class Server:
         """
         self.check_open()
         with self._forgetting(), _translated():
-            return await self._execute(*words)
+            async with asyncio.timeout(PATIENCE):
+                return await self._execute(*words)
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """One script; see :mod:`microkit.bus.redis.scripts`.
@@ -125,10 +137,26 @@ class Server:
         """
         self.check_open()
         with self._forgetting(), _translated():
-            try:
-                return await self._execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
-            except NoScriptError:  # the first time, and after the server was restarted
-                return await self._execute("EVAL", script.text, len(keys), *keys, *arguments)
+            async with asyncio.timeout(PATIENCE):
+                try:
+                    return await self._execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                except NoScriptError:  # the first time, and after the server was restarted
+                    return await self._execute("EVAL", script.text, len(keys), *keys, *arguments)
+
+    async def together(self, *commands: Sequence[Any]) -> list[Any]:
+        """Commands that nobody else's come between; an error among the replies is that command's.
+
+        Raises:
+            ConnectionError: as for :meth:`command`.
+        """
+        self.check_open()
+        with self._forgetting(), _translated():
+            pipeline = self._client.pipeline(transaction=True)
+            for words in commands:
+                pipeline.execute_command(*words)
+            async with asyncio.timeout(PATIENCE):
+                replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
 
     async def _execute(self, *words: Any) -> Any:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
@@ -143,12 +171,16 @@ class Server:
             raise
 
 
+def _as_it_is(reply: Any, **_: Any) -> Any:
+    return reply
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-        raise ConnectionError(f"redis: {error}") from error
+        raise ConnectionError(f"redis: {error}" if str(error) else f"redis: no answer within {PATIENCE:g} s") from error
     except RedisError as error:
         if is_away(str(error)):
             raise ConnectionError(f"redis: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from microkit.bus.port import Delivery
@@ -12,9 +13,10 @@ class Tenure:
     """What a member knows of a partition it holds. Another one begins when the partition is taken anew, so deliveries
     of an earlier tenure acknowledge nothing.
 
-    ``read`` is the number of the last message seen, ``delivered`` that of the group when the tenure began. While
-    ``behind``, messages are pending that were delivered, but not seen: to the predecessor, or with a reply that never
-    arrived. ``held`` are the numbers of those in flight, ``again`` those given back, ``buffered`` counts those read and
+    ``read`` is the number of the last message seen. While ``behind``, messages are pending beyond it that were
+    delivered and not seen: with a reply that never arrived, or by a predecessor that read on after it had lost the
+    partition. A tenure begins ``inheriting``: what its predecessor left has holes, where things were acknowledged.
+    ``held`` are the numbers of the messages in flight, ``again`` those given back, ``buffered`` counts those read and
     not yet fetched.
     """
 
@@ -23,9 +25,9 @@ class Tenure:
     token: str
     stream: str
     owners: str
-    delivered: int
     read: int = 0
     behind: bool = True
+    inheriting: bool = True
     alive: bool = True
     reading: bool = False
     held: set[int] = field(default_factory=set)
@@ -34,20 +36,19 @@ class Tenure:
     draining_since: float | None = None
 
     @property
-    def after(self) -> str:
-        """Where the next read begins, as XREADGROUP has it."""
-        return f"0-{self.read}" if self.behind else ">"
-
-    @property
     def idle(self) -> bool:
         return not (self.held or self.again or self.buffered or self.reading)
 
-    def caught_up(self) -> None:
-        self.behind = False
-        self.read = max(self.read, self.delivered)
-
-    def missed(self, numbers: list[int]) -> int:
-        """How many messages before or between these new ones are gone; below 0: the numbers began anew."""
-        if numbers[0] <= self.read:
-            return -1
-        return numbers[-1] - self.read - len(numbers)
+    def inherit(self, numbers: Sequence[int], gone: int, delivered: int | None) -> int:
+        """Notes what was pending beyond ``read``, of which ``gone`` have no message any more, and the last number
+        delivered to the group if that was all; how many messages are lost."""
+        lost = gone
+        if not self.inheriting:  # what was delivered after ``read`` is either here or gone
+            upto = delivered if delivered is not None else numbers[-1] if numbers else self.read
+            lost = max(gone, upto - self.read - len(numbers))
+        if numbers:
+            self.read = numbers[-1]
+        if delivered is not None:
+            self.read = max(self.read, delivered)
+            self.behind = self.inheriting = False
+        return lost
