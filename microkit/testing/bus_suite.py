@@ -8,38 +8,47 @@
 
 Each ``connect()`` gives a new connection, not started, to the same broker. What an adapter does not promise is tested
 where it has an opposite, and skipped with the reason where it has none. Topics and groups have new names in every test.
-``SCALE`` (1) multiplies the number of messages in the tests under load; ``JOINING`` is how long a member may need to get
-its share, on a bus that deals out partitions.
+A scenario that your broker cannot show goes into ``excused`` with its reason, which is printed. With a ``url`` that
+``microkit.bus.connect`` takes, other processes join too. ``SCALE`` (1) multiplies the number of messages in the tests
+under load; ``JOINING`` is how long a member may need to get its share, on a bus that deals out partitions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import ClassVar
 from uuid import uuid4
 
 import pytest
 
-from microkit.bus.port import Bus, Consumer, Delivery, Promises, Settles
+from microkit.bus.port import Bus, Consumer, Delivery, Promises, Settles, ShowsLag
 from microkit.message import Message
 
 PATIENCE = 30.0
 """Seconds until a message that has not arrived is lost."""
 
 
-class BusSuite:
-    """Subclass it, name what the adapter promises, and say how to connect."""
-
-    pytestmark = pytest.mark.anyio
+class BusScenarios:
+    """What the suites have in common."""
 
     promises: ClassVar[Promises]
     SCALE: ClassVar[int] = 1
     JOINING: ClassVar[float] = 0.2
     """Seconds that a new member may need until it gets messages."""
+    excused: ClassVar[Mapping[str, str]] = {}
+    """Names of scenarios that cannot be held here, and why."""
+    url: str | None = None
+    """What ``microkit.bus.connect`` takes to the same broker, for scenarios with other processes."""
+
+    @pytest.fixture(autouse=True)
+    def _excuse(self, request: pytest.FixtureRequest) -> None:
+        if reason := self.excused.get(request.node.originalname):
+            pytest.skip(reason)
 
     async def connect(self) -> Bus:
         """A new connection, not started."""
@@ -57,6 +66,41 @@ class BusSuite:
     def needs(self, promise: str) -> None:
         if not getattr(self.promises, promise):
             pytest.skip(f"this adapter does not promise {promise!r}")
+
+    async def _publish(self, bus: Bus, messages: Sequence[Message], batch: int) -> None:
+        for start in range(0, len(messages), batch):
+            await bus.publish(messages[start : start + batch])
+
+    async def _trickle(self, bus: Bus, messages: Sequence[Message]) -> None:
+        for start in range(0, len(messages), 5):
+            await bus.publish(messages[start : start + 5])
+            await asyncio.sleep(0)
+
+    async def _steadily(self, bus: Bus, messages: Sequence[Message], seconds: float) -> None:
+        for start in range(0, len(messages), 10):
+            await bus.publish(messages[start : start + 10])
+            await asyncio.sleep(seconds * 10 / len(messages))
+
+    async def _lag(self, bus: ShowsLag, group: str, topic: str) -> int:
+        return sum(each.waiting for each in await bus.lag(group, [topic]) if (each.group, each.topic) == (group, topic))
+
+    def _check_order(self, deliveries: Sequence[Delivery]) -> None:
+        """The first coming of each message of a key is in the order of publishing."""
+        if not self.promises.ordered:
+            return
+        lanes: dict[str, list[int]] = defaultdict(list)
+        for delivery in deliveries:
+            number = int(delivery.message.id)
+            if number not in lanes[delivery.message.key]:
+                lanes[delivery.message.key].append(number)
+        for key, lane in lanes.items():
+            assert lane == sorted(lane), f"the messages of key {key!r} came as {lane}"
+
+
+class BusSuite(BusScenarios):
+    """Subclass it, name what the adapter promises, and say how to connect."""
+
+    pytestmark = pytest.mark.anyio
 
     # What is sent arrives.
 
@@ -380,6 +424,91 @@ class BusSuite:
         assert set(ids(done)) == set(numbers(total))
         self._check_order(done)
 
+    async def test_members_that_join_and_leave_under_load_change_no_order(self) -> None:
+        self.needs("ordered")
+        self.needs("groups")
+        topic, group, total = new_name(), new_name(), 600 * self.SCALE
+        async with self.bus() as bus:
+            done: list[Delivery] = []
+            busy: dict[str, int] = defaultdict(int)
+            met: list[str] = []
+
+            async def member() -> None:
+                consumer = await bus.subscribe(group, [topic])
+                try:
+                    while True:
+                        for delivery in await consumer.fetch(5, 0.1):
+                            key = delivery.message.key
+                            busy[key] += 1
+                            if busy[key] > 1:
+                                met.append(key)
+                            try:
+                                await asyncio.sleep(0.002)
+                            finally:
+                                busy[key] -= 1
+                            done.append(delivery)
+                            await consumer.ack([delivery])
+                finally:
+                    await consumer.close()
+
+            tasks = [asyncio.create_task(member())]
+            publishing = asyncio.create_task(self._steadily(bus, numbered(topic, total, keys=20), self.JOINING * 3))
+            for _ in range(2):
+                await asyncio.sleep(self.JOINING)
+                tasks.append(asyncio.create_task(member()))
+            await publishing
+            leaving = tasks.pop(0)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            await until(lambda: len(set(ids(done))) >= total, lambda: f"{len(set(ids(done)))} of {total} arrived")
+            await end(tasks)
+        assert not met, "a key was with two members at once"
+        self._check_order(done)
+
+    async def test_what_a_killed_process_held_is_delivered_again(self) -> None:
+        self.needs("redelivers")
+        if self.url is None:
+            pytest.skip("this adapter's bus is in one process")
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            bus.declare(group, [topic])
+            await bus.publish(numbered(topic, 20, keys=1))
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "microkit.testing.bus_member", self.url, group, topic, "5"),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    held = [(await process.stdout.readline()).decode().strip() for _ in range(20)]
+                    assert (await process.stdout.readline()).decode().strip() == "acknowledged"
+            finally:
+                process.kill()
+                await process.wait()
+            assert held == numbers(20)
+            again = await receive(await bus.subscribe(group, [topic]), 15)
+        assert ids(again)[:1] == ["5"], "what was acknowledged came again, or what was not did not"
+        assert set(ids(again)) == set(numbers(20)[5:])
+        self._check_order(again)
+
+    async def test_the_lag_is_what_is_not_acknowledged(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            if not isinstance(bus, ShowsLag):
+                pytest.skip("this adapter shows no lag")
+            consumer = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 30, keys=7))
+            assert await self._lag(bus, group, topic) == 30
+            got = await receive(consumer, 30, ack=False)
+            assert await self._lag(bus, group, topic) == 30
+            # Of each key, so that nothing that is done waits behind something that is not.
+            await consumer.ack([delivery for delivery in got if int(delivery.message.id) < 14])
+            assert await self._lag(bus, group, topic) == 16
+            await consumer.ack(got)
+            assert await self._lag(bus, group, topic) == 0
+            await bus.publish(numbered(topic, 5, keys=7, start=30))
+            assert await self._lag(bus, group, topic) == 5
+
     # The end.
 
     async def test_closing_the_bus_ends_a_waiting_fetch(self) -> None:
@@ -447,29 +576,6 @@ class BusSuite:
             await consumer.ack(got)
             await until(lambda: settled == ["0"], lambda: f"settled: {settled}")
 
-    # How it is done.
-
-    async def _publish(self, bus: Bus, messages: Sequence[Message], batch: int) -> None:
-        for start in range(0, len(messages), batch):
-            await bus.publish(messages[start : start + batch])
-
-    async def _trickle(self, bus: Bus, messages: Sequence[Message]) -> None:
-        for start in range(0, len(messages), 5):
-            await bus.publish(messages[start : start + 5])
-            await asyncio.sleep(0)
-
-    def _check_order(self, deliveries: Sequence[Delivery]) -> None:
-        """The first coming of each message of a key is in the order of publishing."""
-        if not self.promises.ordered:
-            return
-        lanes: dict[str, list[int]] = defaultdict(list)
-        for delivery in deliveries:
-            number = int(delivery.message.id)
-            if number not in lanes[delivery.message.key]:
-                lanes[delivery.message.key].append(number)
-        for key, lane in lanes.items():
-            assert lane == sorted(lane), f"the messages of key {key!r} came as {lane}"
-
 
 def new_name() -> str:
     return f"suite.{uuid4().hex}"
@@ -530,9 +636,9 @@ async def working(members: Sequence[Consumer], seen: list[Delivery]) -> AsyncIte
         await end(tasks)
 
 
-async def until(true: Callable[[], bool], say: Callable[[], str]) -> None:
-    """Waits until something is true, in vain for at most ``PATIENCE`` seconds."""
-    deadline = asyncio.get_running_loop().time() + PATIENCE
+async def until(true: Callable[[], bool], say: Callable[[], str], *, twice: bool = False) -> None:
+    """Waits until something is true, in vain for at most ``PATIENCE`` seconds, or ``twice`` that."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE * (1 + twice)
     while not true():
         assert asyncio.get_running_loop().time() < deadline, say()
         await asyncio.sleep(0.005)
