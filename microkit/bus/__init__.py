@@ -12,6 +12,7 @@ from microkit.bus.port import (
     MessagesLost,
     Promises,
     PublishFailed,
+    Revokes,
     Settles,
     ShowsLag,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "MessagesLost",
     "Promises",
     "PublishFailed",
+    "Revokes",
     "Settles",
     "ShowsLag",
     "Subscription",

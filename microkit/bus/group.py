@@ -7,13 +7,13 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from microkit.bus.dead_letter import Bury, dead_letter
 from microkit.bus.handling import GIVEN_UP, Failure, Handling
-from microkit.bus.port import Bus, Consumer, Delivery
+from microkit.bus.port import Bus, Consumer, Delivery, Revokes
 from microkit.bus.subscription import Subscription
 from microkit.telemetry import Telemetry
 
@@ -35,6 +35,9 @@ class _Lane:
     failures: int = 0
     verdict: Failure | None = None
     timer: asyncio.TimerHandle | None = None
+    busy: bool = False
+    going: bool = False
+    """Its key goes to another member, and only what is begun with is left."""
 
 
 class GroupRunner:
@@ -92,6 +95,8 @@ class GroupRunner:
 
     async def start(self) -> None:
         self._consumer = await self._bus.subscribe(self._subscription.group, self._subscription.topics)
+        if isinstance(self._consumer, Revokes):
+            self._consumer.on_revoke(self._let_go)
         self._stopping = False
         self._beat = time.monotonic()
         name = self._subscription.group
@@ -182,6 +187,23 @@ class GroupRunner:
         self._ready.append(lane)
         self._work.release()
 
+    def _let_go(self, goes: Callable[[Delivery], bool]) -> Sequence[Delivery]:
+        """Forgets what is not begun of the keys that go to another member. See :class:`~microkit.bus.port.Revokes`."""
+        gone: list[Delivery] = []
+        for lane in [lane for lane in self._lanes.values() if goes(lane.queue[0])]:
+            lane.going = lane.busy
+            kept = [lane.queue.popleft()] if lane.busy else []
+            gone += lane.queue
+            lane.queue = deque(kept)
+            if not kept:  # where it stands ready, a worker finds it empty
+                self._parked.discard(lane)
+                if lane.timer is not None:
+                    lane.timer.cancel()
+                del self._lanes[lane.name]
+        self.held -= len(gone)
+        self._room.set()
+        return gone
+
     # Working off.
 
     async def _worker(self) -> None:
@@ -194,17 +216,24 @@ class GroupRunner:
 
     async def _work_off(self, lane: _Lane) -> None:
         for _ in range(TURN):
+            if not lane.queue:  # it was let go
+                return
             delivery = lane.queue[0]
+            lane.busy = True
             delay = await self._try(lane, delivery)
+            lane.busy = False
             self._beat = time.monotonic()
-            if delay is not None:
+            if delay is not None and not (lane.going and self._consumer is not None):
                 self._park(lane, delay)
                 return
             lane.queue.popleft()
-            lane.failures, lane.verdict = 0, None
+            lane.failures, lane.verdict, lane.going = 0, None, False
             self.held -= 1
-            self._done.append(delivery)
-            self._finished.set()
+            if delay is None:
+                self._done.append(delivery)
+                self._finished.set()
+            elif self._consumer is not None:  # whoever has the key next tries again
+                await self._consumer.release([delivery])
             self._room.set()
             if not lane.queue:
                 del self._lanes[lane.name]

@@ -108,6 +108,24 @@ class Consumer(Protocol):
         ...
 
 
+LetGo = Callable[[Callable[[Delivery], bool]], Sequence[Delivery]]
+"""Takes a test for deliveries. Whoever has some that pass it and has not begun with them, forgets and returns them; what
+it has begun with it finishes and acknowledges, or releases if that fails."""
+
+
+@runtime_checkable
+class Revokes(Protocol):
+    """The ability of a consumer whose broker moves keys from member to member, to say so before it does.
+
+    It waits a bounded time until nothing of these keys is in the hands of the caller; then what has not been
+    acknowledged is delivered to another member too.
+    """
+
+    def on_revoke(self, let_go: LetGo) -> None:
+        """``let_go`` is called each time that keys are about to go."""
+        ...
+
+
 class Bus(Protocol):
     """A connection to one broker."""
 

@@ -16,7 +16,6 @@ from confluent_kafka.cimpl import NewTopic
 from microkit.bus.kafka.consumer import KafkaConsumer
 from microkit.bus.kafka.options import KafkaOptions
 from microkit.bus.kafka.producer import KafkaProducer
-from microkit.bus.kafka.wire import away
 from microkit.bus.port import Lag, Promises
 from microkit.errors import ConfigurationError
 from microkit.message import Message
@@ -200,7 +199,7 @@ class KafkaBus:
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, question, admin)
         except (KafkaException, TimeoutError) as error:
-            raise away(error) if isinstance(error, KafkaException) else ConnectionError(str(error)) from None
+            raise ConnectionError(str(error)) from None
 
 
 def _not_of_others(record: logging.LogRecord) -> bool:

@@ -7,18 +7,19 @@ import contextlib
 import heapq
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from microkit.bus.kafka.partition import Partition
 from microkit.bus.kafka.poller import Key, Mark, Poller
-from microkit.bus.kafka.wire import message_of
-from microkit.bus.port import Delivery, MessagesLost
+from microkit.bus.kafka.wire import Rebalancing, message_of
+from microkit.bus.port import Delivery, LetGo, MessagesLost
 from microkit.message import Message
 
 _AHEAD: Final = 2000
 """Records taken from the client before they are asked for."""
 _GRACE: Final = 10.0
+_REBALANCING_PAUSE: Final = 0.1
 
 _Again = tuple[int, int, str, int, Partition, Message]
 """Offset, partition, topic, attempt: sorted as they are to come again."""
@@ -51,7 +52,7 @@ class KafkaConsumer:
         self._committing = asyncio.Lock()
         self._trouble: ConnectionError | None = None
         self._losses: list[MessagesLost] = []
-        self._let_go: Callable[[Callable[[Delivery], bool]], Sequence[Delivery]] | None = None
+        self._let_go: LetGo | None = None
         self._closed = False
         self.assignment: frozenset[Key] = frozenset()
         """The partitions that it has, for those who look."""
@@ -61,7 +62,7 @@ class KafkaConsumer:
         self._poller.start()
         await asyncio.wrap_future(self._poller.ready)
 
-    def on_revoke(self, let_go: Callable[[Callable[[Delivery], bool]], Sequence[Delivery]]) -> None:
+    def on_revoke(self, let_go: LetGo) -> None:
         """See :meth:`microkit.bus.port.Revokes.on_revoke`."""
         self._let_go = let_go
 
@@ -91,10 +92,15 @@ class KafkaConsumer:
             partition: Partition = delivery.position
             partition.done(delivery.offset)
         self._moved.set()
-        if self._dirty():
-            async with self._committing:  # acknowledgements that wait here are committed together
-                if dirty := self._dirty():
+        if not self._dirty():
+            return
+        async with self._committing:  # acknowledgements that wait here are committed together
+            while dirty := self._dirty():
+                try:
                     await self._commit(dirty)
+                    break
+                except Rebalancing:  # it passes, and these partitions stay; or they go, and are no longer ours
+                    await asyncio.sleep(_REBALANCING_PAUSE)
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         """See :meth:`microkit.bus.port.Consumer.release`."""

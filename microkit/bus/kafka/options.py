@@ -24,6 +24,8 @@ _OURS: Final = {
     "delivery.timeout.ms": "delivery_timeout bounds a send",
     "partitioner": "keys are placed as Java's clients place them",
 }
+_DOTLESS: Final = frozenset({"debug", "log_level", "retries"})
+"""Those of librdkafka's properties that have no dot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class KafkaOptions:
         client: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for name, value in parse_qsl(parts.query, keep_blank_values=True):
-            if "." in name:
+            if "." in name or name in _DOTLESS or name in _OURS:
                 client[name] = value
             else:
                 own[name] = _field(name, value)

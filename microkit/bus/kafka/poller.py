@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -120,7 +120,7 @@ class Poller:
                 try:
                     self._turn(client)
                 except KafkaException as error:
-                    self._tell(away(error))
+                    self._tell(ConnectionError(str(error)))
                     time.sleep(_SLICE)
         except Exception:
             self._logger.exception("the Kafka consumer of %s ended", self._group)
@@ -264,14 +264,15 @@ class Poller:
         """Where the group stands in new partitions; notes that the message there is being handed out once more."""
         try:
             known = client.committed(partitions, timeout=_ASK_SECONDS)
-            marks = [
-                Mark(each.topic, each.partition, each.offset if each.offset >= 0 else None, _noted(each.metadata))
-                for each in known
-            ]
-            self._commit(client, [Mark(m.topic, m.number, m.position, m.note + 1) for m in marks])
         except KafkaException as error:
             self._logger.warning("group %s: attempts are not counted: %s", self._group, error)
             return [Mark(each.topic, each.partition, None, 0) for each in partitions]
+        marks = [
+            Mark(each.topic, each.partition, each.offset if each.offset >= 0 else None, _noted(each.metadata))
+            for each in known
+        ]
+        with contextlib.suppress(KafkaException):  # another rebalance has begun: nothing of this will be handed out
+            self._commit(client, [replace(mark, note=mark.note + 1) for mark in marks])
         return marks
 
     # To the event loop.

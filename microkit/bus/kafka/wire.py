@@ -49,6 +49,21 @@ _TRANSPORT: Final = frozenset(
 )
 
 
+class Rebalancing(Exception):
+    """The group is being dealt out anew, and the broker takes no offsets until that is done."""
+
+
+_REBALANCE: Final = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError._ASSIGNMENT_LOST,  # noqa: SLF001
+    }
+)
+
+
 def reason_of(error: KafkaError) -> Exception:
     """What a send failed with: a ``ConnectionError`` where the way failed, else :class:`BrokerRefused`."""
     if error.code() in _TRANSPORT or error.fatal() or error.retriable():
@@ -56,9 +71,11 @@ def reason_of(error: KafkaError) -> Exception:
     return BrokerRefused(error.name(), error.str())
 
 
-def away(error: KafkaException) -> ConnectionError:
-    """The broker is away, as an exception says."""
+def away(error: KafkaException) -> ConnectionError | Rebalancing:
+    """The broker is away, as an exception says, or not ready."""
     cause = error.args[0] if error.args else error
+    if isinstance(cause, KafkaError) and cause.code() in _REBALANCE:
+        return Rebalancing(cause.str())
     return ConnectionError(f"{cause.name()}: {cause.str()}" if isinstance(cause, KafkaError) else str(cause))
 
 
