@@ -65,6 +65,7 @@ class RedisConsumer:
             self._wake.clear()
             if not (taken := self._take(most)):
                 await self._read(most)
+                self._check()  # a loss is told before what comes after it
                 taken = self._take(most)
             if taken or (left := until - loop.time()) <= 0:
                 return taken
@@ -138,8 +139,10 @@ class RedisConsumer:
         if self._closed:
             raise ConnectionError(f"the consumer of {self._group!r} is closed")
         if self._house.losses:
-            what, lost = self._house.losses.popleft()
-            raise MessagesLost(f"{self._group}: {what}", lost)
+            whats, counts = zip(*self._house.losses, strict=True)
+            self._house.losses.clear()
+            lost = None if None in counts else sum(counts)
+            raise MessagesLost(f"group {self._group}: {'; '.join(whats)}", lost)
 
     # What is there.
 
@@ -219,8 +222,7 @@ class RedisConsumer:
             if not tenure.alive:
                 continue
             if numbers[0] <= tenure.read:
-                self._house.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} began anew", None)
-                self._house.drop(tenure, "its messages were replaced by others")
+                self._house.gone(tenure, "began anew")
             elif numbers[-1] - tenure.read > len(numbers):
                 tenure.behind = True  # somebody read what is missing, or it is gone: these are pending now, too
             else:
@@ -242,8 +244,7 @@ class RedisConsumer:
             numbers = [number_of(entry[0]) for entry in found]
             lost = tenure.inherit(numbers, gone, number_of(last) if last else None)
             if lost > 0:
-                what = f"{lost} messages of partition {tenure.partition} of {tenure.topic} are gone"
-                self._house.lose(tenure.topic, what, lost)
+                self._house.lose(f"{lost} messages of partition {tenure.partition} of {tenure.topic} are gone", lost)
             self._receive(tenure, found, numbers, counts)
 
     def _receive(
@@ -264,8 +265,7 @@ class RedisConsumer:
         if problem == "TAKEN":
             self._house.drop(tenure, "it was taken over")
         elif problem.startswith("NOGROUP"):
-            self._house.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} was deleted", None)
-            self._house.drop(tenure, "its stream was deleted")
+            self._house.gone(tenure, "was deleted")
         else:
             raise ConnectionError(f"redis: {tenure.stream}: {problem}")
 

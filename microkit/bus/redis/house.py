@@ -53,6 +53,7 @@ class House:
         self._take_from = 0.0
         self._undrained: dict[Tenure, float] = {}
         self._seen: dict[tuple[str, int], int] = {}
+        self._told: set[tuple[str, int]] = set()
         self._keeping: asyncio.Task[None] | None = None
 
     async def join(self) -> None:
@@ -91,8 +92,17 @@ class House:
         self.tenures = [each for each in self.tenures if each is not tenure]
         self._seen[tenure.topic, tenure.partition] = tenure.read
 
-    def lose(self, topic: str, what: str, lost: int | None) -> None:
-        _log.error("group %s: messages of %s are lost: %s", self._group, topic, what)
+    def gone(self, tenure: Tenure, what: str) -> None:
+        """Ends a tenure whose stream was deleted or began anew, and notes the loss."""
+        name = (tenure.topic, tenure.partition)
+        self.lose(f"partition {tenure.partition} of {tenure.topic} {what}", None)
+        self.drop(tenure, f"it {what}")
+        self._told.add(name)
+        self._seen.pop(name, None)
+
+    def lose(self, what: str, lost: int | None) -> None:
+        """Notes that messages are lost, to be told by the next fetch."""
+        _log.error("group %s lost messages: %s", self._group, what)
         self.losses.append((what, lost))
         self._wake.set()
 
@@ -150,13 +160,15 @@ class House:
         await self._give(topic, share)
 
     async def _make(self, topic: str) -> None:
-        again = await self._create(self._group, topic)
-        if again:
-            self.lose(topic, f"the group was deleted from {topic}, partitions {again}", None)
+        for partition in await self._create(self._group, topic):
+            self._seen.pop((topic, partition), None)
+            if (topic, partition) not in self._told:
+                self.lose(f"partition {partition} of {topic} was deleted", None)
+            self._told.discard((topic, partition))
 
     def _begin(self, tenure: Tenure, delivered: int) -> None:
         if delivered < self._seen.get((tenure.topic, tenure.partition), 0):
-            self.lose(tenure.topic, f"partition {tenure.partition} of {tenure.topic} began anew", None)
+            self.lose(f"partition {tenure.partition} of {tenure.topic} began anew", None)
         self.tenures.append(tenure)
         self._wake.set()
 
@@ -202,5 +214,5 @@ class House:
         )
         for tenure, lost in zip(mine, reply, strict=True):
             if lost:
-                self.lose(tenure.topic, f"{lost} messages of {tenure.stream} were deleted unread", lost)
+                self.lose(f"{lost} messages of {tenure.stream} were deleted unread", lost)
                 tenure.read += lost
