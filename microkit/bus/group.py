@@ -19,6 +19,8 @@ from microkit.telemetry import Telemetry
 
 FETCH_SECONDS: Final = 1.0
 WAITING_BEHIND: Final = 16
+ACK_PAUSE: Final = 0.003
+"""Seconds in which acknowledgements are gathered: each costs a broker outside a round trip."""
 TURN: Final = 64
 """Messages of one key worked off before the next key has its turn."""
 LONGEST_PAUSE: Final = 5.0
@@ -299,6 +301,7 @@ class GroupRunner:
         failures = 0
         while True:
             await self._finished.wait()
+            await asyncio.sleep(ACK_PAUSE)
             self._finished.clear()
             batch, self._done = self._done, []
             try:

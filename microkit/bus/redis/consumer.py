@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import repeat
 from typing import Any, Final
 
-from microkit.bus.port import Delivery, MessagesLost
+from microkit.bus.port import Delivery, LetGo, MessagesLost
 from microkit.bus.redis.house import House
 from microkit.bus.redis.scripts import ACK, PENDING
 from microkit.bus.redis.server import Server
@@ -19,9 +19,12 @@ from microkit.bus.redis.wire import message_of, number_of
 BLOCK: Final = 1.0
 """Seconds that the server holds a waiting command; it is below the time in which an answer must come."""
 
+AHEAD: Final = 256
+"""Messages that one read asks for at least: those of them that a fetch has no room for are there for the next."""
+
 
 class RedisConsumer:
-    """A member of a group. Implements :class:`~microkit.bus.port.Consumer`.
+    """A member of a group. Implements :class:`~microkit.bus.port.Consumer` and :class:`~microkit.bus.port.Revokes`.
 
     Reading is a task of its own, so a cancelled fetch leaves what it read to the next one. Waiting is a plain XREAD
     beside it, which only says that there is something: a blocked XREADGROUP would be served by the server long after
@@ -45,7 +48,8 @@ class RedisConsumer:
         self._reading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[Sequence[tuple[Tenure, int]]] | None = None
         self._wake = asyncio.Event()
-        self._house = House(server, group, topics, create, self._wake)
+        self._let_go: LetGo | None = None
+        self._house = House(server, group, topics, create, self._wake, self._revoke)
 
     async def join(self) -> None:
         """Becomes a member, with what is free of its share.
@@ -121,6 +125,21 @@ class RedisConsumer:
         self._house.look()
         self._wake.set()
 
+    def on_revoke(self, let_go: LetGo) -> None:
+        """See :meth:`microkit.bus.port.Revokes.on_revoke`."""
+        self._let_go = let_go
+
+    def _revoke(self, tenure: Tenure) -> bool:
+        """Leaves to the next owner what nobody has begun with here; whether it could be asked for."""
+        if self._let_go is None:
+            return False
+        gone = self._let_go(lambda delivery: delivery.position is tenure)
+        tenure.held.difference_update([delivery.offset for delivery in gone])
+        tenure.again.clear()
+        self._buffer = deque(delivery for delivery in self._buffer if delivery.position is not tenure)
+        tenure.buffered = 0
+        return True
+
     async def close(self) -> None:
         """See :meth:`microkit.bus.port.Consumer.close`."""
         if self._closed:
@@ -168,7 +187,7 @@ class RedisConsumer:
 
     async def _read(self, most: int) -> None:
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read_into_buffer(most), name=f"read {self._group}")
+            self._reading = asyncio.create_task(self._read_into_buffer(max(most, AHEAD)), name=f"read {self._group}")
         await asyncio.wait({self._reading})  # cancelled here, the reading goes on
         reading, self._reading = self._reading, None
         if not reading.cancelled():
@@ -215,7 +234,7 @@ class RedisConsumer:
             await self._read_pending([tenure for tenure in tenures if tenure.alive], most)
             return
         parts = dict(reply).items() if reply else ()
-        self._giving = max(1, len(parts))
+        self._giving = max(len(parts), len(tenures) // 2, 1)
         for stream, entries in parts:
             tenure = streams[stream]
             numbers = [number_of(entry[0]) for entry in entries]

@@ -23,7 +23,8 @@ HUNGRY: Final = 0.25
 """Seconds between looks at the group while something is to be taken or given."""
 LONGEST_PAUSE: Final = 2.0
 LONGEST_DRAIN: Final = 30.0
-"""Seconds after which a partition that does not drain is read again: a key that is retried must not stop the others."""
+"""Seconds that a partition has to drain. Then it goes, if what was not begun with has been let go of; else it is read
+again, because a key that is retried must not stop the others."""
 GRACE: Final = 2.0
 
 
@@ -37,6 +38,7 @@ class House:
         topics: Sequence[str],
         create: Callable[[str, str], Awaitable[list[int]]],
         wake: asyncio.Event,
+        revoke: Callable[[Tenure], bool],
     ) -> None:
         self.tenures: list[Tenure] = []
         self.losses: deque[tuple[str, int | None]] = deque()
@@ -45,6 +47,7 @@ class House:
         self._topics = topics
         self._create = create
         self._wake = wake
+        self._revoke = revoke
         self._member = uuid4().hex
         self._heartbeat = server.options.lease / 3
         self._look = asyncio.Event()
@@ -84,6 +87,7 @@ class House:
         """Ends a tenure that is over."""
         if tenure.alive:
             self._end(tenure)
+            self._revoke(tenure)
             _log.warning("group %s lost partition %d of %s: %s", self._group, tenure.partition, tenure.topic, why)
             self._look.set()
 
@@ -178,7 +182,8 @@ class House:
         now = time.monotonic()
         draining = [tenure for tenure in mine if tenure.draining_since is not None]
         for tenure in draining:
-            if len(mine) <= share or now - (tenure.draining_since or now) > LONGEST_DRAIN:
+            late = now - (tenure.draining_since or now) > LONGEST_DRAIN
+            if not tenure.revoked and (late or len(mine) <= share):
                 tenure.draining_since = None
                 self._undrained[tenure] = now
                 self._wake.set()
@@ -190,8 +195,13 @@ class House:
         candidates.sort(key=lambda tenure: len(tenure.held) + tenure.buffered)
         for tenure in candidates[: max(0, len(mine) - share - len(draining))]:
             tenure.draining_since = now
+            tenure.revoked = self._revoke(tenure)
             draining.append(tenure)
-        done = [tenure for tenure in draining if tenure.idle]
+        done = [
+            tenure
+            for tenure in draining
+            if tenure.idle or (tenure.revoked and now - (tenure.draining_since or now) > LONGEST_DRAIN)
+        ]
         for tenure in done:
             self._end(tenure)
         if done:

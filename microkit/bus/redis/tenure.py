@@ -17,7 +17,7 @@ class Tenure:
     delivered and not seen: with a reply that never arrived, or by a predecessor that read on after it had lost the
     partition. A tenure begins ``inheriting``: what its predecessor left has holes, where things were acknowledged.
     ``held`` are the numbers of the messages in flight, ``again`` those given back, ``buffered`` counts those read and
-    not yet fetched.
+    not yet fetched. It is ``revoked`` when what was not begun with has been let go of, for the next owner.
     """
 
     topic: str
@@ -34,6 +34,7 @@ class Tenure:
     again: list[Delivery] = field(default_factory=list)
     buffered: int = 0
     draining_since: float | None = None
+    revoked: bool = False
 
     @property
     def idle(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -208,10 +208,11 @@ async def test_a_reply_that_is_lost_loses_no_message(bus: RedisBus, monkeypatch:
 async def test_taking_over_reads_in_steps_what_is_left_and_then_what_is_new(bus: RedisBus) -> None:
     topic = new_name()
     first = await bus.subscribe(GROUP, [topic])
-    await bus.publish(numbered(topic, 250))
+    await bus.publish(numbered(topic, 200))
     held = await receive(first, 200, ack=False)
     await first.ack(held[10:20])
     await first.close()
+    await bus.publish(numbered(topic, 50, start=200))
     second = await bus.subscribe(GROUP, [topic])
     got: list[Delivery] = []
     while len(got) < 240:
@@ -221,6 +222,31 @@ async def test_taking_over_reads_in_steps_what_is_left_and_then_what_is_new(bus:
     assert ids(got) == [number for number in numbers(250) if not 10 <= int(number) < 20]
     assert {delivery.attempt for delivery in got[:100]} == {2}
     assert {delivery.attempt for delivery in got[-10:]} == {1}
+
+
+async def test_a_partition_that_goes_takes_what_nobody_has_begun_with(bus: RedisBus) -> None:
+    topic = new_name()
+    first = await bus.subscribe(GROUP, [topic])
+    await bus.publish(numbered(topic, 10))
+    held = await receive(first, 6, ack=False)
+    asked: list[list[str]] = []
+
+    def let_go(goes: Callable[[Delivery], bool]) -> list[Delivery]:
+        asked.append(ids([delivery for delivery in held if goes(delivery)]))
+        return held[1:]  # it is at work on the first
+
+    first.on_revoke(let_go)
+    first._house._member = "z"  # of two members and one partition, the first by name has it
+    second = await bus.subscribe(GROUP, [topic])
+    second._house._member = "a"
+    async with asyncio.timeout(10):
+        while not asked:
+            assert not await second.fetch(10, 0.1)
+    assert not await second.fetch(10, 0.3), "what the first works on is not done"
+    await first.ack(held[:1])
+    got = await receive(second, 9)
+    assert asked == [numbers(10)] or asked == [numbers(6)]
+    assert ids(got) == numbers(10)[1:]
 
 
 # Trimming.
