@@ -26,6 +26,10 @@ TARGETS: Final = {
         "ratio_fastapi_full": Target("≥", 4),
         "wire_ratio_fastapi_full": Target("≥", 4),
     },
+    "bus": {
+        "redis_publish": Target("≥", 25_000),
+        "redis_consume": Target("≥", 20_000),
+    },
     "startup": {
         "import_ms": Target("≤", 250),
         "up_first_s": Target("≤", 3),

@@ -63,6 +63,6 @@ def _headers(raw: bytes) -> dict[str, str]:
             headers = json.loads(raw)  # it reads the surrogates that orjson refuses
         except (ValueError, RecursionError):
             headers = None
-    if isinstance(headers, dict) and all(type(value) is str for value in headers.values()):
+    if isinstance(headers, dict) and set(map(type, headers.values())) <= {str}:
         return headers
     return {"malformed-headers": raw.decode("utf-8", "surrogateescape")}
