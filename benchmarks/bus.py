@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Protocol
 
-PARTS = ("redis",)
+PARTS = ("redis", "kafka")
 
 
 class Part(Protocol):

@@ -109,8 +109,8 @@ class Consumer(Protocol):
 
 
 LetGo = Callable[[Callable[[Delivery], bool]], Sequence[Delivery]]
-"""Takes a test for deliveries. Whoever has some that pass it and has not begun with them, forgets and returns them; what
-it has begun with it finishes and acknowledges, or releases if that fails."""
+"""Takes a test for deliveries. Whoever has some that pass it and has not begun with them, forgets and returns them;
+what it has begun with it finishes and acknowledges, or releases if that fails."""
 
 
 @runtime_checkable

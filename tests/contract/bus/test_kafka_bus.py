@@ -37,7 +37,7 @@ def mock_url() -> Iterator[str]:
 
 class TestKafkaBusOnTheMockCluster(BusSuite):
     promises = TestKafkaBus.promises
-    JOINING = 12.0
+    JOINING = 8.0
 
     @pytest.fixture(autouse=True)
     def _broker(self, mock_url: str) -> None:
