@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from microkit.auth import generate_service_keys
 from microkit.bus.memory import MemoryBus
@@ -29,6 +30,8 @@ from microkit.telemetry import TraceRing
 
 Watch = Callable[[str, str], None]
 """Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
+
+_QUIET_PORTS: Final = range(15_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +187,16 @@ def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str]
 
 
 def free_ports(count: int) -> list[int]:
-    """``count`` different ports of this machine that nobody listens on, for tests."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [bound.getsockname()[1] for bound in sockets]
+    """``count`` different ports of this machine that nobody listens on, for tests.
+
+    They lie below those that a system gives to outgoing connections and to servers that ask for any port, so nothing
+    takes them before they are used.
+    """
+    found: list[int] = []
+    for port in random.sample(_QUIET_PORTS, len(_QUIET_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise MicrokitError(f"There are no {count} free ports")
