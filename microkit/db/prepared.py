@@ -52,7 +52,7 @@ class PreparedInsert:
         except Exception as error:
             raise _wrapped(connection, ready.sql, error) from error
         except BaseException as error:
-            # Cancelled with its answer still to come. SQLite's statements queue in one thread: there a rollback will do.
+            # Cancelled, its answer still to come. SQLite's statements queue in one thread: a rollback will do there.
             if connection.dialect.name != "sqlite":
                 connection.invalidate(error)
             raise
