@@ -21,7 +21,7 @@ _LONGEST_EXACT: Final = 15
 _INT64: Final = range(-(2**63), 2**63)
 # An instant that is within the years 1 to 9999 where it was written, and outside of them in UTC.
 _OUT_OF_TIME: Final = re.compile(
-    rb'"(?:9999-12-3[01][Tt _][\d:.]+-(?!00:?00)\d|0001-01-0[12][Tt _][\d:.]+\+(?!00:?00)\d)', re.ASCII
+    rb'"(?:9999-12-3[01][Tt _]\d\d:[\d:.]+-|0001-01-0[12][Tt _]\d\d:[\d:.]+\+)(?!00:?00")\d\d:?\d\d"', re.ASCII
 )
 
 
