@@ -112,6 +112,10 @@ class WebApp:
         if self._idempotency is not None and self._pruning is None:
             self._pruning = asyncio.create_task(self._prune(self._idempotency), name=f"{self._service} prune")
 
+    def refused(self, problem: Problem) -> None:
+        """Counts a request that the server refused while it read its head, so that no handler and no span saw it."""
+        self.telemetry.metrics.http_server("_OTHER", "", problem.status).observe(0.0)
+
     async def stop(self) -> None:
         """Ends what :meth:`start` began."""
         if self._pruning is not None:
@@ -220,6 +224,8 @@ class WebApp:
         context = get_current_span().get_span_context()
         trace_id = f"{context.trace_id:032x}" if context.trace_id else ""
         headers: HeaderList = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")]
+        if problem.status == 503 and "retry-after" not in map(str.lower, problem.headers):
+            headers.append((b"retry-after", b"1"))
         headers += [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in problem.headers.items()]
         return Reply(problem.status, headers, render(problem, instance=call.scope["path"], trace_id=trace_id))
 

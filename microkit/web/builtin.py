@@ -22,7 +22,10 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _METRICS_HEADERS: Final[HeaderList] = [(b"content-type", CONTENT_TYPE.encode()), _NO_STORE]
 _PAGE_HEADERS: Final[HeaderList] = [
     (b"content-type", b"text/html; charset=utf-8"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+    ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -43,6 +44,7 @@ class LimitedProtocol(HttpToolsProtocol):
         *,
         limits: Limits,
         draining: Callable[[], bool],
+        refused: Callable[[Problem], None],
         config: Config,
         server_state: ServerState,
         _loop: asyncio.AbstractEventLoop,
@@ -50,6 +52,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, {}, _loop)
         self._limits = limits
         self._draining = draining
+        self._refused = refused
         self._in_head = False
         self._unfinished_bytes = 0
         self._header_bytes = 0
@@ -71,7 +74,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._way_out.discards(len(data)):
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:  # not logged, as uvicorn does: a stranger must not be able to fill the log
+            self._refuse(self._trouble or NotHttp())
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
         if self._in_head and not self._way_out.is_closing():
             # httptools keeps a header to itself until it is whole, so its bytes are counted as they come.
             self._unfinished_bytes += len(data)
@@ -137,11 +147,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._trouble = problem
         raise problem
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._trouble or NotHttp())
-
     def _refuse(self, problem: Problem) -> None:
         """Sends the problem and ends the connection."""
+        self._refused(problem)
         self._head_came()
         self._in_head = False
         before: RequestResponseCycle | None = self.cycle

@@ -528,3 +528,53 @@ async def test_what_cannot_work_is_refused_when_the_application_is_made() -> Non
         make(at(fine, path="/{number}"))
     with pytest.raises(DefinitionError, match="two mounts"):
         make(mounts=(Mount("/x", Starlette(), ANYONE), Mount("/x/", Starlette(), ANYONE)))
+
+
+async def test_what_is_refused_while_it_is_read_is_counted_and_not_logged(serve: Serve, http: Any) -> None:
+    running = await serve()
+    stream = io.StringIO()
+    undo = configure(stream, level="INFO")
+    wire = http.wire_to(running.server)
+    assert (await wire(b"nonsense\r\n\r\n")).status == 400
+    assert (await wire(b"GET /" + b"a" * 9000)).status == 414
+    undo()
+    assert stream.getvalue() == ""
+    counted = running.app.telemetry.exposition().decode()
+    for status in (400, 414):
+        labels = f'http_request_method="_OTHER",http_response_status_code="{status}",http_route=""'
+        assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in counted
+
+
+async def test_a_service_that_is_away_says_when_to_come_back(serve: Serve) -> None:
+    async def away() -> None:
+        raise Unavailable
+
+    _, _, headers = await (await serve(at(away))).ask("GET", "/")
+    assert headers["retry-after"] == "1"
+
+
+async def test_a_mounted_application_may_speak_websocket() -> None:
+    from starlette.routing import WebSocketRoute  # noqa: PLC0415
+    from starlette.websockets import WebSocket  # noqa: PLC0415
+
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(f"{socket.state.principal.subject}: {await socket.receive_text()}")
+        await socket.close()
+
+    async def verify(token: str) -> Principal:
+        return Principal(token, frozenset({"member"}))
+
+    mount = Mount("/live", Starlette(routes=[WebSocketRoute("/echo", echo)]), "member")
+    app = WebApp(Surface("tried", mounts=[mount]), telemetry=Telemetry("tried"), verify=verify)
+    server = Server(app, websockets=True)
+    await server.start()
+    async with aiohttp.ClientSession(server.url) as client:
+        async with client.ws_connect("/live/echo", headers={"Authorization": "Bearer ada"}) as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "ada: hello"
+        for path in ("/live/echo", "/elsewhere"):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await client.ws_connect(path)
+            assert refused.value.status == 403
+    await server.stop(5)
