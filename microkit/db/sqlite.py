@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -69,7 +70,10 @@ def engine(
 
 def cut(driver: Any) -> None:
     """Closes a connection in its thread, after what is queued there; nobody waits for it."""
-    driver.stop()
+    # Asked from a thread without a loop, the driver makes no future, which would kill its thread once our loop is gone.
+    asking = threading.Thread(target=driver.stop)
+    asking.start()
+    asking.join()
 
 
 def _listen(sync: Engine, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]) -> None:
