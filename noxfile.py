@@ -52,7 +52,10 @@ def arch(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, on SQLite and on PostgreSQL, with branch coverage."""
     install(session, "dev")
-    session.run("pytest", "--cov", "--cov-report=term:skip-covered", "--cov-report=xml", *session.posargs)
+    session.run(
+        "pytest", "-n", "2", "--dist", "loadgroup", "--timeout", "300",
+        "--cov", "--cov-report=term:skip-covered", "--cov-report=xml", *session.posargs,
+    )  # fmt: skip
 
 
 @nox.session

@@ -23,6 +23,9 @@ def pasted(mark: str) -> str:
     return found[1]
 
 
+pytestmark = pytest.mark.xdist_group("the ports of README and tutorial")
+
+
 @pytest.fixture
 def billpay(tmp_path: Path) -> Iterator[None]:
     """What the run command ends in, in a folder of the test's own."""

@@ -22,7 +22,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(f"billpay on {name}")) for name in ("sqlite", "postgresql")
+    ],
+)
 def database_urls(request: pytest.FixtureRequest) -> Any:
     """Settings of the services' databases: files in their folder, or PostgreSQL."""
     if request.param == "sqlite":
