@@ -50,7 +50,7 @@ class Worker(Protocol):
 
 @dataclass(slots=True)
 class Parts:
-    """What a running instance owns. ``workers`` are in their start order and stopped in the reverse."""
+    """What a running instance owns. The ``relay`` starts first and stops last, because the ``workers`` publish."""
 
     telemetry: Telemetry
     database: Database | None
@@ -61,6 +61,7 @@ class Parts:
     verifier: Verifier | None
     call_timeout: float
     callers: dict[str, HttpCaller] = field(default_factory=dict)
+    relay: Relay | None = None
     workers: list[Worker] = field(default_factory=list)
     resources: dict[Any, object] = field(default_factory=dict)
 
@@ -139,6 +140,11 @@ class Assembly:
 
     async def _database(self, telemetry: Telemetry) -> Database:
         declared, settings = self._declared, self._settings
+        if settings.environment == "production" and "database_url" not in settings.origin.places:
+            raise ConfigurationError(
+                f"{settings.origin.prefix}DATABASE_URL is missing: in production no database is chosen for a service; "
+                f"an example: postgresql+asyncpg://{declared.name}:...@db/{declared.name}"
+            )
         database = Database(
             settings.database_url.get_secret_value(),
             telemetry=telemetry,
@@ -204,10 +210,9 @@ class Assembly:
             return
         health.part("database", answering(database.ping))
         health.part("bus", answering(bus.ping), critical=False)
-        # Started in this order, stopped in the reverse: consumers and sagas publish, so the relay flushes last.
         relay = Relay(database, bus, parts.telemetry, source=declared.name)
         health.part("relay", relay_probe(relay), critical=False)
-        parts.workers.append(relay)
+        parts.relay = relay
         if declared.sagas:
             engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources, lease=SAGA_LEASE)
             health.part("sagas", saga_probe(engine), critical=False)

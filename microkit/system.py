@@ -28,6 +28,8 @@ from microkit.service import Service
 from microkit.settings import ServiceSettings
 from microkit.telemetry import TraceRing
 
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
 Watch = Callable[[str, str], None]
 """Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
 
@@ -98,27 +100,24 @@ class System:
         overrides = {service.name: dict(given.get(service.name, {})) for service in self.services}
         for name, port in ports.items():
             overrides[name]["port"] = port
-        shared: dict[str, object] = {
-            "migrate_on_start": True,
-            "auth_audience": self.name,
-            "auth_service_keys": public,
-        }
+        shared: dict[str, object] = {"auth_audience": self.name, "auth_service_keys": public}
         if self.issuer is not None:
             issuer = next(service for service in self.services if service.name == self.issuer)
             found = issuer.settings(overrides[issuer.name])
             url = f"http://{found.host}:{found.port}"
             shared |= {"auth_issuer": url, "auth_jwks_url": f"{url}/.well-known/jwks.json"}
-        return {
-            service.name: service.settings(
-                overrides[service.name],
-                defaults={
-                    **shared,
-                    "database_url": f"sqlite+aiosqlite:///{folder / service.name}.db",
-                    "auth_service_key": private[service.name],
-                },
-            )
-            for service in self.services
-        }
+        chosen = {}
+        for service in self.services:
+            own = {"auth_service_key": private[service.name]}
+            found = service.settings(overrides[service.name], defaults={**shared, **own})
+            if found.environment == "development":
+                # Only on a laptop: in production nobody's tables are changed, and no host is trusted, unasked.
+                own["database_url"] = f"sqlite+aiosqlite:///{folder / service.name}.db"
+                comfort = {"migrate_on_start": True, "allowed_hosts": sorted({*_LOOPBACK, found.host})}
+                found = service.settings(overrides[service.name], defaults={**shared, **own, **comfort})
+            _check_bus(found)
+            chosen[service.name] = found
+        return chosen
 
 
 @dataclass(slots=True)
@@ -136,6 +135,14 @@ class RunningSystem:
     def urls(self) -> dict[str, str]:
         """Where each service listens."""
         return {name: instance.url for name, instance in self.instances.items()}
+
+
+def _check_bus(settings: ServiceSettings) -> None:
+    if "bus_url" in settings.origin.places and settings.bus_url.get_secret_value() != "memory://":
+        raise ConfigurationError(
+            f"{settings.origin.prefix}BUS_URL names a broker, but the services of one process share the bus memory://; "
+            "take the setting away, or run the service by itself"
+        )
 
 
 async def _start(instances: Mapping[str, Instance], watch: Watch) -> None:
@@ -158,10 +165,13 @@ async def _start(instances: Mapping[str, Instance], watch: Watch) -> None:
 
 async def _stop(instances: Mapping[str, Instance], watch: Watch) -> None:
     async def stop(name: str, instance: Instance) -> None:
-        watch(name, "stopping")
         await instance.stop()
         watch(name, "stopped")
 
+    # Nobody takes up new work while all still answer: a saga's step under way may need any of its neighbours.
+    for name in instances:
+        watch(name, "stopping")
+    await asyncio.gather(*(instance.pause() for instance in instances.values()))
     await asyncio.gather(*(stop(*item) for item in instances.items()))
 
 
@@ -171,9 +181,9 @@ def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = json.loads(path.read_text())
-            if set(kept["private"]) == set(names):
-                return kept["private"], kept["public"]
+            private, public = _read_keys(path)
+            if private.keys() == set(names):
+                return private, public
         keys = generate_service_keys(names)
         unfinished = path.with_suffix(".new")
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -184,6 +194,17 @@ def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str]
             f"The folder {folder} cannot be written ({error.strerror}); choose another with --folder"
         ) from error
     return keys.private, keys.public
+
+
+def _read_keys(path: Path) -> tuple[Mapping[str, str], str]:
+    try:
+        kept = json.loads(path.read_bytes())
+        private, public = kept["private"], kept["public"]
+        if isinstance(private, dict) and isinstance(public, str):
+            return private, public
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise ConfigurationError(f"{path} is damaged; delete it, and new keys are made")
 
 
 def free_ports(count: int) -> list[int]:
