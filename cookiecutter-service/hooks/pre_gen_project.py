@@ -72,8 +72,9 @@ def of_rest():
         return f"port {PORT} collides with the console of `microkit up`, which has port {CONSOLE_PORT}; choose another."
     if not (DESCRIPTION.strip() and DESCRIPTION.isprintable() and len(DESCRIPTION) <= 100) or set(DESCRIPTION) & set('"\\'):
         return "description must be one line of 100 characters at most, without double quotes and backslashes."
-    if SOURCE and not re.fullmatch(r"(file:///|https://|git\+(https|ssh|file)://)[^\s\"\\]+", SOURCE):
-        return f"microkit_source {SOURCE!r} must be empty or a URL that pip takes, like file:///home/ada/microkit."
+    # Not the bare name: on the public package index it belongs to another project.
+    if not re.fullmatch(r"(file:///|https://|git\+(https|ssh|file)://)[^\s\"\\]+", SOURCE):
+        return f"microkit_source {SOURCE!r} must be a URL that pip takes, like file:///home/ada/microkit."
     return None
 
 

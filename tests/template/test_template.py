@@ -19,8 +19,6 @@ from cookiecutter.exceptions import FailedHookException  # type: ignore[import-u
 from cookiecutter.main import cookiecutter  # type: ignore[import-untyped]  # it has no types
 from packaging.requirements import Requirement
 
-import microkit
-
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = ROOT / "cookiecutter-service"
 CHECKS = ["python -m pytest", "ruff check", "ruff format --check", "mypy"]
@@ -158,12 +156,16 @@ def test_it_runs_as_its_readme_says(project: Path) -> None:
     assert code == 0, log.read_text()
 
 
-def test_it_asks_for_the_microkit_that_it_was_written_for(project: Path) -> None:
+def test_it_asks_for_the_microkit_that_the_template_is_part_of(project: Path) -> None:
     described = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (needed,) = [Requirement(text) for text in described["dependencies"]]
+    wanted = [Requirement(text) for text in described["dependencies"] + described["optional-dependencies"]["dev"]]
+    extras = {extra for one in wanted if one.name == "microkit" for extra in one.extras}
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
-    assert needed.name == "microkit"
-    assert needed.specifier.contains(microkit.__version__)
+    # By its URL: the bare name is another project's on the public index.
+    assert {one.url for one in wanted if one.name == "microkit"} == {ROOT.as_uri()}
+    assert extras == {"postgres", "testing"}
+    assert extras <= offered.keys()
     assert described["description"] == "Parts, and what they're worth."
 
 
@@ -227,7 +229,8 @@ def test_names_of_any_length_leave_the_code_as_the_formatter_wants_it(
         ({"port": "65535"}, "port '65535' must be a number"),
         ({"port": "3899"}, "collides with the console"),
         ({"description": 'It is "ours"'}, "description must be one line"),
-        ({"microkit_source": "../microkit"}, "microkit_source '../microkit' must be empty or a URL"),
+        ({"microkit_source": "../microkit"}, "microkit_source '../microkit' must be a URL"),
+        ({"microkit_source": "microkit"}, "microkit_source 'microkit' must be a URL"),
     ],
     ids=str,
 )
