@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import orjson
 from multidict import CIMultiDict
 from opentelemetry.trace import SpanKind, get_current_span
 
 from microkit import context
-from microkit.auth.principal import Principal
+from microkit.auth.principal import ANONYMOUS, Principal
 from microkit.contract import ANYONE
 from microkit.discovery.port import Resolver
 from microkit.errors import BadRequest, ConfigurationError, Forbidden, MethodNotAllowed, NotFound, Unauthorized
@@ -104,6 +105,7 @@ class BoundGateway:
         served.set_attribute("http.route", route.prefix)
         headers = forwarded_headers(scope["headers"])
         principal = await self._judge(route, headers.get("Authorization"))
+        scope.setdefault("state", {}).update(route=route.prefix, principal=principal or ANONYMOUS)
         timeout = min(route.timeout, context.remaining() or route.timeout)
         self._set_own_headers(headers, scope, principal, timeout)
         length = body_length(scope["headers"])
@@ -225,6 +227,10 @@ class BoundGateway:
         content = response.content
         if content.is_eof() or (length is not None and length <= _WHOLE):
             whole = await self._upstreams.read(response, route.service)
+            if route.strip_prefix and response.content_type == "application/problem+json":
+                whole = _public_instance(whole, route)
+                headers = [pair for pair in headers if pair[0] != b"content-length"]
+                start["headers"] = [*headers, (b"content-length", str(len(whole)).encode())]
             await send(start)
             await send({"type": "http.response.body", "body": whole})
             return
@@ -247,6 +253,16 @@ def _raw_path(scope: MutableMapping[str, Any]) -> str:
         return raw.decode("ascii")
     except UnicodeDecodeError:
         raise BadRequest("The path is not percent-encoded") from None
+
+
+def _public_instance(problem: bytes, route: Route) -> bytes:
+    """A problem document whose ``instance`` is the path that the client asked for, not the one behind the gateway."""
+    try:
+        document = orjson.loads(problem)
+        document["instance"] = route.public_path(document["instance"])
+    except (ValueError, LookupError, TypeError):
+        return problem
+    return orjson.dumps(document)
 
 
 def _public_location(pair: tuple[bytes, bytes], response: aiohttp.ClientResponse, route: Route) -> tuple[bytes, bytes]:

@@ -50,8 +50,9 @@ def builtin_routes(
         reports = await health.report()
         up = await health.ready()
         shown = {name: _shown(report) for name, report in reports.items()}
+        whole = "up" if all(report.up for report in reports.values()) else "degraded"
         return _status(
-            up, "up", "down", service=surface.service, version=surface.version, state=health.state, parts=shown
+            up, whole, "down", service=surface.service, version=surface.version, state=health.state, parts=shown
         )
 
     async def metrics(_: Call) -> Reply:

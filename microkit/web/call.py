@@ -45,6 +45,7 @@ class Call:
         "limit",
         "principal",
         "receive",
+        "route",
         "scope",
         "token",
         "transaction",
@@ -67,6 +68,7 @@ class Call:
         self.limit = limit
         self.token = token
         self.principal: Principal = ANONYMOUS
+        self.route = ""
         self.transaction: Transaction | None = None
         self.values: dict[str, Any] = {}
         self.body = b""
