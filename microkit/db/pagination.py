@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Select, literal, tuple_
+from sqlalchemy import Integer, Select, SmallInteger, literal, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import QueryableAttribute
 
 from microkit.errors import DefinitionError
-from microkit.page import PageRequest, cursor_after
+from microkit.page import PageRequest, cursor_after, malformed_cursor
 
 Value = TypeVar("Value")
+
+_BITS: Final[Mapping[Any, int]] = {SmallInteger: 15, Integer: 31}
+"""Of PostgreSQL's integers, without the sign; others have 63, as all of SQLite's."""
 
 
 async def page(
@@ -31,6 +35,9 @@ async def page(
     key: Any = tuple[tuple(column.type.python_type for column in by)]  # type: ignore[misc]  # made of values
     after = request.after(key)
     if after is not None:
+        dialect = session.get_bind().dialect.name
+        if not all(_holds(column.type, value, dialect) for value, column in zip(after, by, strict=True)):
+            raise malformed_cursor()
         row = tuple_(*by)
         last = tuple_(*(literal(value, column.type) for value, column in zip(after, by, strict=True)))
         statement = statement.where(row < last if descending else row > last)
@@ -40,3 +47,23 @@ async def page(
     if len(rows) <= request.limit:
         return items, None
     return items, cursor_after(rows[request.limit - 1][1:])
+
+
+def _holds(kind: Any, value: object, dialect: str) -> bool:
+    """Whether a column of that type can hold the value: a cursor may have been written by anybody."""
+    match value:
+        case str():
+            return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+        case int():
+            bits = 63 if dialect == "sqlite" else _BITS.get(type(kind), 63)
+            return -(1 << bits) <= value < 1 << bits
+        case datetime():
+            return (value.tzinfo is not None) is bool(kind.timezone) and _within_the_calendar(value)
+    return True
+
+
+def _within_the_calendar(moment: datetime) -> bool:
+    try:
+        return moment.tzinfo is None or moment.astimezone(UTC) is not None
+    except OverflowError:
+        return False
