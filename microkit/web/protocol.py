@@ -53,7 +53,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._draining = draining
         self._refused = refused
-        self._in_head = False
+        self._in_head = self._in_body = False
         self._unfinished_bytes = 0
         self._header_bytes = 0
         self._hosts = 0
@@ -82,13 +82,28 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-        if self._in_head and not self._way_out.is_closing():
+        last: RequestResponseCycle | None = self.cycle
+        if self._way_out.is_closing():
+            return
+        if self._in_head:
             # httptools keeps a header to itself until it is whole, so its bytes are counted as they come.
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > self._limits.url + self._limits.headers:
                 self._refuse(headers_too_large(self._limits))
             elif self._slow_head is None:
                 self._expect_head()
+        elif last is not None and last.response_complete:
+            self._came_after_the_answer()
+
+    def _came_after_the_answer(self) -> None:
+        """Bytes that begin no request, for which uvicorn has stopped its timer: a connection must not live on them."""
+        if self._in_body:
+            if self._slow_head is None:  # not later, however many pieces the rest of the body comes in
+                self._expect_head()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     # What the parser calls.
 
@@ -111,12 +126,19 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         self._head_came()
         self._check_head()
         super().on_headers_complete()
         if self._draining():
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        last: RequestResponseCycle | None = self.cycle
+        if last is not None and last.response_complete:
+            self._head_came()  # whatever the rest of the body took, the next head has its own time
+        super().on_message_complete()
 
     def _check_head(self) -> None:
         """Refuses what is valid to the parser and ambiguous to others on the way."""
@@ -246,6 +268,12 @@ class LingeringTransport:
         self._transport.resume_reading()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """The connection is gone. What is still written is dropped: uvicorn tells only the last request of a pipeline,
+        and where asyncio's transports take what the others write, uvloop's raise."""
+        self.write = _drop
         if self._end is not None:
             self._end.cancel()
+
+
+def _drop(data: object) -> None:
+    """Nobody is left to read it."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from socket import SO_LINGER, SOL_SOCKET
+from struct import pack
 from typing import Any
 
 import pytest
+import uvloop
 
 from microkit.page import cursor_after
 from microkit.web import Server
@@ -43,6 +46,14 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "U+0000": (b'{"name":"a\\u0000b"}', 400, "U+0000"),
     "a raw control character": (b'{"name":"a\x01b"}', 400, "control character"),
     "a time beyond 9999 in UTC": (b'{"name":"x","at":"9999-12-31T23:59:59-12:00"}', 400, "9999"),
+    "a time beyond 9999, escaped": (b'{"name":"x","at":"\\u0039999-12-31T23:59:59-12:00"}', 400, "9999"),
+    "a time beyond 9999, with a comma": (b'{"name":"x","at":"9999-12-31T23:59:59,5-12:00"}', 400, "9999"),
+    "a time beyond 9999, with U+2212": ('{"name":"x","at":"9999-12-31T23:59:59\u221212:00"}'.encode(), 400, "9999"),
+    "a time beyond 9999, with U+2212 escaped": (
+        b'{"name":"x","at":"9999-12-31T23:59:59\\u221212:00"}',
+        400,
+        "9999",
+    ),
     "a date past 9999": (b'{"name":"x","at":"10000-01-01T00:00:00Z"}', 422, "/at"),
     "an unknown field": (b'{"name":"x","is_admin":true}', 422, "/is_admin"),
     "no object": (b"[]", 422, ""),
@@ -384,3 +395,70 @@ async def test_an_answer_under_way_comes_before_the_end_of_a_broken_connection(s
     assert answer.status == 201
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
+
+
+async def test_the_options_of_the_server_itself_are_a_problem_and_no_fault(wire: Any, http: Any) -> None:
+    answer = await wire(http.request("OPTIONS", "*"))
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_connection_whose_body_stops_coming_is_closed_after_the_answer(server: Server, http: Any) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(http.request("POST", "/things/secret", "Content-Length: 900"))
+    assert (await http.read_answer(reader)).status == 401
+
+    async def dribble() -> None:
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    dribbling = asyncio.create_task(dribble())
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    dribbling.cancel()
+    writer.close()
+
+
+async def test_a_body_that_comes_after_the_answer_keeps_the_connection(server: Server, http: Any) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(http.request("POST", "/things/secret", "Content-Length: 4"))
+    assert (await http.read_answer(reader)).status == 401
+    writer.write(b"late")
+    await asyncio.sleep(1.0)  # longer than a head may take here
+    writer.write(http.post_json(b'{"name":"x"}'))
+    assert (await http.read_answer(reader)).status == 201
+    writer.close()
+
+
+def test_an_answer_to_a_client_that_left_in_a_pipeline_is_dropped_by_uvloop_too() -> None:
+    """uvloop's transports raise where those of asyncio drop what is written after the end."""
+    failed: list[Exception] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        came.set()
+        await left.wait()
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(3):
+                await send({"type": "http.response.body", "body": b"for nobody", "more_body": True})
+                await asyncio.sleep(0.05)  # writing is how the server learns that the connection is lost
+            await send({"type": "http.response.body", "body": b""})
+        except RuntimeError as error:
+            failed.append(error)
+        answered.set()
+
+    async def leave_early() -> None:
+        server = Server(app)
+        await server.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        await asyncio.wait_for(came.wait(), 10)
+        writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", 1, 0))
+        writer.transport.abort()  # a reset
+        left.set()
+        await asyncio.wait_for(answered.wait(), 10)
+        await server.stop(5)
+
+    came, left, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    uvloop.run(leave_early())
+    assert failed == []
