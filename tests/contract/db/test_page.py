@@ -150,15 +150,13 @@ async def test_a_cursor_with_what_no_column_can_hold_is_a_bad_request(
             await tx.page(select(CountedRow), PageRequest(cursor=cursor), by=by)
 
 
-async def test_an_integer_is_as_large_as_the_database_makes_it(bills: Database) -> None:
+async def test_a_cursor_may_lie_beyond_the_integers_of_its_column(bills: Database) -> None:
     request = PageRequest(cursor=cursor_after([1, 2**31, "x"]))
-    async with bills.transaction(read_only=True) as tx:
+    async with bills.transaction() as tx:
+        tx.add_all([CountedRow(name=name, number=number, small=7) for name, number in (("a", 1), ("b", 2))])
         by = (CountedRow.number, CountedRow.small, CountedRow.name)
-        if tx.dialect == "sqlite":
-            assert await tx.page(select(CountedRow), request, by=by) == ([], None)
-        else:
-            with pytest.raises(BadRequest, match="cursor"):
-                await tx.page(select(CountedRow), request, by=by)
+        items, _ = await tx.page(select(CountedRow.name), request, by=by)
+    assert items == ["b"]
 
 
 async def test_a_column_that_may_be_null_cannot_be_sorted_by(bills: Database) -> None:
