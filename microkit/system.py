@@ -108,13 +108,17 @@ class System:
             shared |= {"auth_issuer": url, "auth_jwks_url": f"{url}/.well-known/jwks.json"}
         chosen = {}
         for service in self.services:
-            own = {"auth_service_key": private[service.name]}
-            found = service.settings(overrides[service.name], defaults={**shared, **own})
+            found = service.settings(overrides[service.name])
             if found.environment == "development":
-                # Only on a laptop: in production nobody's tables are changed, and no host is trusted, unasked.
-                own["database_url"] = f"sqlite+aiosqlite:///{folder / service.name}.db"
-                comfort = {"migrate_on_start": True, "allowed_hosts": sorted({*_LOOPBACK, found.host})}
-                found = service.settings(overrides[service.name], defaults={**shared, **own, **comfort})
+                # Only on a laptop: in production no table is changed, no issuer trusted, no database chosen unasked.
+                comfort = {
+                    **shared,
+                    "auth_service_key": private[service.name],
+                    "database_url": f"sqlite+aiosqlite:///{folder / service.name}.db",
+                    "migrate_on_start": True,
+                    "allowed_hosts": sorted({*_LOOPBACK, found.host}),
+                }
+                found = service.settings(overrides[service.name], defaults=comfort)
             _check_bus(found)
             chosen[service.name] = found
         return chosen

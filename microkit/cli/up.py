@@ -77,7 +77,9 @@ class Up:
                 credentials = await self._system.seed(running) if self._seed and self._system.seed else {}
                 self._announce(running, console, seconds, credentials)
                 await stop.wait()
-            self._say("Draining: steps under way are finished; what is left goes on at the next start. ^C again ends at once.")
+            self._say(
+                "Draining: what is under way is finished, the rest goes on at the next start. ^C again ends at once."
+            )
         self._say("Stopped.")
 
     @asynccontextmanager
