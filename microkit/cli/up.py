@@ -78,7 +78,7 @@ class Up:
                 self._announce(running, console, seconds, credentials)
                 await stop.wait()
             self._say(
-                "Draining: what is under way is finished, the rest goes on at the next start. ^C again ends at once."
+                "Draining: what is under way is finished, the rest goes on at the next start. ^C again: now."
             )
         self._say("Stopped.")
 
