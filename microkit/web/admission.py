@@ -39,20 +39,23 @@ class Admission:
         if raw_path is None:  # ASGI leaves it optional
             raw_path = quote(scope["path"], safe="/%:@!$&'()*+,;=~-._").encode()
         if READ_WITHIN_LIMITS not in scope:
-            self._check_size(scope, raw_path)
+            self._check_size(scope, headers, raw_path)
         if len(headers) != len(scope["headers"]):
             _check_repetition(scope)
         check_path(raw_path)
         if not self._any_host:
             self._check_host(headers.get(b"host", b""))
 
-    def _check_size(self, scope: Scope, raw_path: bytes) -> None:
+    def _check_size(self, scope: Scope, headers: Mapping[bytes, bytes], raw_path: bytes) -> None:
         limits = self._limits
         if len(raw_path) + len(scope["query_string"]) > limits.url:
             raise url_too_long(limits)
-        if len(scope["headers"]) > limits.header_count:
-            raise headers_too_large(limits)
-        if sum([len(name) + len(value) for name, value in scope["headers"]]) > limits.headers:
+        given = scope["headers"]
+        if len(headers) == len(given):
+            size = sum(map(len, headers)) + sum(map(len, headers.values()))
+        else:
+            size = sum(len(name) + len(value) for name, value in given)
+        if size > limits.headers or len(given) > limits.header_count:
             raise headers_too_large(limits)
 
     def _check_host(self, host: bytes) -> None:
