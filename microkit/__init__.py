@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from microkit.instance import Instance
     from microkit.message import Event
     from microkit.page import Page, PageRequest
-    from microkit.saga import NO_EFFECT, Retry, Saga, StepContext, StepRefused, compensatable, pivot, retriable
+    from microkit.saga import (
+        NO_EFFECT,
+        Retry,
+        Saga,
+        StepContext,
+        StepNotYet,
+        StepRefused,
+        compensatable,
+        pivot,
+        retriable,
+    )
     from microkit.service import Service
     from microkit.settings import Duration, ServiceSettings, Size
     from microkit.system import System
@@ -70,7 +80,17 @@ _HOMES: Final = {
     "instance": ["Instance"],
     "message": ["Event"],
     "page": ["Page", "PageRequest"],
-    "saga": ["NO_EFFECT", "Retry", "Saga", "StepContext", "StepRefused", "compensatable", "pivot", "retriable"],
+    "saga": [
+        "NO_EFFECT",
+        "Retry",
+        "Saga",
+        "StepContext",
+        "StepNotYet",
+        "StepRefused",
+        "compensatable",
+        "pivot",
+        "retriable",
+    ],
     "service": ["Service"],
     "settings": ["Duration", "ServiceSettings", "Size"],
     "system": ["System"],
@@ -109,6 +129,7 @@ __all__ = [
     "ServiceSettings",
     "Size",
     "StepContext",
+    "StepNotYet",
     "StepRefused",
     "System",
     "Telemetry",
