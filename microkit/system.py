@@ -23,6 +23,7 @@ from microkit.bus.memory import MemoryBus
 from microkit.declared import topics_of
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
+from microkit.gateway import Gateway
 from microkit.instance import Instance
 from microkit.service import Service
 from microkit.settings import ServiceSettings
@@ -118,6 +119,9 @@ class System:
                     "migrate_on_start": True,
                     "allowed_hosts": sorted({*_LOOPBACK, found.host}),
                 }
+                if not any(isinstance(mount.app, Gateway) for mount in service.declared.mounts):
+                    # The others are called by this machine's gateway, which says for whom. It itself has clients.
+                    comfort["trusted_proxies"] = ["127.0.0.1", "::1"]
                 found = service.settings(overrides[service.name], defaults=comfort)
             _check_bus(found)
             chosen[service.name] = found
@@ -183,7 +187,7 @@ def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str]
     """The services' keys for development, made once and kept in the folder, readable by their owner only."""
     path = folder / "service-keys.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # databases and keys are nobody else's
         if path.exists():
             private, public = _read_keys(path)
             if private.keys() == set(names):

@@ -297,6 +297,57 @@ async def test_a_resource_lives_as_long_as_the_instance_and_is_bound_by_its_type
     assert not made[0].open
 
 
+async def test_a_resource_that_hangs_or_fails_while_it_closes_keeps_no_other_open() -> None:
+    service = Service("things")
+    closed: list[str] = []
+
+    @service.resource
+    async def first(settings: ServiceSettings) -> AsyncIterator[Thing]:
+        yield Thing("first")
+        closed.append("first")
+
+    @service.resource
+    async def hanging(thing: Thing) -> AsyncIterator[asyncio.Lock]:
+        yield asyncio.Lock()
+        await asyncio.sleep(3600)
+
+    @service.resource
+    async def failing(thing: Thing) -> AsyncIterator[asyncio.Event]:
+        yield asyncio.Event()
+        raise RuntimeError("it broke")
+
+    async with service.instance({"port": 0, "shutdown_timeout": "200ms"}):
+        pass
+
+    assert closed == ["first"]
+
+
+async def test_a_resource_that_yields_nothing_and_two_of_one_type_are_refused_by_name() -> None:
+    empty, twice = Service("empty"), Service("twice")
+
+    @empty.resource
+    async def nothing(settings: ServiceSettings) -> AsyncIterator[Thing]:
+        for _ in ():
+            yield Thing("never")
+
+    for _ in range(2):
+
+        @twice.resource
+        async def thing(settings: ServiceSettings) -> AsyncIterator[Thing]:
+            yield Thing("one")
+
+    with pytest.raises(DefinitionError, match=r"nothing ended without yielding"):
+        await empty.instance({"port": 0}).start()
+    with pytest.raises(DefinitionError, match="two resources of the type Thing"):
+        await twice.instance({"port": 0}).start()
+
+
+@pytest.mark.parametrize("name", ["", "bad name!", "Billing", "-billing", "billing_2"])
+def test_a_name_that_no_setting_can_have_is_refused(name: str) -> None:
+    with pytest.raises(DefinitionError, match="lower-case words"):
+        Service(name)
+
+
 async def test_a_resource_that_fails_stops_the_start_and_closes_what_was_open(settings: dict[str, object]) -> None:
     service = notes_service()
 
