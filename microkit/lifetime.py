@@ -51,7 +51,7 @@ class Lifetime:
             return
         except TimeoutError:
             _log.error("%s did not close within %g s and was cut off", self._name, self._patience)
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever it raises is its own trouble
             _log.exception("%s failed to close", self._name)
         else:
             _log.error("%s yields more than once; it is closed after the first", self._name)

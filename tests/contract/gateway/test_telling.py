@@ -52,3 +52,13 @@ async def test_metric_span_and_access_line_name_the_route_and_the_user(
     assert [span.attributes["http.route"] for span in spans] == ["/api/bills"]
     lines = [record for record in caplog.records if record.name == "access"]
     assert [getattr(line, "user", None) for line in lines] == ["user-alice"]
+
+
+async def test_services_do_not_come_through_the_gateway(start: Any) -> None:
+    open_to_all = [Route("/api/bills", "billing", strip_prefix="/api")]
+    gateway = await start(open_to_all, {"billing": BILLS})
+
+    async with gateway.client.get(
+        f"{gateway.url}/api/bills/7", headers={"Authorization": "Bearer payment"}
+    ) as response:
+        assert response.status == 403

@@ -12,6 +12,7 @@ import jwt
 import pytest
 
 from microkit.auth import Issuer, ServiceTokens
+from microkit.contract import services_only
 from tests.reference.billpay.people import Billpay, Person
 
 pytestmark = pytest.mark.anyio
@@ -122,9 +123,21 @@ async def test_a_service_does_not_get_in_where_members_do(matrix: Matrix) -> Non
     tokens = matrix.billpay.system["payment"].parts.tokens
     assert isinstance(tokens, ServiceTokens)
     for operation in await matrix.operations():
-        if operation.roles and "service" not in operation.roles:
+        if operation.roles and not services_only(tuple(operation.roles)):
             status, body = await matrix.ask(operation, tokens.token())
             assert status == 403, f"{operation.name}: {status} {body}"
+
+
+async def test_one_service_does_not_get_in_where_another_does(matrix: Matrix) -> None:
+    ledger = matrix.billpay.system["ledger"].parts.tokens
+    assert isinstance(ledger, ServiceTokens)
+    tried = 0
+    for operation in await matrix.operations():
+        if "service:payment" in operation.roles:
+            status, body = await matrix.ask(operation, ledger.token())
+            assert status == 403, f"{operation.name}: {status} {body}"
+            tried += 1
+    assert tried == 3
 
 
 async def test_another_user_finds_nothing_of_what_is_not_theirs(matrix: Matrix) -> None:
