@@ -25,6 +25,7 @@ from sqlalchemy.util import await_
 from microkit.db import jsontext
 from microkit.db.failure import TransactionAborted, is_busy
 from microkit.db.limit import allowed
+from microkit.db.one_trip import Held
 from microkit.db.sqlite_types import EXACT
 
 # Seconds that SQLite's own busy handler may block its thread before the waiting is ours again.
@@ -74,6 +75,17 @@ def cut(driver: Any) -> None:
     asking = threading.Thread(target=driver.stop)
     asking.start()
     asking.join()
+
+
+class SqliteDriver:
+    """How the pool treats aiosqlite's connections. Nothing is held: there are no round trips to save."""
+
+    def cut(self, driver: Any) -> None:
+        cut(driver)
+
+    def lend(self, driver: Any, *, read_only: bool, held: Held | None) -> None: ...
+
+    def send_held(self, connection: Connection, held: Held) -> None: ...
 
 
 def _listen(sync: Engine, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]) -> None:
