@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from microkit.instance import Instance
     from microkit.message import Event
     from microkit.page import Page, PageRequest
+    from microkit.proxies import ClientAddress
     from microkit.saga import (
         NO_EFFECT,
         Retry,
@@ -80,6 +81,7 @@ _HOMES: Final = {
     "instance": ["Instance"],
     "message": ["Event"],
     "page": ["Page", "PageRequest"],
+    "proxies": ["ClientAddress"],
     "saga": [
         "NO_EFFECT",
         "Retry",
@@ -104,6 +106,7 @@ __all__ = [
     "SERVICE",
     "SIGNED_IN",
     "BadRequest",
+    "ClientAddress",
     "ConfigurationError",
     "Conflict",
     "Contract",

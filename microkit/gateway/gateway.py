@@ -19,9 +19,10 @@ from microkit.discovery.port import Resolver
 from microkit.errors import BadRequest, ConfigurationError, Forbidden, MethodNotAllowed, NotFound, Unauthorized
 from microkit.gateway.body import ClientGone, Receive, RequestBody, Send, WhileClientWaits
 from microkit.gateway.document import MergedDocument
-from microkit.gateway.headers import Proxies, body_length, forwarded_headers, returned_headers
+from microkit.gateway.headers import body_length, forwarded_headers, returned_headers
 from microkit.gateway.route import Route, RouteTable, canonical_path
 from microkit.gateway.upstream import Outgoing, Upstreams, broken
+from microkit.proxies import Proxies
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import inject
 
@@ -105,6 +106,8 @@ class BoundGateway:
         served.set_attribute("http.route", route.prefix)
         headers = forwarded_headers(scope["headers"])
         principal = await self._judge(route, headers.get("Authorization"))
+        if principal is not None and principal.is_service:
+            raise Forbidden("Services call each other directly, not through the gateway")
         scope.setdefault("state", {}).update(route=route.prefix, principal=principal or ANONYMOUS)
         timeout = min(route.timeout, context.remaining() or route.timeout)
         self._set_own_headers(headers, scope, principal, timeout)
@@ -197,8 +200,7 @@ class BoundGateway:
     def _set_own_headers(
         self, headers: CIMultiDict[str], scope: MutableMapping[str, Any], principal: Principal | None, timeout: float
     ) -> None:
-        peer = scope.get("client")
-        client = self._proxies.client(peer[0] if peer else "", scope.get("scheme", "http"), scope["headers"])
+        client = self._proxies.caller(scope)
         if client.address:
             headers["X-Forwarded-For"] = client.address
         headers["X-Forwarded-Proto"] = client.scheme

@@ -87,7 +87,10 @@ class ServiceSettings(BaseSettings):
         ["*"], min_length=1, description="Host headers that are answered", examples=["billing.example.com,*.internal"]
     )
     trusted_proxies: list[Word] = Field(
-        [], description="addresses whose X-Forwarded-For is believed", examples=["10.0.0.0/8"]
+        [],
+        description="addresses or networks of the gateway and of proxies, whose X-Forwarded-For is believed; "
+        "where it is empty, the connection's own address is taken for the client's",
+        examples=["10.0.0.0/8"],
     )
     drain_delay: Duration = Field(0.0, description="wait between not ready and closing, for balancers to notice")
     shutdown_timeout: Timeout = Field(20.0, description="longest wait for work under way at the end")

@@ -74,12 +74,13 @@ class RefreshTokenRow(Base):
 
 
 class AttemptRow(Base):
-    """The attempts of one minute in one scope (an account, an address)."""
+    """The attempts of one minute in one scope (an account, an address): those that failed, and those under way."""
 
     __tablename__ = "attempt"
 
     scope: Mapped[str] = mapped_column(String(400), primary_key=True)
-    count: Mapped[int] = mapped_column(Integer)
+    failures: Mapped[int] = mapped_column(Integer)
+    pending: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
 
 
