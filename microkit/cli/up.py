@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -75,6 +76,8 @@ class Up:
             with noted(self._folder, Note(self._reference, os.getpid(), console, running.urls)):
                 seconds = time.monotonic() - began
                 credentials = await self._system.seed(running) if self._seed and self._system.seed else {}
+                gc.collect()
+                gc.freeze()  # what start-up made stays for good: no collection need walk through it again
                 self._announce(running, console, seconds, credentials)
                 await stop.wait()
             self._say(
