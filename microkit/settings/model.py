@@ -57,7 +57,9 @@ class ServiceSettings(BaseSettings):
             wallet_key: SecretStr
 
     Made by :func:`load`; made directly it takes its arguments and reads nothing from anywhere. A ``SecretStr`` must
-    have 16 characters and be no placeholder; a field that allows shorter ones says so with its own ``min_length``.
+    have 16 characters and be no placeholder, each one of a list too; a field that allows shorter ones says so with its
+    own ``min_length``. What ``examples`` and ``description`` say is part of the messages; a rule about several settings
+    (a ``model_validator``) writes their field names, which are told as the keys of the environment.
     """
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
@@ -159,7 +161,11 @@ class ServiceSettings(BaseSettings):
     @field_validator("*", mode="after")
     @classmethod
     def _no_weak_secret(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, SecretStr | SecretBytes):
+        if isinstance(value, list | tuple | set | frozenset):
+            for one in value:
+                if isinstance(one, SecretStr | SecretBytes):
+                    refuse_weak(one.get_secret_value(), SHORTEST_SECRET)
+        elif isinstance(value, SecretStr | SecretBytes):
             own_rule = any(isinstance(rule, MinLen) for rule in cls.model_fields[info.field_name or ""].metadata)
             refuse_weak(value.get_secret_value(), SHORTEST_SECRET if not own_rule else 0)
         elif isinstance(value, SecretUrl):

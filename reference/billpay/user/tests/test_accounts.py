@@ -302,14 +302,14 @@ async def test_the_settings_make_the_first_administrator_once(start: Start) -> N
 async def test_wrong_settings_keep_it_from_starting(start: Start) -> None:
     wrong: list[tuple[dict[str, object], str]] = [
         ({"admin_email": ROOT, "admin_password": "iloveyou"}, "USER_ADMIN_PASSWORD"),
-        ({"admin_email": ROOT}, "admin_email and admin_password belong together"),
+        ({"admin_email": ROOT}, "USER_ADMIN_EMAIL and USER_ADMIN_PASSWORD belong together"),
         ({"auth_audience": None}, "USER_AUTH_AUDIENCE"),
         ({"auth_issuer": None}, "auth_issuer"),
         ({"signing_keys": '{"keys": [        ]}'}, "USER_SIGNING_KEYS: there are no keys"),
         ({"signing_keys": '{"keys": [{"kty": "oct", "k": "AAAA", "kid": "x"}]}'}, "neither Ed25519 nor P-256"),
         ({"signing_keys": "/nowhere/at-all/keys.json"}, "USER_SIGNING_KEYS: the key file cannot be read"),
         ({"access_lifetime": 3600}, "USER_ACCESS_LIFETIME"),
-        ({"environment": "production", "allowed_hosts": ["user.example"]}, "signing_keys is missing"),
+        ({"environment": "production", "allowed_hosts": ["user.example"]}, "USER_SIGNING_KEYS is missing"),
     ]
     for settings, message in wrong:
         with pytest.raises(ConfigurationError, match=message):
