@@ -14,7 +14,8 @@ from microkit.contract import Parameter
 from microkit.errors import UnsupportedMediaType
 from microkit.injection import bare
 from microkit.web.call import JSON, Call
-from microkit.web.problems import MalformedJson, pointer, validation_errors, validation_failed
+from microkit.web.instants import DETAIL, off_the_calendar, suspicious
+from microkit.web.problems import MOST_ERRORS, MalformedJson, pointer, validation_errors, validation_failed
 from microkit.web.schema import decimal_fields, types_within
 from microkit.web.strict_json import check
 
@@ -69,6 +70,10 @@ class JsonBody:
             raise validation_failed(validation_errors(error, "body")) from None
         if self._perhaps_odd is not None and self._perhaps_odd(body):
             self._refuse_odd_numbers(body)
+        if suspicious(body) and (places := off_the_calendar(value)):
+            raise validation_failed(
+                [{"in": "body", "pointer": pointer(place), "detail": DETAIL} for place in places[:MOST_ERRORS]]
+            )
         return value
 
     def _refuse_odd_numbers(self, body: bytes) -> None:

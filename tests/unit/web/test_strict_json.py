@@ -70,23 +70,8 @@ def test_depth_is_counted_in_brackets_outside_of_text(levels: int, most: int) ->
         b'{"a":"' + b"\\" * 800_001,
         b'{"a":0.' + b"1" * 900_000 + b"}",
         b"[" + b'"\\u0000",' * 100_000 + b"1]",
-        b'["9999-12-31T00:' + b"0:" * 400_000 + b'"',
-        b'["' + b"9999-12-31T00:00-" * 50_000,
     ],
 )
 def test_a_hostile_mebibyte_is_refused_in_one_pass(body: bytes) -> None:
     with pytest.raises(MalformedJson):
         check(body, depth=32)
-
-
-@pytest.mark.parametrize(
-    "text", ["9999-12-31T9999-12-31T", "9999-12-31T23:59:59-00:00", "9999-12-31T23:59:59Z", "9999-12-31"]
-)
-def test_a_time_within_the_years_1_to_9999_is_taken(text: str) -> None:
-    check(json.dumps(text).encode(), depth=1)
-
-
-@pytest.mark.parametrize("text", ["9999-12-31T23:59:59.5-00:01", "9999-12-31 23:59-1200", "0001-01-01T00:00:00+00:01"])
-def test_a_time_that_leaves_the_years_1_to_9999_in_utc_is_refused(text: str) -> None:
-    with pytest.raises(MalformedJson, match="9999"):
-        check(json.dumps(text).encode(), depth=1)
