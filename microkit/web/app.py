@@ -175,7 +175,7 @@ class WebApp:
             elif served.timeout == 0.0 or deadline is None:
                 answer = await served.answer(call)
             else:
-                watched = self._watch.begin(deadline)
+                watched = self._watch.begin(call, deadline)
                 try:
                     answer = await served.answer(call)
                 except asyncio.CancelledError as error:

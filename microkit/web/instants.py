@@ -46,7 +46,7 @@ def _within(value: Any, where: _Location) -> Iterator[_Location]:
     if isinstance(value, datetime):
         if _leaves(value):
             yield where
-    else:
+    elif not isinstance(value, (str, bytes, bytearray)):
         for step, inner in _parts(value):
             yield from _within(inner, where + step)
 
@@ -54,8 +54,6 @@ def _within(value: Any, where: _Location) -> Iterator[_Location]:
 def _parts(value: Any) -> Iterable[tuple[_Location, Any]]:
     """What a value is made of, each with the steps that lead to it."""
     match value:
-        case str() | bytes() | bytearray():
-            return ()
         case RootModel():
             return [((), value.root)]
         case BaseModel():

@@ -11,7 +11,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from microkit.errors import BadRequest, MethodNotAllowed, Problem
+from microkit.errors import BadRequest, MethodNotAllowed, Problem, RequestTimeout
 from microkit.web.admission import READ_WITHIN_LIMITS, headers_too_large, url_too_long
 from microkit.web.limits import Limits
 from microkit.web.problems import MEDIA_TYPE, render
@@ -25,7 +25,7 @@ _MOST_DISCARDED: Final = 16 * 1024 * 1024
 class NotHttp(BadRequest, status=400, title="The request is not well-formed HTTP/1.1"): ...
 
 
-class SlowHead(Problem, status=408, title="The request's head did not come in time"): ...
+class SlowHead(RequestTimeout, status=408, title="The request's head did not come in time"): ...
 
 
 class VersionNotSupported(Problem, status=505, title="HTTP/1.1 is spoken here"): ...

@@ -156,14 +156,43 @@ async def test_a_handler_that_was_cancelled_from_within_is_no_timeout(serve: Ser
     assert (status, body) == (200, "went on")
 
 
-async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_the_deadline(http: Any) -> None:
-    app = http.things_app(limits=Limits(timeout=0.05))
-    server = Server(app)
-    await server.start()
-    head = http.request("POST", "/things", "Content-Type: application/json", "Content-Length: 10")
-    answer = await http.wire_to(server)(head, b'{"na')
-    assert answer.status == 504
-    await server.stop(5)
+@pytest.mark.parametrize("sent", [b"", b'{"na'])
+@pytest.mark.parametrize("path", ["/json", "/request", "/unread"])
+async def test_a_body_that_stops_coming_is_the_clients_408_and_not_a_504(
+    sent: bytes, path: str, serve: Serve, http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def json(body: dict[str, int]) -> None: ...
+
+    async def request(request: Request) -> int:
+        return len(await request.body())
+
+    async def unread() -> None: ...
+
+    routes = (at(json, "POST", "/json"), at(request, "POST", "/request"), at(unread, "POST", "/unread"))
+    running = await serve(*routes, limits=Limits(timeout=0.05))
+    head = http.request("POST", path, "Content-Type: application/json", "Content-Length: 10")
+    answer = await http.wire_to(running.server)(head, sent)
+    assert answer.status == 408
+    assert answer.closed
+    assert answer.json["type"] == "urn:problem:request-timeout"
+    assert len(answer.json["trace_id"]) == 32
+    assert "WARNING" not in caplog.text
+    assert "ERROR" not in caplog.text
+
+
+async def test_a_handler_that_is_slow_after_its_body_came_is_a_504(serve: Serve) -> None:
+    async def handler(request: Request) -> None:
+        await request.body()
+        await request.receive()  # only that the client left can still come
+
+    async def reads_first(body: bytes) -> None:
+        await asyncio.sleep(60)
+
+    running = await serve(at(handler, "POST"), at(reads_first, "POST", "/first"), limits=Limits(timeout=0.05))
+    for path in ("/", "/first"):
+        status, problem, headers = await running.ask("POST", path, data=b"whole")
+        assert (status, problem["type"]) == (504, "urn:problem:deadline-exceeded")
+        assert "connection" not in headers
 
 
 async def test_options_and_unknown_methods_name_what_is_allowed(serve: Serve) -> None:
