@@ -34,6 +34,7 @@ _WHOLE = 64 * 1024
 is a 502 and not half an answer."""
 
 _HEALTH_TIMEOUT = 2.0
+_REQUEST_TIMEOUT = 408
 
 Verify = Callable[[str], Awaitable[Principal]]
 
@@ -132,7 +133,7 @@ class BoundGateway:
             ) as span:
                 headers.update(inject())
                 if body is not None:
-                    outgoing.content = await body.begin()
+                    outgoing.content = await body.begin(timeout)
                     if body.length is not None:
                         headers["Content-Length"] = str(body.length)
                 async with WhileClientWaits(receive, body):
@@ -222,6 +223,8 @@ class BoundGateway:
 
     async def _answer(self, response: aiohttp.ClientResponse, route: Route, send: Send) -> None:
         headers = returned_headers(response.raw_headers)
+        if response.status == _REQUEST_TIMEOUT:
+            headers.append((b"connection", b"close"))  # the service means the body that this client has not sent
         if route.strip_prefix:
             headers = [_public_location(pair, response, route) for pair in headers]
         start = {"type": "http.response.start", "status": response.status, "headers": headers}
