@@ -67,14 +67,18 @@ class Attempt:
 
     database: Database
     account: Taken
-    address: Taken
+    address: Taken | None
+
+    @property
+    def _all(self) -> list[Taken]:
+        return [self.account] if self.address is None else [self.account, self.address]
 
     async def failed(self) -> None:
         """Counts it as a failure."""
         values = {"pending": AttemptRow.pending - 1, "failures": AttemptRow.failures + 1}
 
         async def write(tx: Transaction) -> None:
-            for taken in (self.account, self.address):
+            for taken in self._all:
                 await tx.execute(update(AttemptRow).where(taken.row).values(values))
 
         await self.database.run(write)
@@ -84,8 +88,9 @@ class Attempt:
         may have made them."""
         given_back = {"pending": AttemptRow.pending - 1}
         await tx.execute(update(AttemptRow).where(self.account.row).values({**given_back, "failures": 0}))
-        await tx.execute(update(AttemptRow).where(self.address.row).values(given_back))
-        for taken in (self.account, self.address):
+        if self.address is not None:
+            await tx.execute(update(AttemptRow).where(self.address.row).values(given_back))
+        for taken in self._all:
             await tx.execute(delete(AttemptRow).where(taken.row, AttemptRow.pending == 0, AttemptRow.failures == 0))
 
 
@@ -113,15 +118,16 @@ class Attempts:
         await database.run(lambda tx: _take(tx, limit, now))
 
     @asynccontextmanager
-    async def one(self, database: Database, account: Limit, address: Limit) -> AsyncIterator[Attempt]:
-        """One log-in.
+    async def one(self, database: Database, account: Limit, address: Limit | None = None) -> AsyncIterator[Attempt]:
+        """One log-in, or whatever else proves that one knows the password.
 
         Raises:
             TooMany: it may not be made.
         """
         async with AsyncExitStack() as queue:
             for limit in (account, address):
-                await queue.enter_async_context(self._lane(limit))
+                if limit is not None:
+                    await queue.enter_async_context(self._lane(limit))
             yield await _patiently(database, account, address)
 
     @asynccontextmanager
@@ -146,14 +152,15 @@ class Attempts:
         await database.run(write)
 
 
-async def _patiently(database: Database, account: Limit, address: Limit) -> Attempt:
+async def _patiently(database: Database, account: Limit, address: Limit | None) -> Attempt:
     """An attempt; waits for it while it is only those of other instances under way that stand before it."""
     give_up = asyncio.get_running_loop().time() + LONGEST_QUEUE
     while True:
         now = datetime.now(UTC)
 
         async def both(tx: Transaction, now: datetime = now) -> Attempt:
-            return Attempt(database, await _take(tx, account, now), await _take(tx, address, now))
+            by_account = await _take(tx, account, now)
+            return Attempt(database, by_account, None if address is None else await _take(tx, address, now))
 
         try:
             return await database.run(both)

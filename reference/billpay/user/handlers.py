@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from microkit.auth import Issuer, Principal
@@ -19,6 +20,7 @@ from microkit.proxies import ClientAddress
 from reference.billpay.contracts.user import (
     BadCredentials,
     Credentials,
+    EmailTaken,
     NewUser,
     ProfileChange,
     RefreshRequest,
@@ -38,6 +40,7 @@ from reference.billpay.user.tables import AccountRow
 
 async def register(
     body: NewUser,
+    request: Request,
     client: ClientAddress,
     attempts: Attempts,
     database: Database,
@@ -53,9 +56,39 @@ async def register(
         body.password.get_secret_value(), email=body.email, name=body.name, breached=passwords.breached
     )
     password_hash = await passwords.hash(password)
+    key = request.headers.get("idempotency-key")
+    known_by = domain.registration(key, body.email, body.name) if key else None
+    try:
+        account = await database.run(
+            lambda tx: accounts.add(tx, body.email, body.name, password_hash, [domain.MEMBER], now, known_by)
+        )
+    except EmailTaken:
+        # Perhaps by this very request, whose answer was lost. Who sends it again knows the password too.
+        limit = Limit(f"account:{domain.email_key(body.email)}", settings.account_attempts)
+        if known_by is None or not (again := await _made_by(known_by, body, limit, database, passwords, attempts)):
+            raise
+        return again
+    return account.to_user()
+
+
+async def _made_by(
+    known_by: bytes, body: NewUser, limit: Limit, database: Database, passwords: Passwords, attempts: Attempts
+) -> User | None:
+    """Who was registered by the same request. A wrong password counts like one at log-in: this is no way around it."""
+    now = datetime.now(UTC)
     account = await database.run(
-        lambda tx: accounts.add(tx, body.email, body.name, password_hash, [domain.MEMBER], now)
+        lambda tx: accounts.find_by_registration(tx, known_by, body.email, now), read_only=True
     )
+    if account is None:
+        return None
+    try:
+        async with attempts.one(database, limit) as attempt:
+            if not await passwords.verify(account.password_hash, body.password.get_secret_value()):
+                await attempt.failed()
+                return None
+            await database.run(attempt.succeeded)
+    except TooMany as error:
+        raise TooManyRequests("Too many attempts with this account", headers=_retry_after(error.wait)) from None
     return account.to_user()
 
 

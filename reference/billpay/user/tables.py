@@ -35,6 +35,8 @@ class AccountRow(Base):
     name: Mapped[str] = mapped_column(String(100))
     password_hash: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    registration: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    """Of the request that made it, where that had an Idempotency-Key: ``domain.registration``."""
     held: Mapped[list[RoleRow]] = relationship(
         lazy="selectin", order_by=RoleRow.role, cascade="all, delete-orphan", passive_deletes=True
     )
