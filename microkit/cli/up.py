@@ -80,9 +80,7 @@ class Up:
                 gc.freeze()  # what start-up made stays for good: no collection need walk through it again
                 self._announce(running, console, seconds, credentials)
                 await stop.wait()
-            self._say(
-                "Draining: what is under way is finished, the rest goes on at the next start. ^C again: now."
-            )
+            self._say("Draining: what is under way is finished, the rest goes on at the next start. ^C again: now.")
         self._say("Stopped.")
 
     @asynccontextmanager
