@@ -33,13 +33,12 @@ from microkit.web.observer import Observer
 from microkit.web.problems import MEDIA_TYPE, problem_for, render
 from microkit.web.route import Route, Surface
 from microkit.web.routing import Methods, RouteTable
-from microkit.web.sent import Sent
+from microkit.web.sent import Sent, request_id
 
 PRUNE_EVERY: Final = 600.0
 _NO_RESOURCES: Final[Mapping[Any, object]] = {}
 _NOTHING: Final[dict[str, Any]] = {}
 _REFUSED_METHODS: Final = frozenset({"TRACE", "CONNECT"})
-_ID_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
 class WebApp:
@@ -150,7 +149,7 @@ class WebApp:
         if limit == 0.0:
             trouble = DeadlineExceeded()
         deadline = None if limit is None else time.monotonic() + limit
-        sent = Sent(send, scope["method"], _request_id(headers))
+        sent = Sent(send, scope["method"], request_id(headers))
         span = self._observer.begin(call, served)
         in_service = serving.set(self._service)
         at_work = context.enter(WorkContext(sent.request_id, deadline, None, token))
@@ -261,11 +260,3 @@ def _options(methods: Methods[Served]) -> Served:
 
 async def _nothing_here(_: Call) -> Reply:
     raise NotFound
-
-
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The caller's ``X-Request-ID`` where it is harmless in a log line, else a new one."""
-    given = headers.get(b"x-request-id")
-    if given and len(given) <= 128 and not given.translate(None, _ID_CHARACTERS):
-        return given.decode()
-    return f"{getrandbits(96):024x}"

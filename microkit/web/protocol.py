@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPMethod
+from random import getrandbits
 from typing import Any, Final
 
 import httptools
+from opentelemetry.trace import get_current_span
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from microkit.errors import BadRequest, MethodNotAllowed, Problem, RequestTimeout
-from microkit.web.admission import READ_WITHIN_LIMITS, headers_too_large, url_too_long
+from microkit.telemetry.propagation import extract, span_ids
+from microkit.web.admission import NO_HOST, READ_WITHIN_LIMITS, headers_too_large, is_host, url_too_long
 from microkit.web.limits import Limits
 from microkit.web.problems import MEDIA_TYPE, render
+from microkit.web.sent import request_id
 
 LINGER: Final = 1.0
 """Seconds that a client gets to stop sending after an answer that ends its connection."""
 
 _MOST_DISCARDED: Final = 16 * 1024 * 1024
+_KNOWN: Final = frozenset(HTTPMethod)
+_METHODS: Final = {"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
+# The first line of a request, as far as it came, at the beginning of what came or after the request before.
+_REQUEST_LINE: Final = re.compile(
+    rb"(?:\A(?:\r\n)*|\r\n\r\n)([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) ([!-~]+)(?: (?:H(?:T(?:T(?:P/?)?)?)?\Z|HTTP/\d)|\Z)"
+)
 
 
 class NotHttp(BadRequest, status=400, title="The request is not well-formed HTTP/1.1"): ...
@@ -77,8 +89,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:  # not logged, as uvicorn does: a stranger must not be able to fill the log
-            self._refuse(self._trouble or NotHttp())
+        except (
+            httptools.HttpParserError
+        ) as error:  # not logged, as uvicorn does: a stranger must not be able to fill the log
+            self._refuse(self._trouble or self._unreadable(error, data))
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
@@ -143,16 +157,20 @@ class LimitedProtocol(HttpToolsProtocol):
     def _check_head(self) -> None:
         """Refuses what is valid to the parser and ambiguous to others on the way."""
         method, version = self.parser.get_method(), self.parser.get_http_version()
+        if version == "0.9":
+            self._stop(NotHttp("The request line ends without HTTP/1.1"))
         if version not in {"1.0", "1.1"}:
             self._stop(VersionNotSupported())
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             self._stop(NotHttp("One Host header is needed"))
+        if hosts and not is_host(hosts[0]):
+            self._stop(NotHttp(NO_HOST))
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
             self._stop(NotHttp("The only transfer coding taken is chunked, in HTTP/1.1"))
         if method == b"CONNECT":
-            self._stop(MethodNotAllowed(headers={"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}))
+            self._stop(MethodNotAllowed(headers=_METHODS))
         if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
             self._check_absolute(hosts[0] if hosts else b"")
 
@@ -169,9 +187,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self._trouble = problem
         raise problem
 
+    def _unreadable(self, error: httptools.HttpParserError, data: bytes) -> Problem:
+        """405 where the parser stopped at a method that is none of HTTP's, 400 where it is no HTTP at all."""
+        if isinstance(error, httptools.HttpParserInvalidMethodError):
+            for method, target in _REQUEST_LINE.findall(data):
+                if method.decode() not in _KNOWN:
+                    self.url = target
+                    return MethodNotAllowed(f"There is no method {method.decode()}", headers=_METHODS)
+        return NotHttp()
+
     def _refuse(self, problem: Problem) -> None:
         """Sends the problem and ends the connection."""
         self._refused(problem)
+        # What was read of the request's head; a line that is no request may come after a request that was answered.
+        headers = dict(self.headers) if self._in_head or self._in_body else {}
         self._head_came()
         self._in_head = False
         before: RequestResponseCycle | None = self.cycle
@@ -188,10 +217,12 @@ class LimitedProtocol(HttpToolsProtocol):
             if before.response_started:
                 self._way_out.abort()
                 return
-        body = render(problem, instance=self.url.decode("latin-1")[:200] if self.url else "", trace_id="")
+        instance = self.url.decode("latin-1")[:200] if self.url else ""
+        body = render(problem, instance=instance, trace_id=_trace_id(headers))
         head = [
             STATUS_LINE[problem.status],
-            b"content-type: " + MEDIA_TYPE + b"\r\n",
+            b"content-type: " + MEDIA_TYPE + b"\r\ncache-control: no-store\r\n",
+            f"x-request-id: {request_id(headers)}\r\n".encode(),
             *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
             b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body),
         ]
@@ -215,6 +246,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(SlowHead())
         else:
             self._way_out.close()  # a connection on which nothing came needs no answer
+
+
+def _trace_id(headers: Mapping[bytes, bytes]) -> str:
+    """The trace that the caller began, where it said so before it was refused, else a new one."""
+    parent = get_current_span(extract(headers.get(b"traceparent", b"").decode("latin-1")))
+    return span_ids(parent)[0] or f"{getrandbits(128) or 1:032x}"
 
 
 class LingeringTransport:

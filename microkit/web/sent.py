@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from random import getrandbits
 from typing import Final
 
 from starlette.types import Message, Send
@@ -12,6 +14,15 @@ CLIENT_GONE: Final = 499
 """What is logged where nothing was sent: nginx' code for a client that left, here also a server that was stopped."""
 
 _NO_LENGTH: Final = frozenset({204, 304})
+_ID_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's ``X-Request-ID`` where it is harmless in a log line, else a new one."""
+    given = headers.get(b"x-request-id")
+    if given and len(given) <= 128 and not given.translate(None, _ID_CHARACTERS):
+        return given.decode()
+    return f"{getrandbits(96):024x}"
 
 
 class Sent:
