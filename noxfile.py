@@ -53,7 +53,7 @@ def tests(session: nox.Session) -> None:
     """The whole suite, on SQLite and on PostgreSQL, with branch coverage."""
     install(session, "dev")
     session.run(
-        "pytest", "-n", "2", "--dist", "loadgroup", "--timeout", "300",
+        "pytest", "-n", "2", "--dist", "loadgroup", "--timeout", "600",
         "--cov", "--cov-report=term:skip-covered", "--cov-report=xml", *session.posargs,
     )  # fmt: skip
 

@@ -129,7 +129,7 @@ async def test_thousands_of_events_arrive_once_and_in_order(box: Any, broker: Fa
 
 
 async def until_all_published(box: Any, number: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await box.states()).count(PUBLISHED) < number:
             await asyncio.sleep(0.02)
 

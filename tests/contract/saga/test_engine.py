@@ -428,7 +428,7 @@ async def test_while_it_waits_people_see_for_what_and_since_when(bench: Bench) -
     bench.scripts["pay"] = [StepNotYet("others are before it", after=3600)]
     async with bench.engine(trip):
         saga_id = await bench.begin(trip)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (story := await bench.story(saga_id)).not_yet_since is None:
                 await asyncio.sleep(0.01)
 
@@ -465,7 +465,7 @@ async def test_the_wait_for_its_turn_outlives_the_process(bench: Bench) -> None:
     bench.scripts["pay"] = [StepNotYet(after=0.2)]
     async with bench.engine(trip):
         saga_id = await bench.begin(trip)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while bench.scripts["pay"]:
                 await asyncio.sleep(0.005)
     async with bench.engine(trip):

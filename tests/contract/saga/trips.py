@@ -142,7 +142,7 @@ class Bench:
 
     async def until(self, saga_id: UUID, *statuses: str) -> SagaStory:
         """Waits for a saga to have one of ``statuses``."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (story := await self.story(saga_id)).status not in statuses:
                 await asyncio.sleep(0.01)
         return story

@@ -33,7 +33,7 @@ from reference.billpay.system import system
 pytestmark = pytest.mark.anyio
 
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
-PAYMENTS = 50
+PAYMENTS = 50 if FULL else 20
 USERS = 10
 KILLS = 12 if FULL else 3
 SERVICES = [service.name for service in system.services]
@@ -134,7 +134,7 @@ class Payer:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if method == "POST":
             headers["Idempotency-Key"] = secrets.token_hex(8)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             while True:
                 with contextlib.suppress(aiohttp.ClientError, ConnectionError, asyncio.TimeoutError):
                     async with self.session.request(
@@ -175,7 +175,7 @@ class Payer:
         return str((await self.ask("POST", "/api/payments", {"bill_id": bill}))["id"])
 
     async def final(self, payment: str) -> Any:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             while True:
                 found = await self.ask("GET", f"/api/payments/{payment}")
                 if found["status"] in {"settled", "failed"}:

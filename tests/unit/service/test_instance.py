@@ -117,7 +117,7 @@ async def ask(url: str, method: str = "GET", json: object = None) -> tuple[int, 
 
 
 async def eventually_seen(instance: Instance, wanted: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await ask(f"{instance.url}/notes/count"))[1] != wanted:
             await asyncio.sleep(0.02)
 
