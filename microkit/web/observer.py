@@ -41,7 +41,7 @@ class Observer:
         seen = {"http.request.method": method, "url.path": scope["path"], "http.route": route}
         return self._start_span(f"{method} {route}" if route else method, parent, SpanKind.SERVER, seen)
 
-    def failed(self, error: Exception, call: Call) -> None:
+    def failed(self, error: BaseException, call: Call) -> None:
         """Tells the log and the trace, which may know what the caller may not."""
         span = get_current_span()
         if span.is_recording():
