@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from inspect import Parameter as Signature
+from typing import Annotated, Any
 
 import pytest
-from pydantic import AwareDatetime, BaseModel, Field, RootModel, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    FutureDatetime,
+    PastDatetime,
+    RootModel,
+    TypeAdapter,
+)
+from starlette.types import Message
 
 from microkit.contract import Parameter, Place
+from microkit.errors import ValidationFailed
+from microkit.web.body import JsonBody
+from microkit.web.call import Call
 from microkit.web.instants import off_the_calendar, suspicious
 from microkit.web.text import QueryModel, TextParameter
 
@@ -96,3 +110,30 @@ def test_a_time_off_the_calendar_in_the_query_is_refused_by_its_name() -> None:
     moment.read([LATE], errors)
     model.read({"since": [LATE], "word": [LATE]}, errors)
     assert [one["pointer"] for one in errors] == ["/at", "/since"]
+
+
+async def read_json(kind: Any, text: str) -> Any:
+    body = text.encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    call = Call({"type": "http"}, receive, {b"content-type": b"application/json"}, {}, 1000, None)
+    return await JsonBody(Parameter("body", Place.BODY, kind, Signature.empty, "body"), depth=32).read(call)
+
+
+Derived = Annotated[Any, AfterValidator(datetime.fromisoformat)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [datetime, AwareDatetime, PastDatetime | FutureDatetime, datetime | None, Derived])
+async def test_no_type_of_a_body_lets_such_a_time_through(kind: Any) -> None:
+    with pytest.raises(ValidationFailed) as refused:
+        await read_json(kind, f'"{LATE}"')
+    assert refused.value.extensions["errors"][0]["pointer"] == ""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [str, Any, datetime | str])
+async def test_text_that_is_no_time_passes_whatever_it_looks_like(kind: Any) -> None:
+    assert await read_json(kind, f'"provider {LATE}"') == f"provider {LATE}"
