@@ -38,6 +38,7 @@ from microkit.bus.memory import MemoryBus
 from microkit.message import Message
 from microkit.outbox.tables import DEAD, outbox
 from microkit.telemetry.logs import serving
+from microkit.web import State
 
 pytestmark = pytest.mark.anyio
 
@@ -165,11 +166,12 @@ async def test_a_restarted_instance_finds_what_it_had_written(settings: dict[str
 
 
 async def test_an_instance_that_drains_says_so_and_still_answers(settings: dict[str, object]) -> None:
-    instance = notes_service().instance({**settings, "drain_delay": "400ms"})
+    instance = notes_service().instance({**settings, "drain_delay": "3s"})
     await instance.start()
     url = instance.url
     stopping = asyncio.create_task(instance.stop())
-    await asyncio.sleep(0.1)
+    while instance.health.state is not State.DRAINING:
+        await asyncio.sleep(0.01)
 
     ready, _ = await ask(f"{url}/health/ready")
     answered, _ = await ask(f"{url}/notes", "POST", {"text": "late"})
