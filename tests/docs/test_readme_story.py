@@ -42,7 +42,9 @@ def billpay(tmp_path: Path) -> Iterator[None]:
     assert process.stdout is not None
     announced = process.stdout.readline()
     assert announced, (tmp_path / "log").read_text()
-    assert {service["name"] for service in json.loads(announced)["services"]} >= {"gateway", "user", "billing"}
+    document = json.loads(announced)
+    assert "services" in document, document
+    assert {service["name"] for service in document["services"]} >= {"gateway", "user", "billing"}
     yield
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
