@@ -33,7 +33,17 @@ def billpay(tmp_path: Path) -> Iterator[None]:
     assert last[0].endswith("/microkit")
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "microkit.cli", *last[1:], "--json", "--folder", str(tmp_path)],
+            [
+                sys.executable,
+                "-m",
+                "microkit.cli",
+                *last[1:],
+                "--json",
+                "--console-port",
+                "0",
+                "--folder",
+                str(tmp_path),
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=log,
