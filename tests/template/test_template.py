@@ -12,12 +12,17 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cookiecutter.exceptions import FailedHookException  # type: ignore[import-untyped]  # it has no types
 from cookiecutter.main import cookiecutter  # type: ignore[import-untyped]  # it has no types
 from packaging.requirements import Requirement
+
+from microkit.system import free_ports
+
+pytestmark = pytest.mark.xdist_group("the template")  # these tests share a project, and its checks
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = ROOT / "cookiecutter-service"
@@ -69,13 +74,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 def two_free_ports() -> int:
     """A free port whose next one is free too."""
     while True:
-        with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            try:
-                next_one.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
+        (port,) = free_ports(1)
+        with socket.socket() as next_one, suppress(OSError):
+            next_one.bind(("127.0.0.1", port + 1))
             return port
 
 
