@@ -24,6 +24,8 @@ from benchmarks.targets import TARGETS, Target
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
+PARTS = {"transactions": ("http", "--postgres")}
+"""Benchmarks that are an option of another module, by name."""
 
 Figures = Mapping[str, float]
 
@@ -36,14 +38,16 @@ class Broken(NamedTuple):
 
 
 def benchmarks() -> list[str]:
-    """The modules that can be run, by name."""
+    """The modules that can be run, and the parts, by name."""
     files = (path for path in HERE.glob("*.py") if path.name != "__main__.py")
-    return sorted(path.stem for path in files if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8"))
+    found = {path.stem for path in files if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")}
+    return sorted(found | PARTS.keys())
 
 
 def figures_of(name: str) -> Figures | Broken:
     """Runs one benchmark in a process of its own, so that none is measured in the heap of another."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json"]
+    module, *options = PARTS.get(name, (name,))
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options, "--json"]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:

@@ -14,8 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Protocol
 
@@ -28,7 +27,7 @@ class Part(Protocol):
     CONTENDERS: tuple[str, ...]
 
     @staticmethod
-    def broker() -> "contextmanager[str]": ...  # type: ignore[valid-type]
+    def broker() -> AbstractContextManager[str]: ...
 
     @staticmethod
     def run(name: str, url: str) -> dict[str, float]: ...

@@ -1,7 +1,7 @@
 """The request that a service really serves: a row and its event, committed on PostgreSQL, 16 at once.
 
-``python -m benchmarks.http --postgres`` runs it. fsync is on. Both sides have telemetry as in ``benchmarks.contenders``,
-and neither has its relay running, which is another benchmark. Rows and events are counted afterwards.
+``python -m benchmarks.http --postgres`` runs it, with fsync on. Both sides have telemetry as ``benchmarks.contenders``
+says, and neither has its relay running, which is another benchmark. Rows and events are counted afterwards.
 """
 # ruff: noqa: PLC0415  a contender's process loads what that contender needs and nothing else
 

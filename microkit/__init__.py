@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from microkit.instance import Instance
     from microkit.message import Event
     from microkit.page import Page, PageRequest
-    from microkit.saga import NO_EFFECT, Retry, Saga, StepContext, StepRefused, compensatable, pivot, retriable
+    from microkit.proxies import ClientAddress
+    from microkit.saga import (
+        NO_EFFECT,
+        Retry,
+        Saga,
+        StepContext,
+        StepNotYet,
+        StepRefused,
+        compensatable,
+        pivot,
+        retriable,
+    )
     from microkit.service import Service
     from microkit.settings import Duration, ServiceSettings, Size
     from microkit.system import System
@@ -70,7 +81,18 @@ _HOMES: Final = {
     "instance": ["Instance"],
     "message": ["Event"],
     "page": ["Page", "PageRequest"],
-    "saga": ["NO_EFFECT", "Retry", "Saga", "StepContext", "StepRefused", "compensatable", "pivot", "retriable"],
+    "proxies": ["ClientAddress"],
+    "saga": [
+        "NO_EFFECT",
+        "Retry",
+        "Saga",
+        "StepContext",
+        "StepNotYet",
+        "StepRefused",
+        "compensatable",
+        "pivot",
+        "retriable",
+    ],
     "service": ["Service"],
     "settings": ["Duration", "ServiceSettings", "Size"],
     "system": ["System"],
@@ -84,6 +106,7 @@ __all__ = [
     "SERVICE",
     "SIGNED_IN",
     "BadRequest",
+    "ClientAddress",
     "ConfigurationError",
     "Conflict",
     "Contract",
@@ -109,6 +132,7 @@ __all__ = [
     "ServiceSettings",
     "Size",
     "StepContext",
+    "StepNotYet",
     "StepRefused",
     "System",
     "Telemetry",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, get_type_hints
 
@@ -20,16 +20,18 @@ from microkit.client import HttpCaller, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate, pending
-from microkit.declared import Declared, Mounted, Resource, topics_of
+from microkit.declared import Declared, Mounted, topics_of
 from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.port import Resolver
 from microkit.discovery.static import StaticResolver
 from microkit.errors import ConfigurationError, DefinitionError
 from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
+from microkit.lifetime import Lifetime
 from microkit.listening import GroupHandler
 from microkit.outbox import Relay, burial, install
 from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
+from microkit.proxies import ClientAddress, Proxies
 from microkit.saga import SagaEngine
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
@@ -50,7 +52,7 @@ class Worker(Protocol):
 
 @dataclass(slots=True)
 class Parts:
-    """What a running instance owns. ``workers`` are in their start order and stopped in the reverse."""
+    """What a running instance owns. The ``relay`` starts first and stops last, because the ``workers`` publish."""
 
     telemetry: Telemetry
     database: Database | None
@@ -61,6 +63,7 @@ class Parts:
     verifier: Verifier | None
     call_timeout: float
     callers: dict[str, HttpCaller] = field(default_factory=dict)
+    relay: Relay | None = None
     workers: list[Worker] = field(default_factory=list)
     resources: dict[Any, object] = field(default_factory=dict)
 
@@ -139,6 +142,11 @@ class Assembly:
 
     async def _database(self, telemetry: Telemetry) -> Database:
         declared, settings = self._declared, self._settings
+        if settings.environment == "production" and "database_url" not in settings.origin.places:
+            raise ConfigurationError(
+                f"{settings.origin.prefix}DATABASE_URL is missing: in production no database is chosen for a service; "
+                f"an example: postgresql+asyncpg://{declared.name}:...@db/{declared.name}"
+            )
         database = Database(
             settings.database_url.get_secret_value(),
             telemetry=telemetry,
@@ -195,7 +203,12 @@ class Assembly:
         for contract in self._declared.clients:
             offered[contract] = contract(parts.caller(contract.contract_service))
         for resource in self._declared.resources:
-            offered[resource.kind] = await self._owned.enter_async_context(_opened(resource, offered))
+            if resource.kind in offered:
+                raise DefinitionError(
+                    f"{self._declared.name} offers two resources of the type {resource.kind.__name__}"
+                )
+            lifetime = Lifetime(resource, offered, patience=self._settings.shutdown_timeout)
+            offered[resource.kind] = await self._owned.enter_async_context(lifetime)
 
     def _workers(self, parts: Parts) -> None:
         declared, health = self._declared, self._health
@@ -204,10 +217,9 @@ class Assembly:
             return
         health.part("database", answering(database.ping))
         health.part("bus", answering(bus.ping), critical=False)
-        # Started in this order, stopped in the reverse: consumers and sagas publish, so the relay flushes last.
         relay = Relay(database, bus, parts.telemetry, source=declared.name)
         health.part("relay", relay_probe(relay), critical=False)
-        parts.workers.append(relay)
+        parts.relay = relay
         if declared.sagas:
             engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources, lease=SAGA_LEASE)
             health.part("sagas", saga_probe(engine), critical=False)
@@ -248,7 +260,7 @@ class Assembly:
             telemetry=parts.telemetry,
             verify=parts.verifier.verify if parts.verifier is not None else None,
             database=parts.database,
-            resources=parts.resources,
+            resources={ClientAddress: self._proxies(parts.telemetry), **parts.resources},
             limits=Limits(
                 body=settings.body_limit,
                 timeout=settings.request_timeout,
@@ -257,6 +269,19 @@ class Assembly:
             health=self._health,
             access_log=settings.access_log,
         )
+
+    def _proxies(self, telemetry: Telemetry) -> Proxies:
+        """Who is believed about a client's address. In production somebody should be, where handlers ask for it."""
+        declared, settings = self._declared, self._settings
+        handlers = [*declared.handlers.values(), *(route.handler for route in declared.routes)]
+        asked = any(ClientAddress in get_type_hints(handler).values() for handler in handlers)
+        if asked and settings.environment == "production" and not settings.trusted_proxies:
+            telemetry.logger.warning(
+                "%sTRUSTED_PROXIES is empty: behind a gateway all clients seem to have its address. Name the gateway's "
+                "network, such as 10.0.0.0/8; where clients connect directly, 127.0.0.1",
+                settings.origin.prefix,
+            )
+        return Proxies(settings.trusted_proxies)
 
     async def _mount(self, mounted: Mounted, parts: Parts, routes: list[InlineRoute]) -> Mount:
         app: ASGIApp
@@ -294,17 +319,3 @@ def _document_of(gateway: BoundGateway) -> Callable[[], Awaitable[Response]]:
         return Response(orjson.dumps(await gateway.openapi()), media_type="application/json")
 
     return openapi
-
-
-def _opened(resource: Resource, offered: Mapping[Any, object]) -> AbstractAsyncContextManager[object]:
-    hints = get_type_hints(resource.factory)
-    hints.pop("return", None)
-    missing = [name for name, kind in hints.items() if kind not in offered]
-    if missing:
-        known = ", ".join(sorted(kind.__name__ for kind in offered))
-        raise DefinitionError(
-            f"the resource {resource.factory.__qualname__} asks for {missing[0]!r}, of a type that nothing offers "
-            f"before it; offered are: {known}"
-        )
-    arguments = {name: offered[kind] for name, kind in hints.items()}
-    return asynccontextmanager(resource.factory)(**arguments)

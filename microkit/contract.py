@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -51,7 +51,13 @@ SIGNED_IN: Final = "+"
 """``allow=SIGNED_IN``: any valid token will do."""
 
 SERVICE: Final = "service"
-"""``allow=SERVICE``: another service of the system, in its own name."""
+"""``allow=SERVICE``: another service of the system, in its own name; ``allow="service:payment"``: that one only."""
+
+
+def services_only(allow: Sequence[str]) -> bool:
+    """Whether nobody but services of the system is let in."""
+    return bool(allow) and all(role == SERVICE or role.startswith(f"{SERVICE}:") for role in allow)
+
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 

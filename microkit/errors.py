@@ -8,7 +8,7 @@ MicrokitError
 ├── RemoteProblem               another service answered with a problem nobody declared
 └── Problem                     an answer to the caller, rendered as RFC 9457
     ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
-    ├── NotAcceptable 406 · Conflict 409 · BodyTooLarge 413 · UrlTooLong 414
+    ├── NotAcceptable 406 · RequestTimeout 408 · Conflict 409 · BodyTooLarge 413 · UrlTooLong 414
     ├── UnsupportedMediaType 415 · MisdirectedRequest 421 · ValidationFailed 422
     ├── TooManyRequests 429 · HeadersTooLarge 431
     └── InternalError 500 · BadGateway 502 · Unavailable 503 · DeadlineExceeded 504
@@ -123,6 +123,9 @@ class MethodNotAllowed(Problem, status=405): ...
 
 
 class NotAcceptable(Problem, status=406): ...
+
+
+class RequestTimeout(Problem, status=408, title="The request did not come in time"): ...
 
 
 class Conflict(Problem, status=409): ...

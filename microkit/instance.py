@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from microkit.assembly import Assembly, Parts, Worker
+from microkit.assembly import Assembly, Parts
 from microkit.bus.port import Bus
 from microkit.contract import Caller, Contract, Operation
 from microkit.db import Database
@@ -154,6 +154,13 @@ class Instance:
             task, self._task = self._task, None
             task.result()
 
+    async def pause(self) -> None:
+        """Takes up no more events and saga steps, and waits for those under way; requests are still answered."""
+        if self._parts is not None:
+            self.health.state = State.DRAINING
+            for worker in reversed(self._parts.workers):
+                await worker.stop(self.settings.shutdown_timeout)
+
     async def stop(self) -> None:
         """Stops it; returns when everything is closed. A second time it does nothing."""
         task, self._task = self._task, None
@@ -171,23 +178,25 @@ class Instance:
             await app.start()
             self._server = server = Server(app, self.settings.host, self.settings.port, limits=app.limits)
             try:
-                await self._go(server, parts.workers)
+                await self._go(server, parts)
                 self._started.set()
                 await self._stopping.wait()
             finally:
-                await self._stop(server, parts.workers)
+                await self._stop(server, parts)
         self._parts = self._server = None
 
-    async def _go(self, server: Server, workers: Sequence[Worker]) -> None:
+    async def _go(self, server: Server, parts: Parts) -> None:
         await server.start()
-        for worker in workers:
+        if parts.relay is not None:
+            await parts.relay.start()
+        for worker in parts.workers:
             await worker.start()
         if self._registry is not None:
             await self._registry.register(self.name, Endpoint(server.url))
         self.health.state = State.READY
         _log.info("ready at %s", server.url)
 
-    async def _stop(self, server: Server, workers: Sequence[Worker]) -> None:
+    async def _stop(self, server: Server, parts: Parts) -> None:
         settings = self.settings
         # Balancers first: readiness says no, discovery forgets us, and only then do we wait, still serving, until
         # nobody sends anything any more.
@@ -198,7 +207,9 @@ class Instance:
             await asyncio.sleep(settings.drain_delay)
         # Requests may publish events and start sagas: they end first. The relay ends last, because all others publish.
         await server.stop(settings.shutdown_timeout)
-        for worker in reversed(workers):
+        for worker in reversed(parts.workers):
             await worker.stop(settings.shutdown_timeout)
+        if parts.relay is not None:
+            await parts.relay.stop(settings.shutdown_timeout)
         self.health.state = State.STOPPED
         _log.info("stopped")

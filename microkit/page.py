@@ -37,7 +37,7 @@ class PageRequest(BaseModel):
             raw = urlsafe_b64decode(self.cursor.encode("ascii") + b"=" * (-len(self.cursor) % 4))
             return TypeAdapter(key).validate_json(raw)
         except (ValidationError, Base64Error, UnicodeEncodeError, ValueError):
-            raise BadRequest("The cursor is malformed: send `next_cursor` of the page before, unchanged") from None
+            raise malformed_cursor() from None
 
 
 class Page(BaseModel, Generic[Item]):
@@ -45,6 +45,11 @@ class Page(BaseModel, Generic[Item]):
 
     items: list[Item]
     next_cursor: str | None = None
+
+
+def malformed_cursor() -> BadRequest:
+    """The answer to a cursor that is not one of ours."""
+    return BadRequest("The cursor is malformed: send `next_cursor` of the page before, unchanged")
 
 
 def cursor_after(key: Sequence[object]) -> str:

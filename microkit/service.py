@@ -6,9 +6,10 @@ instances, of one service or of many, and they share nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import MetaData
 from starlette.types import ASGIApp
@@ -30,6 +31,9 @@ P = ParamSpec("P")
 H = ParamSpec("H")
 R = TypeVar("R")
 C = TypeVar("C", bound=Contract)
+
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 class _Inline(Protocol):
@@ -57,6 +61,8 @@ class Service:
         title: str = "",
         version: str = "0.1.0",
     ) -> None:
+        if not _NAME.fullmatch(name):
+            raise DefinitionError(f"{name!r} cannot be a service's name: write lower-case words joined by dashes")
         self.declared = Declared(
             name=name,
             port=port,

@@ -10,25 +10,31 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from microkit.auth import generate_service_keys
 from microkit.bus.memory import MemoryBus
 from microkit.declared import topics_of
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
+from microkit.gateway import Gateway
 from microkit.instance import Instance
 from microkit.service import Service
 from microkit.settings import ServiceSettings
 from microkit.telemetry import TraceRing
 
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
 Watch = Callable[[str, str], None]
 """Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
+
+_QUIET_PORTS: Final = range(15_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +101,31 @@ class System:
         overrides = {service.name: dict(given.get(service.name, {})) for service in self.services}
         for name, port in ports.items():
             overrides[name]["port"] = port
-        shared: dict[str, object] = {
-            "migrate_on_start": True,
-            "auth_audience": self.name,
-            "auth_service_keys": public,
-        }
+        shared: dict[str, object] = {"auth_audience": self.name, "auth_service_keys": public}
         if self.issuer is not None:
             issuer = next(service for service in self.services if service.name == self.issuer)
             found = issuer.settings(overrides[issuer.name])
             url = f"http://{found.host}:{found.port}"
             shared |= {"auth_issuer": url, "auth_jwks_url": f"{url}/.well-known/jwks.json"}
-        return {
-            service.name: service.settings(
-                overrides[service.name],
-                defaults={
+        chosen = {}
+        for service in self.services:
+            found = service.settings(overrides[service.name])
+            if found.environment == "development":
+                # Only on a laptop: in production no table is changed, no issuer trusted, no database chosen unasked.
+                comfort = {
                     **shared,
-                    "database_url": f"sqlite+aiosqlite:///{folder / service.name}.db",
                     "auth_service_key": private[service.name],
-                },
-            )
-            for service in self.services
-        }
+                    "database_url": f"sqlite+aiosqlite:///{folder / service.name}.db",
+                    "migrate_on_start": True,
+                    "allowed_hosts": sorted({*_LOOPBACK, found.host}),
+                }
+                if not any(isinstance(mount.app, Gateway) for mount in service.declared.mounts):
+                    # The others are called by this machine's gateway, which says for whom. It itself has clients.
+                    comfort["trusted_proxies"] = ["127.0.0.1", "::1"]
+                found = service.settings(overrides[service.name], defaults=comfort)
+            _check_bus(found)
+            chosen[service.name] = found
+        return chosen
 
 
 @dataclass(slots=True)
@@ -133,6 +143,14 @@ class RunningSystem:
     def urls(self) -> dict[str, str]:
         """Where each service listens."""
         return {name: instance.url for name, instance in self.instances.items()}
+
+
+def _check_bus(settings: ServiceSettings) -> None:
+    if "bus_url" in settings.origin.places and settings.bus_url.get_secret_value() != "memory://":
+        raise ConfigurationError(
+            f"{settings.origin.prefix}BUS_URL names a broker, but the services of one process share the bus memory://; "
+            "take the setting away, or run the service by itself"
+        )
 
 
 async def _start(instances: Mapping[str, Instance], watch: Watch) -> None:
@@ -155,10 +173,13 @@ async def _start(instances: Mapping[str, Instance], watch: Watch) -> None:
 
 async def _stop(instances: Mapping[str, Instance], watch: Watch) -> None:
     async def stop(name: str, instance: Instance) -> None:
-        watch(name, "stopping")
         await instance.stop()
         watch(name, "stopped")
 
+    # Nobody takes up new work while all still answer: a saga's step under way may need any of its neighbours.
+    for name in instances:
+        watch(name, "stopping")
+    await asyncio.gather(*(instance.pause() for instance in instances.values()))
     await asyncio.gather(*(stop(*item) for item in instances.items()))
 
 
@@ -166,11 +187,11 @@ def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str]
     """The services' keys for development, made once and kept in the folder, readable by their owner only."""
     path = folder / "service-keys.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # databases and keys are nobody else's
         if path.exists():
-            kept = json.loads(path.read_text())
-            if set(kept["private"]) == set(names):
-                return kept["private"], kept["public"]
+            private, public = _read_keys(path)
+            if private.keys() == set(names):
+                return private, public
         keys = generate_service_keys(names)
         unfinished = path.with_suffix(".new")
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -183,10 +204,28 @@ def _service_keys(folder: Path, names: Sequence[str]) -> tuple[Mapping[str, str]
     return keys.private, keys.public
 
 
+def _read_keys(path: Path) -> tuple[Mapping[str, str], str]:
+    try:
+        kept = json.loads(path.read_bytes())
+        private, public = kept["private"], kept["public"]
+        if isinstance(private, dict) and isinstance(public, str):
+            return private, public
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise ConfigurationError(f"{path} is damaged; delete it, and new keys are made")
+
+
 def free_ports(count: int) -> list[int]:
-    """``count`` different ports of this machine that nobody listens on, for tests."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [bound.getsockname()[1] for bound in sockets]
+    """``count`` different ports of this machine that nobody listens on, for tests.
+
+    They lie below those that a system gives to outgoing connections and to servers that ask for any port, so nothing
+    takes them before they are used.
+    """
+    found: list[int] = []
+    for port in random.sample(_QUIET_PORTS, 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise MicrokitError(f"There are no {count} free ports")

@@ -15,7 +15,7 @@ from microkit.auth.issuer import MAX_LIFETIME
 from microkit.auth.key_source import FixedKeys, KeySource, RemoteKeys
 from microkit.auth.keys import read_json
 from microkit.auth.principal import Principal
-from microkit.contract import SERVICE
+from microkit.contract import SERVICE, services_only
 from microkit.errors import ConfigurationError
 
 MAX_LEEWAY: Final = 30.0
@@ -148,8 +148,10 @@ class Verifier:
         if issuer.startswith(_SERVICE_PREFIX):
             if subject != issuer:
                 raise token_refused(_NOT_VALID)
-            return Principal(subject, frozenset({SERVICE}), token), expires_at
-        if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles) or SERVICE in roles:
+            return Principal(subject, frozenset({SERVICE, subject}), token), expires_at
+        if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+            raise token_refused(_NOT_VALID)
+        if any(services_only([role]) for role in roles):
             raise token_refused(_NOT_VALID)
         if subject.startswith(_SERVICE_PREFIX) or not isinstance(session, str):
             raise token_refused(_NOT_VALID)

@@ -33,7 +33,7 @@ def sole_use(folder: Path) -> Iterator[None]:
         ConfigurationError: it cannot be written, or another process holds it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "up.lock").open("a+")
     except OSError as error:
         raise ConfigurationError(

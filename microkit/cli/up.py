@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -75,9 +76,11 @@ class Up:
             with noted(self._folder, Note(self._reference, os.getpid(), console, running.urls)):
                 seconds = time.monotonic() - began
                 credentials = await self._system.seed(running) if self._seed and self._system.seed else {}
+                gc.collect()
+                gc.freeze()  # what start-up made stays for good: no collection need walk through it again
                 self._announce(running, console, seconds, credentials)
                 await stop.wait()
-            self._say("Draining: the work under way is finished. ^C again ends at once.")
+            self._say("Draining: what is under way is finished, the rest goes on at the next start. ^C again: now.")
         self._say("Stopped.")
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from microkit.auth.issuer import ServiceTokens
 from microkit.context import WorkContext
-from microkit.contract import SERVICE, Operation
+from microkit.contract import Operation, services_only
 from microkit.errors import DeadlineExceeded
 from microkit.telemetry.propagation import inject
 
@@ -49,7 +49,7 @@ def outgoing_headers(
 def _bearer(operation: Operation[..., Any], context: WorkContext, tokens: ServiceTokens | None) -> str | None:
     """The caller's token, so that the callee decides about the caller; the service's own where there is no caller, or
     where only services are let in."""
-    if tokens is not None and (context.bearer is None or operation.allow == (SERVICE,)):
+    if tokens is not None and (context.bearer is None or services_only(operation.allow)):
         return tokens.token()
     return context.bearer
 

@@ -69,11 +69,10 @@ class Database:
         self.outbox_writer: OutboxWriter | None = None
         self._where = made.where
         self._file: Path | None = made.file
-        self._openings = made.openings
         self._signals: dict[str, Signal] = {}
 
         def pool(name: str, engine: AsyncEngine, size: int) -> Pool:
-            return Pool(engine, size, pool_timeout, cut=made.cut, metrics=PoolMetrics(telemetry.metrics, name))
+            return Pool(engine, size, pool_timeout, driver=made.driver, metrics=PoolMetrics(telemetry.metrics, name))
 
         self._writers = pool("write", made.write, made.writers)
         self._readers = self._writers if made.read is made.write else pool("read", made.read, pool_size + max_overflow)
@@ -141,7 +140,7 @@ class Database:
             DeadlineExceeded: the deadline passed, or a statement took longer than it may.
             CommitUnknown: the connection was lost during COMMIT.
         """
-        lease = Lease(self._readers if read_only else self._writers, self._openings[read_only])
+        lease = Lease(self._readers if read_only else self._writers, read_only=read_only)
         tx = Transaction(
             lease,
             dialect=self.dialect,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from microkit.db.pool import Driver
 from microkit.db.transaction import Dialect
 from microkit.errors import ConfigurationError, MissingExtra
 
@@ -21,18 +20,16 @@ _EXAMPLES = "sqlite+aiosqlite:///billing.db or postgresql+asyncpg://user:passwor
 class Engines:
     """``write`` and ``read`` are one and the same where the database needs no two. ``writers`` may write at a time.
 
-    ``cut`` ends one of the driver's connections at once, without waiting. ``where`` is the URL without its password,
-    for messages. ``openings`` are the BEGIN of a writing and of a reading transaction, where the driver has to be told.
+    ``where`` is the URL without its password, for messages.
     """
 
     dialect: Dialect
     write: AsyncEngine
     read: AsyncEngine
     writers: int
-    cut: Callable[[Any], object]
+    driver: Driver
     where: str
     file: Path | None = None
-    openings: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +70,7 @@ def _postgresql(url: URL, limits: Limits, application: str) -> Engines:
     engine = postgresql.engine(
         url, size=limits.size, statement_timeout=limits.statement_timeout, application=application
     )
-    openings = (postgresql.BEGIN, postgresql.BEGIN_READ_ONLY)
-    return Engines("postgresql", engine, engine, limits.size, postgresql.cut, _where(url), openings=openings)
+    return Engines("postgresql", engine, engine, limits.size, postgresql.PostgresDriver(), _where(url))
 
 
 def _sqlite(url: URL, limits: Limits, foreign_keys: bool) -> Engines:
@@ -88,11 +84,11 @@ def _sqlite(url: URL, limits: Limits, foreign_keys: bool) -> Engines:
         pragmas={"foreign_keys": foreign_keys},
     )
     if url.database in (None, "", ":memory:"):  # it lives inside its one connection
-        return Engines("sqlite", write, write, 1, sqlite.cut, _where(url))
+        return Engines("sqlite", write, write, 1, sqlite.SqliteDriver(), _where(url))
     read = sqlite.engine(
         url, size=limits.size, statement_timeout=limits.statement_timeout, patience=None, pragmas={"query_only": True}
     )
-    return Engines("sqlite", write, read, 1, sqlite.cut, _where(url), file=Path(str(url.database)))
+    return Engines("sqlite", write, read, 1, sqlite.SqliteDriver(), _where(url), file=Path(str(url.database)))
 
 
 def _where(url: URL) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from microkit.errors import MicrokitError, Unavailable
@@ -89,3 +90,15 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, DatabaseUnavailable) or sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED):
         return True
     return is_disconnect(error) or is_busy(error) or is_stale_plan(error)
+
+
+def wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:
+    """What SQLAlchemy would have raised, for a statement that went past it to the driver."""
+    dialect = connection.dialect
+    dbapi_error = dialect.loaded_dbapi.Error
+    lost = isinstance(error, dbapi_error) and dialect.is_disconnect(error, connection.connection, None)
+    if lost:
+        connection.invalidate(error)
+    return DBAPIError.instance(
+        sql, None, error, dbapi_error, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )

@@ -42,10 +42,8 @@ async def pending(database: Database, scripts: Path | None) -> list[str]:
     Raises:
         ConfigurationError: ``scripts`` holds no migrations.
     """
-    sets = _sets(scripts)
-    async with database.engine.connect() as connection:
-        current = await connection.run_sync(_current, sets)
-    return [f"{each.owner} {revision}" for each in sets for revision in each.missing(current[each.version_table])]
+    missing, _ = await _compared(database, _sets(scripts))
+    return missing
 
 
 async def migrate(database: Database, scripts: Path | None, *, target: str = "head") -> list[str]:
@@ -58,11 +56,12 @@ async def migrate(database: Database, scripts: Path | None, *, target: str = "he
     Raises:
         ConfigurationError: the scripts cannot be read, ``target`` is unknown, or a newer program has migrated before.
     """
-    if target == "head" and not (await pending(database, scripts)) and not await _unknown(database, scripts):
-        return []
+    sets = _sets(scripts)
+    if target == "head" and await _compared(database, sets) == ([], set()):
+        return []  # without having loaded Alembic
     moved: list[str] = []
     async with _alone(database) as engine:
-        for each in _sets(scripts):
+        for each in sets:
             moved += await _move(engine, each, "head" if each is _FRAMEWORK else target)
     return moved
 
@@ -122,11 +121,12 @@ def _current(connection: Connection, sets: Sequence[Scripts]) -> dict[str, set[s
     }
 
 
-async def _unknown(database: Database, scripts: Path | None) -> bool:
-    sets = _sets(scripts)
+async def _compared(database: Database, sets: Sequence[Scripts]) -> tuple[list[str], set[str]]:
+    """What the database has not seen, and what it has seen that we do not know."""
     async with database.engine.connect() as connection:
         current = await connection.run_sync(_current, sets)
-    return any(not current[each.version_table] <= set(each.parents) for each in sets)
+    missing = [f"{each.owner} {revision}" for each in sets for revision in each.missing(current[each.version_table])]
+    return missing, {revision for each in sets for revision in current[each.version_table] - set(each.parents)}
 
 
 async def _move(engine: AsyncEngine, scripts: Scripts, target: str) -> list[str]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -20,19 +19,34 @@ from microkit import context
 from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect
 from microkit.db.limit import allowed
 from microkit.db.metrics import PoolMetrics
+from microkit.db.one_trip import Held
 from microkit.errors import DefinitionError
 
 
-class Pool:
-    """An engine and its free places. ``cut`` ends one of the driver's connections at once."""
+class Driver(Protocol):
+    """What differs between the drivers."""
 
-    def __init__(
-        self, engine: AsyncEngine, size: int, timeout: float, *, cut: Callable[[Any], object], metrics: PoolMetrics
-    ) -> None:
+    def cut(self, driver: Any) -> None:
+        """Ends a connection at once, without waiting."""
+        ...
+
+    def lend(self, driver: Any, *, read_only: bool, held: Held | None) -> None:
+        """Makes a connection ready for a transaction that has sent nothing yet."""
+        ...
+
+    def send_held(self, connection: Connection, held: Held) -> None:
+        """Sends as one statement what was held; called inside SQLAlchemy's greenlet."""
+        ...
+
+
+class Pool:
+    """An engine and its free places. ``driver`` is how to treat the driver's own connections."""
+
+    def __init__(self, engine: AsyncEngine, size: int, timeout: float, *, driver: Driver, metrics: PoolMetrics) -> None:
         self.engine = engine
         self.size = size
         self.timeout = timeout
-        self.cut = cut
+        self.driver = driver
         self.used = 0
         self.pending = 0
         self.metrics = metrics
@@ -84,11 +98,12 @@ class Pool:
 class Lease:
     """A place in the pool and a connection, both taken when the first statement needs them."""
 
-    __slots__ = ("_connection", "_driver", "_ended", "_entered", "_opening", "_pool", "_since")
+    __slots__ = ("_connection", "_driver", "_ended", "_entered", "_pool", "_read_only", "_since", "held")
 
-    def __init__(self, pool: Pool, opening: str | None) -> None:
+    def __init__(self, pool: Pool, *, read_only: bool) -> None:
         self._pool = pool
-        self._opening = opening
+        self._read_only = read_only
+        self.held: Held | None = None
         self._ended = False
         self._entered = False
         self._since = 0.0
@@ -110,9 +125,18 @@ class Lease:
                 self._since = time.monotonic()
             self._connection = self._connect()
             self._driver = driver = self._connection.connection.driver_connection
-            if self._opening is not None:
-                driver.opening = self._opening  # type: ignore[union-attr]  # a PostgresConnection
+            self._pool.driver.lend(driver, read_only=self._read_only, held=self.held)
         return self._connection
+
+    def hold(self) -> None:
+        """Lets INSERTs wait for COMMIT from here on, if nothing was sent yet."""
+        if self._connection is None and not self._read_only:
+            self.held = Held()
+
+    def send_held(self) -> None:
+        """Sends what was held, which commits it, too; called inside SQLAlchemy's greenlet."""
+        if self.held and self._connection is not None:
+            self._pool.driver.send_held(self._connection, self.held)
 
     def _connect(self) -> Connection:
         try:
@@ -141,4 +165,4 @@ class Lease:
     def cut(self) -> None:
         """Ends the connection without a word to the server, so that who still waits for an answer gets an error."""
         if self._driver is not None:
-            self._pool.cut(self._driver)
+            self._pool.driver.cut(self._driver)

@@ -10,19 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
-from sqlalchemy import URL, Dialect, ExceptionContext, event, types
+from sqlalchemy import URL, Connection, Dialect, ExceptionContext, event, types
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
-from microkit.db.failure import DatabaseUnavailable, TransactionAborted
+from microkit.db.failure import DatabaseUnavailable, TransactionAborted, wrapped
 from microkit.db.limit import allowed
+from microkit.db.one_trip import Held
 from microkit.db.zones import checked
 
-BEGIN = "BEGIN"
-BEGIN_READ_ONLY = "BEGIN READ ONLY"
+_BEGIN = "BEGIN"
+_BEGIN_READ_ONLY = "BEGIN READ ONLY"
 
 # A time-out is set again when the time left has fallen below this share of it.
 _SHARE = 0.8
@@ -74,15 +75,16 @@ class _Unit:
 
 
 class PostgresConnection(asyncpg.Connection):  # type: ignore[misc]  # of no known type
-    """``opening`` is the next BEGIN; ``statement_timeout`` the longest time-out, ``timeout_set`` the one in force, in
-    seconds."""
+    """``opening`` is the next BEGIN, ``held`` what waits for COMMIT. In seconds: ``statement_timeout`` is the longest
+    time-out, ``timeout_set`` the one of the transaction, ``timeout_outside`` the one of statements outside of any."""
 
-    __slots__ = ("opening", "statement_timeout", "timeout_set")
+    __slots__ = ("held", "opening", "statement_timeout", "timeout_outside", "timeout_set")
 
     def __init__(self, *args: Any) -> None:  # asyncpg's own, of six parameters
         super().__init__(*args)
-        self.opening = BEGIN
-        self.statement_timeout = self.timeout_set = _FIRST_TIMEOUT
+        self.opening = _BEGIN
+        self.held: Held | None = None
+        self.statement_timeout = self.timeout_set = self.timeout_outside = _FIRST_TIMEOUT
 
     def transaction(self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False) -> _Unit:
         return _Unit(self, isolation)
@@ -123,7 +125,7 @@ def engine(url: URL, *, size: int, statement_timeout: float, application: str) -
     @event.listens_for(sync, "connect")
     def connected(adapted: Any, record: object) -> None:
         driver = adapted.driver_connection
-        driver.statement_timeout = driver.timeout_set = statement_timeout
+        driver.statement_timeout = driver.timeout_set = driver.timeout_outside = statement_timeout
 
     @event.listens_for(sync, "checkout")
     def checked_out(adapted: Any, record: object, proxy: object) -> None:
@@ -131,26 +133,41 @@ def engine(url: URL, *, size: int, statement_timeout: float, application: str) -
         driver = adapted.driver_connection
         if driver.is_closed():
             raise InvalidatePoolError("the server closed the connection")
-        driver.opening = BEGIN
+        driver.opening = _BEGIN
+        driver.held = None
 
-    @event.listens_for(sync, "do_execute")
-    @event.listens_for(sync, "do_executemany")
-    @event.listens_for(sync, "do_execute_no_params")
-    def about_to_execute(cursor: Any, *_: object) -> None:
-        driver = cursor._connection  # noqa: SLF001  the event gives no other way to it
-        seconds = allowed(statement_timeout)
-        if seconds < driver.timeout_set * _SHARE and driver.is_in_transaction():
-            await_(driver.execute(f"SET LOCAL statement_timeout={_milliseconds(seconds)}"))
-            driver.timeout_set = seconds
-
+    event.listen(sync, "do_execute", _about_to_execute)
+    event.listen(sync, "do_executemany", _about_to_execute_others)
+    event.listen(sync, "do_execute_no_params", _about_to_execute_others)
     event.listen(sync, "handle_error", _failed)
     return made
+
+
+def _about_to_execute(cursor: Any, sql: str, arguments: tuple[Any, ...], context: object) -> bool:
+    """Returns whether the statement is taken care of."""
+    held = cursor._connection.held  # noqa: SLF001  the event gives no other way to it
+    if held is not None and held.take_row(sql, arguments):
+        return True
+    _about_to_execute_others(cursor)
+    return False
+
+
+def _about_to_execute_others(cursor: Any, *_: object) -> None:
+    driver = cursor._connection  # noqa: SLF001  as above
+    if driver.held is not None:
+        driver.held.release(cursor._adapt_connection)  # noqa: SLF001  as above
+        driver.held = None
+    seconds = allowed(driver.statement_timeout)
+    if seconds < driver.timeout_set * _SHARE and driver.is_in_transaction():
+        await_(driver.execute(f"SET LOCAL statement_timeout={_milliseconds(seconds)}"))
+        driver.timeout_set = seconds
 
 
 def _settings(application: str, statement_timeout: float) -> dict[str, str]:
     return {
         "application_name": application,
         "timezone": "UTC",
+        "statement_timeout": str(_milliseconds(statement_timeout)),
         "jit": "off",  # it compiles for longer than the statements of a service run
         # The end of a transaction whose client vanished without a word.
         "idle_in_transaction_session_timeout": str(_milliseconds(2 * statement_timeout)),
@@ -163,6 +180,31 @@ def _failed(failure: ExceptionContext) -> None:
         raise DatabaseUnavailable("The database does not answer") from failure.original_exception
 
 
-def cut(driver: PostgresConnection) -> None:
-    """Closes the socket. The server notices when it next writes to it, or at its own time-out."""
-    driver.terminate()
+class PostgresDriver:
+    """How the pool treats asyncpg's connections."""
+
+    def cut(self, driver: PostgresConnection) -> None:
+        """Closes the socket. The server notices when it next writes to it, or at its own time-out."""
+        driver.terminate()
+
+    def lend(self, driver: PostgresConnection, *, read_only: bool, held: Held | None) -> None:
+        driver.opening = _BEGIN_READ_ONLY if read_only else _BEGIN
+        driver.held = held
+
+    def send_held(self, connection: Connection, held: Held) -> None:
+        """Raises what COMMIT would."""
+        adapted: Any = connection.connection.dbapi_connection
+        driver = adapted.driver_connection
+        seconds = allowed(driver.statement_timeout)
+        sql, arguments = held.as_one()
+        driver.held = None
+        isolation, adapted.isolation_level = adapted.isolation_level, "autocommit"
+        try:
+            if not seconds * _SHARE <= driver.timeout_outside <= seconds / _SHARE:
+                await_(driver.execute(f"SET statement_timeout={_milliseconds(seconds)}"))
+                driver.timeout_outside = seconds
+            adapted.cursor().execute(sql, arguments)
+        except Exception as error:
+            raise wrapped(connection, sql, error) from error
+        finally:
+            adapted.isolation_level = isolation

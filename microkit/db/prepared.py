@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Insert
-from sqlalchemy.exc import DBAPIError
+
+from microkit.db.failure import wrapped
+from microkit.db.one_trip import Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +38,28 @@ class PreparedInsert:
         self._columns = list(columns)
         self._ready: dict[str, _Ready] = {}
 
-    def send(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Inserts the rows, in their order; called inside SQLAlchemy's greenlet.
+    def send(self, connection: Connection, rows: Sequence[Mapping[str, Any]], held: Held | None = None) -> None:
+        """Inserts the rows, in their order, or leaves them with ``held``; called inside SQLAlchemy's greenlet.
 
         Raises:
             sqlalchemy.exc.DBAPIError: as ``Connection.execute`` would.
         """
         ready = self._ready.get(connection.dialect.name) or self._make_ready(connection.dialect)
+        arguments = [ready.arguments(row) for row in rows]
+        if held is not None and held.take_events(ready.sql, arguments):
+            return
         cursor = connection.connection.cursor()
         try:
-            if len(rows) == 1:
-                cursor.execute(ready.sql, ready.arguments(rows[0]))
+            if held is not None:
+                held.release(connection.connection.dbapi_connection)
+            if len(arguments) == 1:
+                cursor.execute(ready.sql, arguments[0])
             else:
-                cursor.executemany(ready.sql, [ready.arguments(row) for row in rows])
+                cursor.executemany(ready.sql, arguments)
         except Exception as error:
-            raise _wrapped(connection, ready.sql, error) from error
+            raise wrapped(connection, ready.sql, error) from error
         except BaseException as error:
-            # Cancelled with its answer still to come. SQLite's statements queue in one thread: there a rollback will do.
+            # Cancelled, its answer still to come. SQLite's statements queue in one thread: a rollback will do there.
             if connection.dialect.name != "sqlite":
                 connection.invalidate(error)
             raise
@@ -71,14 +78,3 @@ class PreparedInsert:
                 parameters.append((None, process(value) if process else value))
         ready = self._ready[dialect.name] = _Ready(str(compiled), tuple(parameters))
         return ready
-
-
-def _wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:
-    dialect = connection.dialect
-    dbapi_error = dialect.loaded_dbapi.Error
-    lost = isinstance(error, dbapi_error) and dialect.is_disconnect(error, connection.connection, None)
-    if lost:
-        connection.invalidate(error)
-    return DBAPIError.instance(
-        sql, None, error, dbapi_error, hide_parameters=True, connection_invalidated=lost, dialect=dialect
-    )

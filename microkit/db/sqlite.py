@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from sqlalchemy.util import await_
 from microkit.db import jsontext
 from microkit.db.failure import TransactionAborted, is_busy
 from microkit.db.limit import allowed
+from microkit.db.one_trip import Held
 from microkit.db.sqlite_types import EXACT
 
 # Seconds that SQLite's own busy handler may block its thread before the waiting is ours again.
@@ -69,7 +71,21 @@ def engine(
 
 def cut(driver: Any) -> None:
     """Closes a connection in its thread, after what is queued there; nobody waits for it."""
-    driver.stop()
+    # Asked from a thread without a loop, the driver makes no future, which would kill its thread once our loop is gone.
+    asking = threading.Thread(target=driver.stop)
+    asking.start()
+    asking.join()
+
+
+class SqliteDriver:
+    """How the pool treats aiosqlite's connections. Nothing is held: there are no round trips to save."""
+
+    def cut(self, driver: Any) -> None:
+        cut(driver)
+
+    def lend(self, driver: Any, *, read_only: bool, held: Held | None) -> None: ...
+
+    def send_held(self, connection: Connection, held: Held) -> None: ...
 
 
 def _listen(sync: Engine, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]) -> None:

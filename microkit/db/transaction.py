@@ -132,7 +132,7 @@ class Transaction:
     async def insert(self, statement: PreparedInsert, rows: Sequence[Mapping[str, Any]]) -> None:
         """Flushes, then inserts the rows in their order, at least cost; for what nearly every request does."""
         self._writes("insert")
-        await self.session.run_sync(_flush_and_insert, statement, rows)
+        await self.session.run_sync(self._flush_and_insert, statement, rows)
 
     async def flush(self) -> None:
         """Sends what was added or changed now, so that its errors come here and not at COMMIT.
@@ -190,12 +190,12 @@ class Transaction:
 
     async def prepare(self) -> None:
         """Sends everything but COMMIT."""
+        if self.dialect == "postgresql":
+            self._lease.hold()
+        await self.session.flush()
         if self._events and self._outbox_writer is not None:
-            await self.session.flush()
             events, self._events = self._events, []
             await self._outbox_writer(self, events)
-        else:
-            await self.session.flush()
 
     async def commit(self) -> None:
         """Sends COMMIT and gives the connection back.
@@ -218,9 +218,14 @@ class Transaction:
 
     def _commit(self, session: Session) -> None:
         try:
+            self._lease.send_held()
             session.commit()
         finally:
             self._close(session)
+
+    def _flush_and_insert(self, session: Session, statement: PreparedInsert, rows: Sequence[Mapping[str, Any]]) -> None:
+        session.flush()
+        statement.send(session.connection(), rows, self._lease.held)
 
     async def rollback(self) -> None:
         await self.session.run_sync(self._close)
@@ -230,8 +235,3 @@ class Transaction:
             session.close()
         finally:
             self._lease.close()
-
-
-def _flush_and_insert(session: Session, statement: PreparedInsert, rows: Sequence[Mapping[str, Any]]) -> None:
-    session.flush()
-    statement.send(session.connection(), rows)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from microkit.errors import BadRequest, BodyTooLarge, Problem
+from microkit.errors import BadRequest, BodyTooLarge, Problem, RequestTimeout
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -20,7 +20,8 @@ class RequestBody:
     """The client's body, read while it is sent on.
 
     ``length`` is what ``Content-Length`` promises, ``None`` where the body is chunked. The first piece is read by
-    :meth:`begin`, so that a small body is passed on in one piece. ``problem`` is what ended the reading early.
+    :meth:`begin`, so that a small body is passed on in one piece. ``problem`` is what ended the reading early;
+    ``waits_for_client`` is true while the next piece is still to come, and where the wait for it was given up.
     """
 
     def __init__(self, receive: Receive, *, length: int | None, limit: int) -> None:
@@ -30,15 +31,24 @@ class RequestBody:
         self._first = b""
         self.length = length
         self.complete = False
+        self.waits_for_client = False
         self.problem: Problem | ClientGone | None = None
         self.on_progress: Callable[[], None] | None = None
         self._ended = asyncio.Event()
         if length is not None and length > limit:
             raise BodyTooLarge(f"At most {limit} bytes are taken here")
 
-    async def begin(self) -> bytes | AsyncIterator[bytes]:
-        """The whole body if it is here already, else its pieces as they come."""
-        self._first = await self._next()
+    async def begin(self, within: float) -> bytes | AsyncIterator[bytes]:
+        """The whole body if it is here already, else its pieces as they come.
+
+        Raises:
+            RequestTimeout: nothing of it came ``within`` so many seconds.
+        """
+        try:
+            async with asyncio.timeout(within):
+                self._first = await self._next()
+        except TimeoutError:
+            raise stalled() from None
         return self._first if self.complete else self._pieces()
 
     async def ended(self) -> None:
@@ -58,7 +68,9 @@ class RequestBody:
             self._ended.set()
 
     async def _next(self) -> bytes:
+        self.waits_for_client = True
         message = await self._receive()
+        self.waits_for_client = False
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece: bytes = message.get("body", b"")
@@ -73,6 +85,11 @@ class RequestBody:
             self.complete = True
             self._ended.set()
         return piece
+
+
+def stalled() -> RequestTimeout:
+    """What a client is told whose body stopped coming: 408. The rest may never come, so the connection ends."""
+    return RequestTimeout("The body stopped coming", headers={"connection": "close"})
 
 
 class WhileClientWaits:

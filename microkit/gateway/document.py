@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from microkit.contract import SERVICE
+from microkit.contract import services_only
 from microkit.errors import Problem
 from microkit.gateway.route import Route, RouteTable
 from microkit.gateway.upstream import Upstreams
@@ -109,7 +109,7 @@ def _reachable(item: Document, public: str, route: Route, table: RouteTable) -> 
 def _internal(operation: Any) -> bool:
     """Whether only other services may call it: nobody outside can."""
     security = operation.get("security", []) if isinstance(operation, dict) else []
-    return bool(security) and all(SERVICE in roles for option in security for roles in option.values())
+    return bool(security) and all(services_only(roles) for option in security for roles in option.values())
 
 
 def _tagged(operation: Any, service: str) -> Any:

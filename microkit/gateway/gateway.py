@@ -8,19 +8,21 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import orjson
 from multidict import CIMultiDict
 from opentelemetry.trace import SpanKind, get_current_span
 
 from microkit import context
-from microkit.auth.principal import Principal
+from microkit.auth.principal import ANONYMOUS, Principal
 from microkit.contract import ANYONE
 from microkit.discovery.port import Resolver
 from microkit.errors import BadRequest, ConfigurationError, Forbidden, MethodNotAllowed, NotFound, Unauthorized
 from microkit.gateway.body import ClientGone, Receive, RequestBody, Send, WhileClientWaits
 from microkit.gateway.document import MergedDocument
-from microkit.gateway.headers import Proxies, body_length, forwarded_headers, returned_headers
+from microkit.gateway.headers import body_length, forwarded_headers, returned_headers
 from microkit.gateway.route import Route, RouteTable, canonical_path
 from microkit.gateway.upstream import Outgoing, Upstreams, broken
+from microkit.proxies import Proxies
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import inject
 
@@ -32,6 +34,7 @@ _WHOLE = 64 * 1024
 is a 502 and not half an answer."""
 
 _HEALTH_TIMEOUT = 2.0
+_REQUEST_TIMEOUT = 408
 
 Verify = Callable[[str], Awaitable[Principal]]
 
@@ -104,6 +107,9 @@ class BoundGateway:
         served.set_attribute("http.route", route.prefix)
         headers = forwarded_headers(scope["headers"])
         principal = await self._judge(route, headers.get("Authorization"))
+        if principal is not None and principal.is_service:
+            raise Forbidden("Services call each other directly, not through the gateway")
+        scope.setdefault("state", {}).update(route=route.prefix, principal=principal or ANONYMOUS)
         timeout = min(route.timeout, context.remaining() or route.timeout)
         self._set_own_headers(headers, scope, principal, timeout)
         length = body_length(scope["headers"])
@@ -127,7 +133,7 @@ class BoundGateway:
             ) as span:
                 headers.update(inject())
                 if body is not None:
-                    outgoing.content = await body.begin()
+                    outgoing.content = await body.begin(timeout)
                     if body.length is not None:
                         headers["Content-Length"] = str(body.length)
                 async with WhileClientWaits(receive, body):
@@ -195,8 +201,7 @@ class BoundGateway:
     def _set_own_headers(
         self, headers: CIMultiDict[str], scope: MutableMapping[str, Any], principal: Principal | None, timeout: float
     ) -> None:
-        peer = scope.get("client")
-        client = self._proxies.client(peer[0] if peer else "", scope.get("scheme", "http"), scope["headers"])
+        client = self._proxies.caller(scope)
         if client.address:
             headers["X-Forwarded-For"] = client.address
         headers["X-Forwarded-Proto"] = client.scheme
@@ -218,6 +223,8 @@ class BoundGateway:
 
     async def _answer(self, response: aiohttp.ClientResponse, route: Route, send: Send) -> None:
         headers = returned_headers(response.raw_headers)
+        if response.status == _REQUEST_TIMEOUT:
+            headers.append((b"connection", b"close"))  # the service means the body that this client has not sent
         if route.strip_prefix:
             headers = [_public_location(pair, response, route) for pair in headers]
         start = {"type": "http.response.start", "status": response.status, "headers": headers}
@@ -225,6 +232,10 @@ class BoundGateway:
         content = response.content
         if content.is_eof() or (length is not None and length <= _WHOLE):
             whole = await self._upstreams.read(response, route.service)
+            if route.strip_prefix and response.content_type == "application/problem+json":
+                whole = _public_instance(whole, route)
+                headers = [pair for pair in headers if pair[0] != b"content-length"]
+                start["headers"] = [*headers, (b"content-length", str(len(whole)).encode())]
             await send(start)
             await send({"type": "http.response.body", "body": whole})
             return
@@ -247,6 +258,16 @@ def _raw_path(scope: MutableMapping[str, Any]) -> str:
         return raw.decode("ascii")
     except UnicodeDecodeError:
         raise BadRequest("The path is not percent-encoded") from None
+
+
+def _public_instance(problem: bytes, route: Route) -> bytes:
+    """A problem document whose ``instance`` is the path that the client asked for, not the one behind the gateway."""
+    try:
+        document = orjson.loads(problem)
+        document["instance"] = route.public_path(document["instance"])
+    except (ValueError, LookupError, TypeError):
+        return problem
+    return orjson.dumps(document)
 
 
 def _public_location(pair: tuple[bytes, bytes], response: aiohttp.ClientResponse, route: Route) -> tuple[bytes, bytes]:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-
 from multidict import CIMultiDict
 
-from microkit.errors import BadRequest, ConfigurationError
-
-RawHeaders = Iterable[tuple[bytes, bytes]]
+from microkit.errors import BadRequest
+from microkit.proxies import RawHeaders
 
 _HOP_BY_HOP = frozenset(
     {
@@ -48,17 +42,6 @@ _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
 """The last three are the gateway's own answer to the client."""
 
 _SPOOFABLE = (b"x-forwarded-", b"x-user-", b"x-internal-")
-
-_HOST = re.compile(rb"[A-Za-z0-9._\-\[\]:%]{1,255}\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Where a request comes from: the client's address, and the scheme and host it asked for."""
-
-    address: str
-    scheme: str
-    host: str
 
 
 def forwarded_headers(headers: RawHeaders) -> CIMultiDict[str]:
@@ -114,73 +97,3 @@ def returned_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     named = {part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")}
     dropped = (_NOT_RETURNED | named) if named else _NOT_RETURNED
     return [pair for pair in lowered if pair[0] not in dropped]
-
-
-class Proxies:
-    """The proxies in front of the gateway whose word about the client is taken.
-
-    ``trusted`` holds addresses, networks (``10.0.0.0/8``) or ``*``.
-    """
-
-    def __init__(self, trusted: Sequence[str]) -> None:
-        self._everybody = "*" in trusted
-        self._networks: list[IPv4Network | IPv6Network] = []
-        for entry in trusted:
-            if entry == "*":
-                continue
-            try:
-                self._networks.append(ip_network(entry, strict=False))
-            except ValueError:
-                raise ConfigurationError(
-                    f"trusted_proxies: {entry!r} is neither an address nor a network; write 10.0.0.0/8"
-                ) from None
-
-    def client(self, peer: str, scheme: str, headers: RawHeaders) -> Client:
-        """Who is calling, seen from a connection with ``peer``.
-
-        ``X-Forwarded-For`` counts from the right: the first address that is no trusted proxy is the client; what stands
-        left of it was written by the client itself and means nothing.
-        """
-        if not (self._everybody or self._networks) or not self._trusts(peer):
-            return Client(peer, scheme, _first(headers, b"host"))
-        chain = [part.strip() for value in _all(headers, b"x-forwarded-for") for part in value.split(",")]
-        address = peer
-        for hop in reversed(chain):
-            address = _bare_address(hop) or address
-            if not _bare_address(hop) or not self._trusts(address):
-                break
-        told_scheme = _first(headers, b"x-forwarded-proto").lower()
-        host = _first(headers, b"x-forwarded-host") or _first(headers, b"host")
-        return Client(address, told_scheme if told_scheme in ("http", "https") else scheme, host)
-
-    def _trusts(self, address: str) -> bool:
-        if self._everybody:
-            return True
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._networks)
-
-
-def _all(headers: RawHeaders, wanted: bytes) -> list[str]:
-    return [value.decode("latin-1") for name, value in headers if name == wanted]
-
-
-def _first(headers: RawHeaders, wanted: bytes) -> str:
-    for name, value in headers:
-        if name == wanted and _HOST.match(value):
-            return value.decode("ascii")
-    return ""
-
-
-def _bare_address(hop: str) -> str:
-    """The address in ``1.2.3.4``, ``1.2.3.4:5678``, ``2001:db8::1`` or ``[2001:db8::1]:443``, else ``""``."""
-    if hop.startswith("["):
-        hop = hop[1:].partition("]")[0]
-    elif hop.count(":") == 1:
-        hop = hop.partition(":")[0]
-    try:
-        return str(ip_address(hop))
-    except ValueError:
-        return ""

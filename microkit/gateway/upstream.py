@@ -13,7 +13,7 @@ from yarl import URL
 
 from microkit.discovery.port import Endpoint, Resolver
 from microkit.errors import BadGateway, DeadlineExceeded, Problem
-from microkit.gateway.body import RequestBody
+from microkit.gateway.body import RequestBody, stalled
 
 CONNECT_TIMEOUT = 3.0
 """Seconds in which a connection must stand, waiting for a free one of the pool included."""
@@ -64,6 +64,7 @@ class Upstreams:
         Raises:
             BadGateway: no instance can be reached, or it broke off or answered no HTTP.
             DeadlineExceeded: it did not answer in time.
+            RequestTimeout: it was the client who did not send in time.
             Unavailable: no instance is known.
             Problem: one that ended the reading of the client's body.
             ClientGone: the client hung up while sending its body.
@@ -129,6 +130,8 @@ class Upstreams:
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             if body is not None and body.problem is not None:
                 raise body.problem from None
+            if body is not None and body.waits_for_client and isinstance(error, TimeoutError):
+                raise stalled() from None
             raise broken(error, request.service) from None
         finally:
             if body is not None:

@@ -63,6 +63,26 @@ class StepRefused(MicrokitError):
         self.type = type
 
 
+class StepNotYet(MicrokitError):
+    """Raised by a step whose turn has not come, and that did nothing: it is called again ``after`` seconds at the
+    earliest (from 0.01 to 3,600) and half as many more at most, so that those who wait do not all come back at once.
+
+    It is no failure: there is no warning, no attempt is used up, nothing is added to the history; ``reason`` stands in
+    the saga until then. A step that has said so for longer than its ``patience`` has failed, and its attempts begin to
+    count.
+
+    Raises:
+        ValueError: ``after`` is no such number of seconds.
+    """
+
+    def __init__(self, reason: str = "it is not time yet", *, after: float) -> None:
+        if not 0.01 <= after <= 3600:
+            raise ValueError(f"StepNotYet(after={after}): from 0.01 to 3,600 seconds")
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a saga is compensated: the ``step`` that failed, the ``reason`` for people, the ``type`` for programs."""
@@ -128,13 +148,17 @@ KEEP_TRYING: Final = Retry(attempts=20)
 """Of a step with no way back: about five minutes, then the saga is parked as stuck."""
 
 
+PATIENCE: Final = 86_400.0
+"""Seconds in which a step may say ``StepNotYet``, from the first time on."""
+
 LOCAL_TIMEOUT: Final = 30.0
 """Seconds that a step with a transaction of its own has when it names no time-out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step. ``timeout`` bounds each attempt of it and of its ``undo``, in seconds.
+    """One step. ``timeout`` bounds each attempt of it and of its ``undo``, in seconds; ``patience`` is how many seconds
+    either may go on saying ``StepNotYet``.
 
     ``action_local`` and ``undo_local`` say whether that half takes a ``Transaction``: its effect is then committed
     together with the saga's progress. The other kind acts elsewhere, and its outcome is recorded after it.
@@ -149,6 +173,7 @@ class Step:
     undo_retry: Retry
     action_local: bool
     undo_local: bool
+    patience: float
 
 
 def compensatable(
@@ -158,6 +183,7 @@ def compensatable(
     timeout: float | None = None,
     retry: Retry = GIVE_UP_SOON,
     undo_retry: Retry = KEEP_TRYING,
+    patience: float = PATIENCE,
     name: str | None = None,
 ) -> Step:
     """A step that can be undone.
@@ -165,43 +191,57 @@ def compensatable(
     ``undo`` must do no harm where the action never happened: it also runs after attempts whose outcome nobody knows.
     """
     compensation = None if isinstance(undo, NoEffect) else undo
-    return _step(action, StepKind.COMPENSATABLE, compensation, timeout, (retry, undo_retry), name)
+    return _step(action, StepKind.COMPENSATABLE, compensation, _Bounds(timeout, retry, undo_retry, patience), name)
 
 
-def pivot(action: Action, *, timeout: float | None = None, retry: Retry = KEEP_TRYING, name: str | None = None) -> Step:
+def pivot(
+    action: Action,
+    *,
+    timeout: float | None = None,
+    retry: Retry = KEEP_TRYING,
+    patience: float = PATIENCE,
+    name: str | None = None,
+) -> Step:
     """The point of no return: once it is done the saga goes on to its end, once it refuses the saga is compensated.
 
     A pivot in another system whose attempts all end unknown is parked as stuck: nobody can say which way is right.
     """
-    return _step(action, StepKind.PIVOT, None, timeout, (retry, KEEP_TRYING), name)
+    return _step(action, StepKind.PIVOT, None, _Bounds(timeout, retry, KEEP_TRYING, patience), name)
 
 
 def retriable(
-    action: Action, *, timeout: float | None = None, retry: Retry = KEEP_TRYING, name: str | None = None
+    action: Action,
+    *,
+    timeout: float | None = None,
+    retry: Retry = KEEP_TRYING,
+    patience: float = PATIENCE,
+    name: str | None = None,
 ) -> Step:
     """A step that succeeds in the end. Every failure is retried, a refusal too, for there is no way back."""
-    return _step(action, StepKind.RETRIABLE, None, timeout, (retry, KEEP_TRYING), name)
+    return _step(action, StepKind.RETRIABLE, None, _Bounds(timeout, retry, KEEP_TRYING, patience), name)
 
 
-def _step(
-    action: Action,
-    kind: StepKind,
-    undo: Action | None,
-    timeout: float | None,
-    retries: tuple[Retry, Retry],
-    name: str | None,
-) -> Step:
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    timeout: float | None
+    retry: Retry
+    undo_retry: Retry
+    patience: float
+
+
+def _step(action: Action, kind: StepKind, undo: Action | None, bounds: _Bounds, name: str | None) -> Step:
     name = name or action.__name__
     local = [function is None or _is_local(name, function) for function in (action, undo)]
-    if timeout is None and not all(local):
+    if bounds.timeout is None and not all(local):
         raise DefinitionError(
             f"step {name!r} acts outside this service's transaction and has no time-out: give it timeout=, in seconds, "
             "or have it take a Transaction where its effect is in this database"
         )
-    timeout = LOCAL_TIMEOUT if timeout is None else timeout
-    if not 0 < timeout < float("inf"):
-        raise DefinitionError(f"step {name!r}: timeout={timeout} is not a number of seconds above 0")
-    return Step(name, kind, action, undo, timeout, *retries, *local)
+    timeout = LOCAL_TIMEOUT if bounds.timeout is None else bounds.timeout
+    for what, seconds in (("timeout", timeout), ("patience", bounds.patience)):
+        if not 0 < seconds < float("inf"):
+            raise DefinitionError(f"step {name!r}: {what}={seconds} is not a number of seconds above 0")
+    return Step(name, kind, action, undo, timeout, bounds.retry, bounds.undo_retry, local[0], local[1], bounds.patience)
 
 
 def _is_local(name: str, function: Action) -> bool:

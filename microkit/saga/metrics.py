@@ -19,12 +19,14 @@ class SagaMetrics:
     def __init__(self, telemetry: Telemetry) -> None:
         metrics = telemetry.metrics
         self._steps = metrics.histogram(
-            "saga_step_duration_seconds", "Duration of attempts of saga steps.", _STEP, buckets=_SECONDS
+            "microkit_saga_step_duration_seconds", "Duration of attempts of saga steps.", _STEP, buckets=_SECONDS
         )
-        self._ended = metrics.counter("saga_ended_total", "Sagas that ended or were parked.", ("saga", "status"))
-        self._open = metrics.gauge("saga_open", "Sagas that have not ended.", ("saga", "status"))
-        self._oldest = metrics.gauge("saga_oldest_seconds", "Age of the oldest such saga.", ("saga", "status"))
-        self.in_flight = metrics.gauge("saga_in_flight", "Sagas that this instance is carrying on.")()
+        self._ended = metrics.counter(
+            "microkit_saga_ended_total", "Sagas that ended or were parked.", ("saga", "status")
+        )
+        self._open = metrics.gauge("microkit_saga_open", "Sagas that have not ended.", ("saga", "status"))
+        self._oldest = metrics.gauge("microkit_saga_oldest_seconds", "Age of the oldest such saga.", ("saga", "status"))
+        self.in_flight = metrics.gauge("microkit_saga_in_flight", "Sagas that this instance is carrying on.")()
         self._seen: set[tuple[str, str]] = set()
 
     def attempted(self, work: Work, outcome: Outcome, seconds: float) -> None:

@@ -1,24 +1,27 @@
-"""Where a saga goes after an attempt: forward, back, a wait, or aside. Pure: no clock, no database."""
+"""Where a saga goes after an attempt: forward, back, a wait, or aside. Pure but for jitter: no clock, no database."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from microkit.errors import Problem
-from microkit.saga.definition import Failure, Saga, Step, StepKind, StepRefused
+from microkit.saga.definition import Failure, Saga, Step, StepKind, StepNotYet, StepRefused
 from microkit.saga.tables import Direction, Status
 
 
 class Ended(StrEnum):
-    """How an attempt of a step ended. ``lost``: with the process, or the lease, that made it."""
+    """How an attempt of a step ended. ``lost``: with the process, or the lease, that made it. ``not-yet``: it was none,
+    the step did nothing and asked to be called again."""
 
     DONE = "done"
     REFUSED = "refused"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
     LOST = "lost"
+    NOT_YET = "not-yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Attempt:
     """One attempt: number ``number`` (from 1) of ``step`` in ``direction``. ``failure`` is why it is being undone.
 
     ``local``: it runs in a transaction of this service's database, so that a failed attempt is known to have left
-    nothing behind. Of any other the outcome is unknown until it says so itself.
+    nothing behind. Of any other the outcome is unknown until it says so itself. ``waited`` is how many seconds ago the
+    step said for the first time that its turn had not come.
     """
 
     step: Step
@@ -34,15 +38,18 @@ class Attempt:
     number: int
     local: bool
     failure: Failure | None = None
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an attempt. ``reason`` is for people and ``type`` for programs; both empty where it is done."""
+    """What came of an attempt. ``reason`` is for people and ``type`` for programs; both empty where it is done.
+    ``again_after`` is how many seconds a step asks for whose turn has not come."""
 
     ended: Ended
     reason: str = ""
     type: str | None = None
+    again_after: float = 0.0
 
 
 DONE = Outcome(Ended.DONE)
@@ -54,13 +61,16 @@ _PASSING = frozenset({401, 403, 408, 421, 425, 429})
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """A refusal where the step says that it cannot be done and was not; else a failure, to be tried again.
+    """A refusal where the step says that it cannot be done and was not, a wait where it says that its turn has not
+    come; else a failure, to be tried again.
 
     A problem with a 4xx status is a refusal, unless it is about the caller's token or the moment: 401, 403, 408, 421,
     425, 429, or any that asks to come back with ``Retry-After``.
     """
     if isinstance(error, StepRefused):
         return Outcome(Ended.REFUSED, _clean(error.reason), error.type)
+    if isinstance(error, StepNotYet):
+        return Outcome(Ended.NOT_YET, _clean(error.reason), again_after=error.after)
     if isinstance(error, Problem):
         later = error.status in _PASSING or any(name.lower() == "retry-after" for name in error.headers)
         refused = 400 <= error.status < 500 and not later
@@ -68,6 +78,13 @@ def outcome_of(error: Exception) -> Outcome:
     if isinstance(error, TimeoutError):
         return Outcome(Ended.TIMED_OUT, _clean(str(error) or "it took longer than it may"))
     return Outcome(Ended.FAILED, _clean(f"{type(error).__name__}: {error}"))
+
+
+def in_patience(attempt: Attempt, outcome: Outcome) -> Outcome:
+    """``outcome``, but a failure where the step has said for longer than its patience that its turn has not come."""
+    if outcome.ended is not Ended.NOT_YET or attempt.waited <= attempt.step.patience:
+        return outcome
+    return Outcome(Ended.FAILED, _clean(f"still not yet after {attempt.waited:.0f} s: {outcome.reason}"))
 
 
 def _clean(text: str) -> str:
@@ -80,6 +97,7 @@ class Move:
 
     ``step`` is the one to do next, in ``direction``; none at an end. ``wait`` is how many seconds until its first or
     next attempt; 0 goes on at once, under the same lease. An end, and ``stuck``, waits for nothing: ``None``.
+    ``put_off``: the step's turn had not come, so that this was no attempt.
     """
 
     status: Status
@@ -88,6 +106,7 @@ class Move:
     wait: float | None
     failure: Failure | None = None
     error: str | None = None
+    put_off: bool = False
 
     @property
     def goes_on(self) -> bool:
@@ -96,6 +115,8 @@ class Move:
 
 def after(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     """The move that follows ``attempt`` of a step of ``saga``."""
+    if outcome.ended is Ended.NOT_YET:
+        return _put_off(attempt, outcome)
     if attempt.direction is Direction.UNDO:
         return _after_undo(saga, attempt, outcome)
     if outcome.ended is Ended.DONE:
@@ -133,6 +154,13 @@ def _wait(status: Status, attempt: Attempt, outcome: Outcome, seconds: float) ->
     # Never 0, which would mean the next step: this is the same one again, under a new lease.
     wait = max(seconds, 0.001)
     return Move(status, attempt.direction, attempt.step.name, wait, attempt.failure, outcome.reason)
+
+
+def _put_off(attempt: Attempt, outcome: Outcome) -> Move:
+    status = Status.COMPENSATING if attempt.direction is Direction.UNDO else Status.RUNNING
+    # Those that wait for one thing are often put off together: spread, they do not come back together.
+    wait = outcome.again_after * random.uniform(1.0, 1.5)  # noqa: S311  jitter, no secret
+    return Move(status, attempt.direction, attempt.step.name, wait, attempt.failure, outcome.reason, put_off=True)
 
 
 def _turn_back(saga: Saga[Any], attempt: Attempt, failure: Failure, *, own: bool) -> Move:

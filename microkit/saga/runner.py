@@ -22,7 +22,7 @@ from microkit.errors import DeadlineExceeded, MicrokitError
 from microkit.saga import leases
 from microkit.saga.binding import BoundSaga
 from microkit.saga.metrics import SagaMetrics
-from microkit.saga.progress import DONE, Ended, Outcome, outcome_of
+from microkit.saga.progress import DONE, Ended, Outcome, in_patience, outcome_of
 from microkit.saga.store import Held, LeaseLost, Transition, record
 from microkit.saga.tables import Status
 from microkit.saga.work import Unfit, Work
@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 
 # The deadline inside the step passes first, so that what is called there can say itself that it was too slow.
 _GRACE = 0.5
+
+# What is no failure is no warning.
+_LEVELS = {Ended.REFUSED: logging.INFO, Ended.NOT_YET: logging.DEBUG}
 
 # Longest pause, in seconds, before a database that is away is asked again.
 _LONGEST_PAUSE = 2.0
@@ -111,8 +114,9 @@ class Runner:
                 raise
             outcome = Outcome(Ended.FAILED, "the step cancelled itself")
         except Exception as error:  # noqa: BLE001  whatever a step raises is its outcome
-            describe_failure(span, error)
-            outcome = outcome_of(error)
+            outcome = in_patience(work.attempt, outcome_of(error))
+            if outcome.ended is not Ended.NOT_YET:
+                describe_failure(span, error)
             self._log_failure(work, outcome, error)
         if work.attempt.local:
             # Cut off at the wrong moment it was committed all the same.
@@ -172,7 +176,7 @@ class Runner:
 
     def _log_failure(self, work: Work, outcome: Outcome, error: Exception) -> None:
         expected = isinstance(error, MicrokitError)
-        level = logging.INFO if outcome.ended is Ended.REFUSED else logging.WARNING
+        level = _LEVELS.get(outcome.ended, logging.WARNING)
         message = "saga step %s: %s"
         self._log.log(
             level, message, outcome.ended, outcome.reason, extra=work.attributes, exc_info=None if expected else error

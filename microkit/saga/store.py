@@ -21,6 +21,8 @@ from microkit.saga.tables import Direction, Status, saga, saga_step
 class Held:
     """A saga under this engine's lease, as its row stands. ``attempts`` counts the one that begins now."""
 
+    # The order is that of HELD.
+
     id: UUID
     name: str
     version: int
@@ -35,6 +37,12 @@ class Held:
     epoch: int
     began_at: datetime
     context: dict[str, Any]
+    not_yet_since: datetime | None
+
+    @property
+    def waited(self) -> float:
+        """Seconds between the first time that the step said that its turn had not come, and this attempt."""
+        return 0.0 if self.not_yet_since is None else (self.began_at - self.not_yet_since).total_seconds()
 
 
 HELD = (
@@ -52,6 +60,7 @@ HELD = (
     saga.c.epoch,
     saga.c.updated_at,
     saga.c.context,
+    saga.c.not_yet_since,
 )
 
 
@@ -79,18 +88,30 @@ _fenced = sa.and_(
     saga.c.seq == sa.bindparam("held_seq"),
 )
 
+_TO_STEP = sa.bindparam("to_step", type_=saga.c.step.type)
+
 _MOVED = {
     "state": sa.bindparam("state", type_=saga.c.state.type),
     "status": sa.bindparam("status"),
     "direction": sa.bindparam("to_direction"),
-    "step": sa.bindparam("to_step"),
+    "step": _TO_STEP,
     "attempts": sa.bindparam("attempts"),
     "failure": sa.bindparam("failure", type_=saga.c.failure.type),
     "error": sa.bindparam("to_error"),
     "seq": sa.bindparam("seq"),
     "updated_at": database_now(),
+    "not_yet_since": None,
 }
 _RELEASED = {"next_at": database_now(sa.bindparam("wait", type_=sa.Float)), "lease_owner": None}
+_WAITS_ON = sa.case((saga.c.step == _TO_STEP, saga.c.not_yet_since), else_=None)
+
+# The wait of a step whose turn has not come is no attempt, and so has no row in the history.
+_PUT_OFF = (
+    sa.update(saga)
+    .where(_fenced)
+    .values({**_MOVED, **_RELEASED, "not_yet_since": sa.func.coalesce(saga.c.not_yet_since, database_now())})
+    .returning(saga.c.updated_at)
+)
 
 _ENDED = {
     "seq": sa.bindparam("seq", type_=sa.Integer),
@@ -132,7 +153,7 @@ class _Moving:
 
 
 _GO_ON = _Moving(_MOVED)
-_LET_GO = _Moving({**_MOVED, **_RELEASED})
+_LET_GO = _Moving({**_MOVED, **_RELEASED, "not_yet_since": _WAITS_ON})
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +178,7 @@ async def record(tx: Transaction, transition: Transition) -> Held | None:
         LeaseLost: nothing is written, and a transaction that holds the step's effect must be rolled back.
     """
     held, attempt, move = transition.held, transition.attempt, transition.move
-    attempts = 1 if move.goes_on else attempt.number
-    values = {
+    values: dict[str, Any] = {
         "held_id": held.id,
         "held_epoch": held.epoch,
         "held_seq": held.seq,
@@ -166,7 +186,7 @@ async def record(tx: Transaction, transition: Transition) -> Held | None:
         "status": move.status,
         "to_direction": move.direction,
         "to_step": move.step,
-        "attempts": attempts,
+        "attempts": 1 if move.goes_on else attempt.number,
         "failure": asdict(move.failure) if move.failure else None,
         "to_error": move.error,
         "seq": held.seq + 1,
@@ -179,7 +199,11 @@ async def record(tx: Transaction, transition: Transition) -> Held | None:
     }
     if not move.goes_on:
         values["wait"] = move.wait
-    now = await (_GO_ON if move.goes_on else _LET_GO).write(tx, values)
+    if move.put_off:
+        values["attempts"] = attempt.number - 1
+        now = (await tx.execute(_PUT_OFF, values)).scalar()
+    else:
+        now = await (_GO_ON if move.goes_on else _LET_GO).write(tx, values)
     if now is None:
         raise LeaseLost
     if not move.goes_on:
@@ -194,4 +218,5 @@ async def record(tx: Transaction, transition: Transition) -> Held | None:
         failure=move.failure,
         seq=held.seq + 1,
         began_at=now,
+        not_yet_since=None,
     )

@@ -1,6 +1,7 @@
 """The tables of the saga engine: one row a saga, one row an ended attempt of a step.
 
 ``saga`` is the truth and all that the engine reads. ``saga_step`` is only ever added to: the history for people.
+Its ``seq`` is the transition's; of a step that was put off there is none.
 
 ``next_at`` is when an engine must look at the saga again: at once, at the next attempt or, while ``lease_owner`` is
 set, when its lease runs out. It is null in a saga that has ended or is stuck, so that the index over it holds what is
@@ -46,13 +47,14 @@ saga = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, comment="begun attempts of this step in this direction"),
     sa.Column("failure", sa.JSON(none_as_null=True), nullable=True, comment="why it is compensated"),
     sa.Column("error", sa.Text, nullable=True, comment="of the last attempt, where it failed"),
-    sa.Column("seq", sa.Integer, nullable=False, comment="of the last row in saga_step"),
+    sa.Column("seq", sa.Integer, nullable=False, comment="counts the transitions"),
     sa.Column("epoch", sa.BigInteger, nullable=False, comment="fencing token: counts the leases"),
     sa.Column("lease_owner", sa.String(64), nullable=True),
     sa.Column("next_at", sa.DateTime(timezone=True), nullable=True),
     sa.Column("context", sa.JSON, nullable=False, comment="trace, request id and tenant of whoever started it"),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, comment="when the current step began"),
+    sa.Column("not_yet_since", sa.DateTime(timezone=True), nullable=True, comment="since when the step is put off"),
     postgresql_with={"fillfactor": 80},
 )
 

@@ -38,7 +38,8 @@ class FailureView(BaseModel):
 
 
 class SagaView(BaseModel):
-    """A saga. ``step`` is under way or next, ``None`` at the end; ``next_at`` when its next attempt is due."""
+    """A saga. ``step`` is under way or next, ``None`` at the end; ``next_at`` when its next attempt is due;
+    ``not_yet_since`` when the step first said that its turn had not come, if it did."""
 
     id: UUID
     name: str
@@ -53,6 +54,7 @@ class SagaView(BaseModel):
     created_at: datetime
     updated_at: datetime
     next_at: datetime | None
+    not_yet_since: datetime | None
 
 
 class SagaStory(SagaView):
@@ -123,6 +125,7 @@ async def resume_saga(tx: Transaction, saga_id: UUID) -> None:
             epoch=saga.c.epoch + 1,
             next_at=database_now(),
             updated_at=database_now(),
+            not_yet_since=None,
         )
         .returning(saga.c.id)
     )

@@ -31,7 +31,7 @@ class Work:
         local = step.undo_local if undo else step.action_local
         self.saga = saga
         self.held = held
-        self.attempt = Attempt(step, held.direction, held.attempts, local, held.failure)
+        self.attempt = Attempt(step, held.direction, held.attempts, local, held.failure, held.waited)
         self.retry: Retry = step.undo_retry if undo else step.retry
         self.title = f"saga {saga.name} {'undo ' if undo else ''}{step.name}"
         self.attributes: dict[str, str | int] = {

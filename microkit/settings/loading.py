@@ -200,14 +200,21 @@ class _Reading(Generic[S]):
     def _wrong(self, name: str, wrong: ErrorDetails, values: Mapping[str, Any], places: Mapping[str, str]) -> str:
         key = self.origin.key(name)
         if not name:  # from a validator of the whole model, about several settings
-            return f"The settings of {self.origin.service}: {redact_text(wrong['msg'].removeprefix('Value error, '))}"
+            return f"The settings of {self.origin.service}: {self._told(wrong)}"
         if wrong["type"] == "missing":
             return f"{key} is missing: {self._meaning(name)}{self._example(name)}"
         inner = "".join(f"[{part}]" for part in wrong["loc"][1:])
-        text = redact_text(wrong["msg"].removeprefix("Value error, "))
         info = self.cls.model_fields[name]
+        patterned = wrong["type"] == "string_pattern_mismatch" and info.examples
+        text = "has not the form that it must have" if patterned else self._told(wrong)
         value = masked(name, info, values.get(name, info.get_default(call_default_factory=True)))
-        return f"{key}{inner}={value} ({places.get(name, 'default')}): {text}. {self._example(name)}"
+        return f"{key}{inner}={value} ({places.get(name, 'default')}): {text}. {self._example(name)}".rstrip()
+
+    def _told(self, wrong: ErrorDetails) -> str:
+        """The message, with settings called by the keys that operators know. A name of one word may be just a word."""
+        text = redact_text(wrong["msg"].removeprefix("Value error, "))
+        names = "|".join(re.escape(name) for name in self.cls.model_fields if "_" in name)
+        return re.sub(rf"\b({names})\b", lambda found: self.origin.key(found[1]), text)
 
     def _meaning(self, name: str) -> str:
         info = self.cls.model_fields.get(name)
@@ -224,7 +231,9 @@ class _Reading(Generic[S]):
             example = "<a random text of 32 characters>"
         else:
             default = info.get_default(call_default_factory=True)
-            example = "..." if default is PydanticUndefined else masked(name, info, default) or "..."
+            example = "" if default is PydanticUndefined else masked(name, info, default)
+            if not example:
+                return ""
         return f"An example: {self.origin.key(name)}={example}"
 
     def _message(self) -> str:

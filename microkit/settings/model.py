@@ -57,7 +57,9 @@ class ServiceSettings(BaseSettings):
             wallet_key: SecretStr
 
     Made by :func:`load`; made directly it takes its arguments and reads nothing from anywhere. A ``SecretStr`` must
-    have 16 characters and be no placeholder; a field that allows shorter ones says so with its own ``min_length``.
+    have 16 characters and be no placeholder, each one of a list too; a field that allows shorter ones says so with its
+    own ``min_length``. What ``examples`` and ``description`` say is part of the messages; a rule about several settings
+    (a ``model_validator``) writes their field names, which are told as the keys of the environment.
     """
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
@@ -87,7 +89,10 @@ class ServiceSettings(BaseSettings):
         ["*"], min_length=1, description="Host headers that are answered", examples=["billing.example.com,*.internal"]
     )
     trusted_proxies: list[Word] = Field(
-        [], description="addresses whose X-Forwarded-For is believed", examples=["10.0.0.0/8"]
+        [],
+        description="addresses or networks of the gateway and of proxies, whose X-Forwarded-For is believed; "
+        "where it is empty, the connection's own address is taken for the client's",
+        examples=["10.0.0.0/8"],
     )
     drain_delay: Duration = Field(0.0, description="wait between not ready and closing, for balancers to notice")
     shutdown_timeout: Timeout = Field(20.0, description="longest wait for work under way at the end")
@@ -156,7 +161,11 @@ class ServiceSettings(BaseSettings):
     @field_validator("*", mode="after")
     @classmethod
     def _no_weak_secret(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, SecretStr | SecretBytes):
+        if isinstance(value, list | tuple | set | frozenset):
+            for one in value:
+                if isinstance(one, SecretStr | SecretBytes):
+                    refuse_weak(one.get_secret_value(), SHORTEST_SECRET)
+        elif isinstance(value, SecretStr | SecretBytes):
             own_rule = any(isinstance(rule, MinLen) for rule in cls.model_fields[info.field_name or ""].metadata)
             refuse_weak(value.get_secret_value(), SHORTEST_SECRET if not own_rule else 0)
         elif isinstance(value, SecretUrl):

@@ -29,7 +29,7 @@ import pytest
 from microkit.bus.port import Bus, Consumer, Delivery, Promises, Settles, ShowsLag
 from microkit.message import Message
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds until a message that has not arrived is lost."""
 
 

@@ -92,7 +92,7 @@ async def database(anyio_backend: str, database_url: str, telemetry: Any) -> Asy
     """A started :class:`microkit.db.Database` without tables, on both databases in turn."""
     from microkit.db import Database  # noqa: PLC0415
 
-    made = Database(database_url, telemetry=telemetry)
+    made = Database(database_url, telemetry=telemetry, pool_timeout=60.0)  # a slow machine may take its time
     await made.start()
     yield made
     await made.close()

@@ -7,13 +7,19 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
+from microkit.auth import Issuer
 from microkit.context import WorkContext, working
 from microkit.contract import Contract
+from microkit.errors import MicrokitError
 from microkit.instance import Instance
+from microkit.message import Event, Message
 from microkit.system import RunningSystem, System, free_ports
+from microkit.testing.events import Heard
 
 C = TypeVar("C", bound=Contract)
+E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,7 @@ class SystemUnderTest:
     """A running system and what a test does with it."""
 
     running: RunningSystem
+    issuer: str | None = None
 
     @property
     def urls(self) -> Mapping[str, str]:
@@ -37,6 +44,43 @@ class SystemUnderTest:
         """
         return self.running.instances[contract.contract_service].client(contract)
 
+    def token(self, subject: str, *roles: str) -> str:
+        """An access token for a user with these roles, signed by the system's issuer, as a log-in would give it.
+
+        Raises:
+            MicrokitError: the system names no issuer, or one that offers no ``Issuer`` to its handlers.
+        """
+        offered = self.running.instances[self.issuer].parts.resources.get(Issuer) if self.issuer else None
+        if not isinstance(offered, Issuer):
+            raise MicrokitError(
+                f"{self.running.name} has nobody who issues tokens: "
+                'System(..., [..., dev_issuer()], issuer="dev-issuer"), from microkit.testing.issuer'
+            )
+        return offered.sign(subject, roles=roles).value
+
+    async def publish(self, event: Event, *, source: str = "test", message_id: str | None = None) -> Message:
+        """Puts an event on the bus as the service ``source`` would; returns it as it went.
+
+        Published again with one ``message_id``, it is the same event, delivered twice.
+        """
+        message = event.to_message(source, message_id=message_id)
+        await self.running.bus.publish([message])
+        return message
+
+    @asynccontextmanager
+    async def listening(self, event: type[E]) -> AsyncIterator[Heard[E]]:
+        """Hears the events of one type that are published while the block runs::
+
+        async with shop.listening(OrderPlaced) as placed:
+            order = await orders.place(NewOrder(sku="lamp", pieces=2))
+            assert (await placed.next()).order_id == order.id
+        """
+        consumer = await self.running.bus.subscribe(f"test.{uuid4()}", [event.event_topic])
+        try:
+            yield Heard(event, consumer)
+        finally:
+            await consumer.close()
+
 
 @asynccontextmanager
 async def run_system(
@@ -49,7 +93,7 @@ async def run_system(
     names = [service.name for service in system.services]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     async with system.running(folder, ports=ports, settings=settings) as running:
-        yield SystemUnderTest(running)
+        yield SystemUnderTest(running, system.issuer)
 
 
 @contextmanager

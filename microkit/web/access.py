@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from microkit.auth.principal import ANONYMOUS, Principal
-from microkit.contract import ANYONE, SERVICE, SIGNED_IN
+from microkit.contract import ANYONE, SIGNED_IN, services_only
 from microkit.errors import Forbidden, Unauthorized
 
 Verify = Callable[[str], Awaitable[Principal]]
@@ -51,7 +51,7 @@ class Access:
 
 
 def _needed(allow: tuple[str, ...]) -> str:
-    if allow == (SERVICE,):
+    if services_only(allow):
         return "Only other services may call this"
     roles = [role for role in allow if role not in {ANYONE, SIGNED_IN}]
     return f"This needs the role {' or '.join(roles)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
@@ -14,6 +15,11 @@ from microkit.web.target import check_path
 
 READ_WITHIN_LIMITS: Final = "microkit.read_within_limits"
 """A key of the scope: our server has counted the head's bytes while it read them."""
+
+# host [ ":" port ] (RFC 9110, 7.2), of what names a host in practice: RFC 3986 takes "a,b" and "" as well.
+_HOST: Final = re.compile(
+    rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._~-]{1,32})?\])(?::[0-9]{0,5})?"
+)
 
 _ONCE: Final = frozenset(
     {b"host", b"content-length", b"content-type", b"authorization", b"idempotency-key", b"request-timeout-ms"}
@@ -39,20 +45,25 @@ class Admission:
         if raw_path is None:  # ASGI leaves it optional
             raw_path = quote(scope["path"], safe="/%:@!$&'()*+,;=~-._").encode()
         if READ_WITHIN_LIMITS not in scope:
-            self._check_size(scope, raw_path)
+            self._check_size(scope, headers, raw_path)
+            if not is_host(headers.get(b"host", b"unsaid")):
+                raise BadRequest(NO_HOST)
         if len(headers) != len(scope["headers"]):
             _check_repetition(scope)
         check_path(raw_path)
         if not self._any_host:
             self._check_host(headers.get(b"host", b""))
 
-    def _check_size(self, scope: Scope, raw_path: bytes) -> None:
+    def _check_size(self, scope: Scope, headers: Mapping[bytes, bytes], raw_path: bytes) -> None:
         limits = self._limits
         if len(raw_path) + len(scope["query_string"]) > limits.url:
             raise url_too_long(limits)
-        if len(scope["headers"]) > limits.header_count:
-            raise headers_too_large(limits)
-        if sum([len(name) + len(value) for name, value in scope["headers"]]) > limits.headers:
+        given = scope["headers"]
+        if len(headers) == len(given):
+            size = sum(map(len, headers)) + sum(map(len, headers.values()))
+        else:
+            size = sum(len(name) + len(value) for name, value in given)
+        if size > limits.headers or len(given) > limits.header_count:
             raise headers_too_large(limits)
 
     def _check_host(self, host: bytes) -> None:
@@ -71,6 +82,14 @@ def _check_repetition(scope: Scope) -> None:
         if name in seen and name in _ONCE:
             raise BadRequest(f"The header {name.decode()} is there more than once")
         seen.add(name)
+
+
+NO_HOST: Final = "The Host header names no host: write example.com or example.com:8080"
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a Host header's value is a host, with or without a port."""
+    return _HOST.fullmatch(value) is not None
 
 
 def url_too_long(limits: Limits) -> UrlTooLong:

@@ -33,13 +33,13 @@ from microkit.web.observer import Observer
 from microkit.web.problems import MEDIA_TYPE, problem_for, render
 from microkit.web.route import Route, Surface
 from microkit.web.routing import Methods, RouteTable
-from microkit.web.sent import Sent
+from microkit.web.sent import FRAMING, Sent, UnsendableAnswer, check_sendable, request_id
 
 PRUNE_EVERY: Final = 600.0
+_MOST_PIECES: Final = 1000
 _NO_RESOURCES: Final[Mapping[Any, object]] = {}
 _NOTHING: Final[dict[str, Any]] = {}
 _REFUSED_METHODS: Final = frozenset({"TRACE", "CONNECT"})
-_ID_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
 class WebApp:
@@ -112,6 +112,10 @@ class WebApp:
         if self._idempotency is not None and self._pruning is None:
             self._pruning = asyncio.create_task(self._prune(self._idempotency), name=f"{self._service} prune")
 
+    def refused(self, problem: Problem) -> None:
+        """Counts a request that the server refused while it read its head, so that no handler and no span saw it."""
+        self.telemetry.metrics.http_server("_OTHER", "", problem.status).observe(0.0)
+
     async def stop(self) -> None:
         """Ends what :meth:`start` began."""
         if self._pruning is not None:
@@ -146,7 +150,7 @@ class WebApp:
         if limit == 0.0:
             trouble = DeadlineExceeded()
         deadline = None if limit is None else time.monotonic() + limit
-        sent = Sent(send, scope["method"], _request_id(headers))
+        sent = Sent(send, scope["method"], request_id(headers))
         span = self._observer.begin(call, served)
         in_service = serving.set(self._service)
         at_work = context.enter(WorkContext(sent.request_id, deadline, None, token))
@@ -171,7 +175,7 @@ class WebApp:
             elif served.timeout == 0.0 or deadline is None:
                 answer = await served.answer(call)
             else:
-                watched = self._watch.begin(deadline)
+                watched = self._watch.begin(call, deadline)
                 try:
                     answer = await served.answer(call)
                 except asyncio.CancelledError as error:
@@ -182,7 +186,11 @@ class WebApp:
                 await sent.whole(answer)
             else:
                 await answer(call.scope, call.receive, sent.message)
-        except Exception as error:
+                if not sent.started:
+                    await _silence(call.receive)
+        except BaseException as error:  # SystemExit and groups of such too: one handler's word ends no server
+            if _ends_the_task(error):
+                raise
             if sent.started:
                 # Half an answer is out. Only the end of the connection tells the client that it is not whole.
                 self._observer.failed(error, call)
@@ -212,15 +220,26 @@ class WebApp:
                 return mount.served, _NOTHING
         raise NotFound("There is nothing at this path")
 
-    def _problem_reply(self, error: Exception, call: Call) -> Reply:
+    def _problem_reply(self, error: BaseException, call: Call) -> Reply:
         problem = problem_for(error)
         if problem is None or problem.status >= 500:
             self._observer.failed(error, call)
-        problem = problem or InternalError()
+        try:
+            return self._written(problem or InternalError(), call)
+        except Exception as unwritable:  # noqa: BLE001  logged as all failures; a detail, member or header that cannot be sent
+            unwritable.__cause__ = error
+            self._observer.failed(unwritable, call)
+            return self._written(InternalError(), call)
+
+    def _written(self, problem: Problem, call: Call) -> Reply:
         context = get_current_span().get_span_context()
         trace_id = f"{context.trace_id:032x}" if context.trace_id else ""
         headers: HeaderList = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")]
-        headers += [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in problem.headers.items()]
+        if problem.status == 503 and "retry-after" not in map(str.lower, problem.headers):
+            headers.append((b"retry-after", b"1"))
+        given = [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in problem.headers.items()]
+        headers += [pair for pair in given if pair[0] not in FRAMING]
+        check_sendable(problem.status, headers)
         return Reply(problem.status, headers, render(problem, instance=call.scope["path"], trace_id=trace_id))
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,9 +276,28 @@ async def _nothing_here(_: Call) -> Reply:
     raise NotFound
 
 
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The caller's ``X-Request-ID`` where it is harmless in a log line, else a new one."""
-    given = headers.get(b"x-request-id")
-    if given and len(given) <= 128 and not given.translate(None, _ID_CHARACTERS):
-        return given.decode()
-    return f"{getrandbits(96):024x}"
+def _ends_the_task(error: BaseException) -> bool:
+    """Whether an exception is no failure of the handler but the end of its task, from outside.
+
+    A handler that waits for a task which somebody cancelled raises ``CancelledError`` as well, and nobody meant it.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, (KeyboardInterrupt, GeneratorExit))
+
+
+async def _silence(receive: Receive) -> None:
+    """An application ended and sent nothing, which is right only where the client has hung up. Waits for nothing.
+
+    Raises:
+        UnsendableAnswer: somebody waits.
+    """
+    try:
+        async with asyncio.timeout(0):
+            for _ in range(_MOST_PIECES):
+                if (await receive())["type"] == "http.disconnect":
+                    return
+    except TimeoutError:
+        pass
+    raise UnsendableAnswer("the application ended without an answer")

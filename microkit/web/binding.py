@@ -15,6 +15,7 @@ from microkit.context import WorkContext
 from microkit.contract import Parameter, Place
 from microkit.db import Transaction
 from microkit.injection import Bound, Getter, bare, bind
+from microkit.proxies import Proxies
 from microkit.web.body import body_reader
 from microkit.web.call import Call
 from microkit.web.problems import validation_failed
@@ -35,7 +36,9 @@ def _value_of(name: str) -> Getter[Call]:
     return lambda call: call.values[name]
 
 
-def _constant(thing: object) -> Getter[Call]:
+def _getter(thing: object) -> Getter[Call]:
+    if isinstance(thing, Proxies):  # offered as ClientAddress: they know whom they see
+        return lambda call: thing.caller(call.scope)
     return lambda _: thing
 
 
@@ -49,7 +52,7 @@ class Binding:
         self.handler: Bound[Call] = bind(
             route.handler,
             by_name={parameter.name: _value_of(parameter.name) for parameter in route.parameters},
-            by_type={**{kind: _constant(thing) for kind, thing in resources.items()}, **OFFERED},
+            by_type={**{kind: _getter(thing) for kind, thing in resources.items()}, **OFFERED},
         )
         self.wants_request = self.handler.wants(Request)
         self._path = [TextParameter(one) for one in by_place[Place.PATH]]

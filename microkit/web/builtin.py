@@ -22,7 +22,10 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _METRICS_HEADERS: Final[HeaderList] = [(b"content-type", CONTENT_TYPE.encode()), _NO_STORE]
 _PAGE_HEADERS: Final[HeaderList] = [
     (b"content-type", b"text/html; charset=utf-8"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+    ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
@@ -47,8 +50,9 @@ def builtin_routes(
         reports = await health.report()
         up = await health.ready()
         shown = {name: _shown(report) for name, report in reports.items()}
+        whole = "up" if all(report.up for report in reports.values()) else "degraded"
         return _status(
-            up, "up", "down", service=surface.service, version=surface.version, state=health.state, parts=shown
+            up, whole, "down", service=surface.service, version=surface.version, state=health.state, parts=shown
         )
 
     async def metrics(_: Call) -> Reply:

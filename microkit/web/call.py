@@ -34,7 +34,7 @@ class Call:
 
     ``headers`` maps lower-case names to values, as bytes; ``in_path`` holds the path's parameters as text; ``values``
     the operation's parameters, validated; ``token`` the access token as it came; ``body`` the body as it came, once it
-    has been read.
+    has been read. ``waits_for_client`` is true while nothing goes on because a body is still to come.
     """
 
     __slots__ = (
@@ -45,10 +45,12 @@ class Call:
         "limit",
         "principal",
         "receive",
+        "route",
         "scope",
         "token",
         "transaction",
         "values",
+        "waits_for_client",
     )
 
     def __init__(
@@ -67,9 +69,11 @@ class Call:
         self.limit = limit
         self.token = token
         self.principal: Principal = ANONYMOUS
+        self.route = ""
         self.transaction: Transaction | None = None
         self.values: dict[str, Any] = {}
         self.body = b""
+        self.waits_for_client = False
         self._request: Request | None = None
 
     @property
@@ -95,9 +99,7 @@ class Call:
         headers = self.headers
         if len(headers.get(b"content-length", b"")) > 4 or b"content-encoding" in headers:
             self._check_head()
-        message = await self.receive()
-        if message["type"] != "http.request":
-            raise BadRequest("The client left before its request was whole")
+        message = await self._next()
         body: bytes = message.get("body", b"")
         if message.get("more_body", False):
             body = await self._read_on(body)
@@ -125,9 +127,7 @@ class Call:
         chunks = [first]
         size = len(first)
         while size <= self.limit:
-            message = await self.receive()
-            if message["type"] != "http.request":
-                raise BadRequest("The client left before its request was whole")
+            message = await self._next()
             chunk = message.get("body", b"")
             size += len(chunk)
             chunks.append(chunk)
@@ -137,14 +137,29 @@ class Call:
             raise _too_large(self.limit)
         return b"".join(chunks)
 
+    async def _next(self) -> Message:
+        self.waits_for_client = True
+        try:
+            message = await self.receive()
+        finally:
+            self.waits_for_client = False
+        if message["type"] != "http.request":
+            raise BadRequest("The client left before its request was whole")
+        return message
+
     def receive_within(self, limit: int) -> Receive:
         """The server's ``receive``, which raises :class:`BodyTooLarge` after ``limit`` bytes."""
         self._check_head()
-        size = 0
+        size, whole = 0, False
 
         async def receive() -> Message:
-            nonlocal size
-            message = await self.receive()
+            nonlocal size, whole
+            self.waits_for_client = not whole  # what comes after the body is only that the client left
+            try:
+                message = await self.receive()
+            finally:
+                self.waits_for_client = False
+            whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > limit:
                 raise _too_large(limit)

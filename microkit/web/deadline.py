@@ -10,7 +10,8 @@ import asyncio
 import time
 from typing import Final
 
-from microkit.errors import DeadlineExceeded
+from microkit.errors import DeadlineExceeded, Problem, RequestTimeout
+from microkit.web.call import Call
 
 TICK: Final = 0.05
 """Seconds between two looks at the deadlines of all requests under way.
@@ -21,12 +22,14 @@ to other services) ends before, in better order than a cancellation in the middl
 
 
 class Deadline:
-    """The deadline of one task, a reading of ``time.monotonic()``."""
+    """The deadline of one call in its task, a reading of ``time.monotonic()``."""
 
-    __slots__ = ("_cancelling", "_passed", "_task", "when")
+    __slots__ = ("_call", "_cancelling", "_passed", "_stalled", "_task", "when")
 
-    def __init__(self, task: asyncio.Task[object], when: float) -> None:
+    def __init__(self, call: Call, task: asyncio.Task[object], when: float) -> None:
         self.when = when
+        self._call = call
+        self._stalled = False
         self._task = task
         self._cancelling = task.cancelling()
         self._passed = False
@@ -34,6 +37,7 @@ class Deadline:
     def strike(self) -> None:
         """Cancels the task."""
         self._passed = True
+        self._stalled = self._call.waits_for_client
         self._task.cancel()
 
     def over(self) -> None:
@@ -41,11 +45,17 @@ class Deadline:
         if self._passed:
             self._task.uncancel()
 
-    def explain(self, error: asyncio.CancelledError) -> DeadlineExceeded | asyncio.CancelledError:
-        """What a cancellation was: this deadline, or one that came from outside as well."""
-        if self._passed and self._task.cancelling() <= self._cancelling + 1:
-            return DeadlineExceeded("The request took longer than it may")
-        return error
+    def explain(self, error: asyncio.CancelledError) -> Problem | asyncio.CancelledError:
+        """What a cancellation was: this deadline, or one that came from outside as well.
+
+        Where it was the client that kept us waiting for its body, it is the client's 408. The rest of the body may
+        never come, so the connection ends.
+        """
+        if not self._passed or self._task.cancelling() > self._cancelling + 1:
+            return error
+        if self._stalled:
+            return RequestTimeout("The body stopped coming", headers={"connection": "close"})
+        return DeadlineExceeded("The request took longer than it may")
 
 
 class Watch:
@@ -55,11 +65,11 @@ class Watch:
         self._deadlines: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, when: float) -> Deadline:
-        """Watches the current task until :meth:`end`."""
+    def begin(self, call: Call, when: float) -> Deadline:
+        """Watches the current task, which answers ``call``, until :meth:`end`."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  requests run in tasks
-        deadline = Deadline(task, when)
+        deadline = Deadline(call, task, when)
         self._deadlines[deadline] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TICK, self._look)

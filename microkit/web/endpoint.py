@@ -20,6 +20,7 @@ from microkit.web.binding import Binding
 from microkit.web.call import JSON, Call, HeaderList, Reply
 from microkit.web.idempotency import Idempotency, Identity
 from microkit.web.route import Route
+from microkit.web.sent import FRAMING, check_sendable
 
 Answer = Callable[[Call], Awaitable[Reply | ASGIApp]]
 """Answers a call with a whole reply, or with an application that sends one in pieces."""
@@ -127,7 +128,8 @@ def _unexpected(route: Route, result: Any) -> Reply:
 
 def _response(response: Response) -> Reply | ASGIApp:
     """A Starlette response as a reply, where it is one piece."""
+    check_sendable(response.status_code, response.raw_headers)
     if response.background is not None or any(hasattr(response, one) for one in _STREAMS):
         return response
-    headers = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
+    headers = [(name, value) for name, value in response.raw_headers if name not in FRAMING]
     return Reply(response.status_code, headers, bytes(response.body))

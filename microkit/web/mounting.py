@@ -37,7 +37,12 @@ class Mounted:
         scope["state"]["principal"] = call.principal
 
         async def answer(_: Scope, receive: Receive, send: Send) -> None:
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                # A mounted application that knows more than its mount tells metric, span and access line.
+                call.principal = scope["state"].get("principal", call.principal)
+                call.route = scope["state"].get("route", "")
 
         return answer
 

@@ -41,7 +41,7 @@ class Observer:
         seen = {"http.request.method": method, "url.path": scope["path"], "http.route": route}
         return self._start_span(f"{method} {route}" if route else method, parent, SpanKind.SERVER, seen)
 
-    def failed(self, error: Exception, call: Call) -> None:
+    def failed(self, error: BaseException, call: Call) -> None:
         """Tells the log and the trace, which may know what the caller may not."""
         span = get_current_span()
         if span.is_recording():
@@ -57,7 +57,8 @@ class Observer:
         scope, status = call.scope, sent.status
         method, client = scope["method"], scope.get("client")
         address = client[0] if client else ""
-        self._duration(method, served.template, status).observe(seconds)
+        route = call.route or served.template
+        self._duration(method, route, status).observe(seconds)
         if served.quiet:
             return
         if span.is_recording():
@@ -69,6 +70,9 @@ class Observer:
                     "user_agent.original": call.headers.get(b"user-agent", b"").decode("latin-1"),
                 }
             )
+            if call.route:
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.route", route)
             if status >= 500:
                 span.set_status(StatusCode.ERROR)
         span.end()
@@ -79,4 +83,4 @@ class Observer:
                 "user": call.principal.subject,
                 "bytes": sent.size,
             }
-            access_line(self._service, method, scope["path"], served.template, status, seconds, span, fields)
+            access_line(self._service, method, scope["path"], route, status, seconds, span, fields)

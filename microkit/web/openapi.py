@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
-from microkit.contract import ANYONE, SERVICE, SIGNED_IN, Parameter, Place
+from microkit.contract import ANYONE, SIGNED_IN, Parameter, Place, services_only
 from microkit.errors import Forbidden, Problem, Unauthorized, ValidationFailed
 from microkit.injection import bare
 from microkit.web.idempotency import IdempotencyKeyReused, RequestInFlight
@@ -236,6 +236,6 @@ def _who(allow: tuple[str, ...]) -> str:
         return "Anyone may call this."
     if SIGNED_IN in allow:
         return "For any valid access token."
-    if allow == (SERVICE,):
+    if services_only(allow):
         return "For other services only."
     return f"For the role {' or '.join(f'`{role}`' for role in allow)}."

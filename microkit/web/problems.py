@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -9,6 +10,7 @@ from urllib.parse import quote
 
 import orjson
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -41,12 +43,19 @@ class OutcomeUnknown(InternalError, status=500, title="It is not known whether t
 
 
 def render(problem: Problem, *, instance: str, trace_id: str) -> bytes:
-    """The document. ``instance`` is the request's path as it came, ``trace_id`` 32 hex digits or ``""``."""
+    """The document. ``instance`` is the request's path as it came, ``trace_id`` 32 hex digits or ``""``.
+
+    Raises:
+        ValueError, TypeError: a member is no JSON.
+    """
     document = problem.document()
+    if problem.extensions:
+        # orjson writes null for NaN; this one complains.
+        json.dumps(problem.extensions, allow_nan=False, default=to_jsonable_python)
     document["instance"] = quote(instance, safe="/%:@!$&'()*+,;=~-._")
     if trace_id:
         document["trace_id"] = trace_id
-    return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(document, default=to_jsonable_python, option=orjson.OPT_NON_STR_KEYS)
 
 
 class StarletteProblem(Problem, status=500):
@@ -55,11 +64,12 @@ class StarletteProblem(Problem, status=500):
     def __init__(self, error: HTTPException) -> None:
         super().__init__(error.detail, headers=error.headers)
         self.status = error.status_code  # type: ignore[misc]  # of this one, where others' is of the class
-        self.title = HTTPStatus(error.status_code).phrase  # type: ignore[misc]
+        known = error.status_code in set(HTTPStatus)
+        self.title = HTTPStatus(error.status_code).phrase if known else "Error"  # type: ignore[misc]
         self.type = "about:blank"  # type: ignore[misc]
 
 
-def problem_for(error: Exception) -> Problem | None:
+def problem_for(error: BaseException) -> Problem | None:
     """The problem that an exception of ours stands for; ``None`` where it is a fault of the service's own."""
     match error:
         case Problem():
@@ -76,7 +86,7 @@ def problem_for(error: Exception) -> Problem | None:
     return _of_starlette(error)
 
 
-def _of_starlette(error: Exception) -> Problem | None:
+def _of_starlette(error: BaseException) -> Problem | None:
     if isinstance(error, ClientDisconnect):
         return BadRequest("The client left before its request was whole")
     return StarletteProblem(error) if isinstance(error, HTTPException) else None

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPMethod
+from random import getrandbits
 from typing import Any, Final
 
+import httptools
+from opentelemetry.trace import get_current_span
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from microkit.errors import BadRequest, MethodNotAllowed, Problem
-from microkit.web.admission import READ_WITHIN_LIMITS, headers_too_large, url_too_long
+from microkit.errors import BadRequest, MethodNotAllowed, Problem, RequestTimeout
+from microkit.telemetry.propagation import extract, span_ids
+from microkit.web.admission import NO_HOST, READ_WITHIN_LIMITS, headers_too_large, is_host, url_too_long
 from microkit.web.limits import Limits
 from microkit.web.problems import MEDIA_TYPE, render
+from microkit.web.sent import request_id
 
 LINGER: Final = 1.0
 """Seconds that a client gets to stop sending after an answer that ends its connection."""
 
 _MOST_DISCARDED: Final = 16 * 1024 * 1024
+_KNOWN: Final = frozenset(HTTPMethod)
+_METHODS: Final = {"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
+# The first line of a request, as far as it came, at the beginning of what came or after the request before.
+_REQUEST_LINE: Final = re.compile(
+    rb"(?:\A(?:\r\n)*|\r\n\r\n)([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) ([!-~]+)(?: (?:H(?:T(?:T(?:P/?)?)?)?\Z|HTTP/\d)|\Z)"
+)
 
 
 class NotHttp(BadRequest, status=400, title="The request is not well-formed HTTP/1.1"): ...
 
 
-class SlowHead(Problem, status=408, title="The request's head did not come in time"): ...
+class SlowHead(RequestTimeout, status=408, title="The request's head did not come in time"): ...
 
 
 class VersionNotSupported(Problem, status=505, title="HTTP/1.1 is spoken here"): ...
@@ -43,6 +56,7 @@ class LimitedProtocol(HttpToolsProtocol):
         *,
         limits: Limits,
         draining: Callable[[], bool],
+        refused: Callable[[Problem], None],
         config: Config,
         server_state: ServerState,
         _loop: asyncio.AbstractEventLoop,
@@ -50,7 +64,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, {}, _loop)
         self._limits = limits
         self._draining = draining
-        self._in_head = False
+        self._refused = refused
+        self._in_head = self._in_body = False
         self._unfinished_bytes = 0
         self._header_bytes = 0
         self._hosts = 0
@@ -71,14 +86,38 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._way_out.discards(len(data)):
             return
-        super().data_received(data)
-        if self._in_head and not self._way_out.is_closing():
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except (
+            httptools.HttpParserError
+        ) as error:  # not logged, as uvicorn does: a stranger must not be able to fill the log
+            self._refuse(self._trouble or self._unreadable(error, data))
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+        last: RequestResponseCycle | None = self.cycle
+        if self._way_out.is_closing():
+            return
+        if self._in_head:
             # httptools keeps a header to itself until it is whole, so its bytes are counted as they come.
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > self._limits.url + self._limits.headers:
                 self._refuse(headers_too_large(self._limits))
             elif self._slow_head is None:
                 self._expect_head()
+        elif last is not None and last.response_complete:
+            self._came_after_the_answer()
+
+    def _came_after_the_answer(self) -> None:
+        """Bytes that begin no request, for which uvicorn has stopped its timer: a connection must not live on them."""
+        if self._in_body:
+            if self._slow_head is None:  # not later, however many pieces the rest of the body comes in
+                self._expect_head()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     # What the parser calls.
 
@@ -101,26 +140,37 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         self._head_came()
         self._check_head()
         super().on_headers_complete()
         if self._draining():
             self.cycle.keep_alive = False
 
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        last: RequestResponseCycle | None = self.cycle
+        if last is not None and last.response_complete:
+            self._head_came()  # whatever the rest of the body took, the next head has its own time
+        super().on_message_complete()
+
     def _check_head(self) -> None:
         """Refuses what is valid to the parser and ambiguous to others on the way."""
         method, version = self.parser.get_method(), self.parser.get_http_version()
+        if version == "0.9":
+            self._stop(NotHttp("The request line ends without HTTP/1.1"))
         if version not in {"1.0", "1.1"}:
             self._stop(VersionNotSupported())
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             self._stop(NotHttp("One Host header is needed"))
+        if hosts and not is_host(hosts[0]):
+            self._stop(NotHttp(NO_HOST))
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
             self._stop(NotHttp("The only transfer coding taken is chunked, in HTTP/1.1"))
         if method == b"CONNECT":
-            self._stop(MethodNotAllowed(headers={"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}))
+            self._stop(MethodNotAllowed(headers=_METHODS))
         if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
             self._check_absolute(hosts[0] if hosts else b"")
 
@@ -137,11 +187,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self._trouble = problem
         raise problem
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._trouble or NotHttp())
+    def _unreadable(self, error: httptools.HttpParserError, data: bytes) -> Problem:
+        """405 where the parser stopped at a method that is none of HTTP's, 400 where it is no HTTP at all."""
+        if isinstance(error, httptools.HttpParserInvalidMethodError):
+            for method, target in _REQUEST_LINE.findall(data):
+                if method.decode() not in _KNOWN:
+                    self.url = target
+                    return MethodNotAllowed(f"There is no method {method.decode()}", headers=_METHODS)
+        return NotHttp()
 
     def _refuse(self, problem: Problem) -> None:
         """Sends the problem and ends the connection."""
+        self._refused(problem)
+        # What was read of the request's head; a line that is no request may come after a request that was answered.
+        headers = dict(self.headers) if self._in_head or self._in_body else {}
         self._head_came()
         self._in_head = False
         before: RequestResponseCycle | None = self.cycle
@@ -158,10 +217,12 @@ class LimitedProtocol(HttpToolsProtocol):
             if before.response_started:
                 self._way_out.abort()
                 return
-        body = render(problem, instance=self.url.decode("latin-1")[:200] if self.url else "", trace_id="")
+        instance = self.url.decode("latin-1")[:200] if self.url else ""
+        body = render(problem, instance=instance, trace_id=_trace_id(headers))
         head = [
             STATUS_LINE[problem.status],
-            b"content-type: " + MEDIA_TYPE + b"\r\n",
+            b"content-type: " + MEDIA_TYPE + b"\r\ncache-control: no-store\r\n",
+            f"x-request-id: {request_id(headers)}\r\n".encode(),
             *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
             b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body),
         ]
@@ -185,6 +246,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(SlowHead())
         else:
             self._way_out.close()  # a connection on which nothing came needs no answer
+
+
+def _trace_id(headers: Mapping[bytes, bytes]) -> str:
+    """The trace that the caller began, where it said so before it was refused, else a new one."""
+    parent = get_current_span(extract(headers.get(b"traceparent", b"").decode("latin-1")))
+    return span_ids(parent)[0] or f"{getrandbits(128) or 1:032x}"
 
 
 class LingeringTransport:
@@ -238,6 +305,12 @@ class LingeringTransport:
         self._transport.resume_reading()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """The connection is gone. What is still written is dropped: uvicorn tells only the last request of a pipeline,
+        and where asyncio's transports take what the others write, uvloop's raise."""
+        self.write = _drop
         if self._end is not None:
             self._end.cancel()
+
+
+def _drop(data: object) -> None:
+    """Nobody is left to read it."""

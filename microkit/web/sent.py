@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Iterable, Mapping
+from random import getrandbits
+from typing import Any, Final
 
 from starlette.types import Message, Send
 
@@ -11,7 +14,44 @@ from microkit.web.call import Reply
 CLIENT_GONE: Final = 499
 """What is logged where nothing was sent: nginx' code for a client that left, here also a server that was stopped."""
 
+FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+"""Headers that say where a body ends, which is the server's business."""
+
 _NO_LENGTH: Final = frozenset({204, 304})
+_STATUSES: Final = range(200, 600)
+# A field's name is a token, its value has no line ends and no other control characters (RFC 9110, 5.1 and 5.5).
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_ID_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's ``X-Request-ID`` where it is harmless in a log line, else a new one."""
+    given = headers.get(b"x-request-id")
+    if given and len(given) <= 128 and not given.translate(None, _ID_CHARACTERS):
+        return given.decode()
+    return f"{getrandbits(96):024x}"
+
+
+class UnsendableAnswer(Exception):
+    """A handler's answer that is no HTTP: a fault of the service, found while it can still be told as one."""
+
+
+def check_sendable(status: int, headers: Iterable[tuple[Any, Any]]) -> None:
+    """Looks an answer's head through before the server does, who would have begun to send by then.
+
+    Raises:
+        UnsendableAnswer: a status that ends no exchange, or a header that would not stay within its line.
+    """
+    if status not in _STATUSES:
+        raise UnsendableAnswer(f"{status!r} is no status of an answer")
+    for name, value in headers:
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise UnsendableAnswer(f"the header {name!r} is not written in bytes")
+        if not _NAME.fullmatch(name):
+            raise UnsendableAnswer(f"{name!r} is no name of a header")
+        if _NOT_IN_VALUE.search(value):
+            raise UnsendableAnswer(f"the value of the header {name.decode()} has control characters")
 
 
 class Sent:
@@ -28,7 +68,7 @@ class Sent:
         self.size = 0
 
     async def whole(self, reply: Reply) -> None:
-        """Sends a reply that is in one piece."""
+        """Sends a reply that is in one piece, and whose head can be sent."""
         body = reply.body
         status = reply.status
         headers = [*reply.headers, (b"x-request-id", self.request_id.encode())]
@@ -36,7 +76,7 @@ class Sent:
             headers.append((b"content-length", b"%d" % len(body)))
         self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        if self._head:
+        if self._head or status in _NO_LENGTH:
             body = b""
         self.size = len(body)
         await self._send({"type": "http.response.body", "body": body})
@@ -44,8 +84,10 @@ class Sent:
     async def message(self, message: Message) -> None:
         """Passes on what an application sends in pieces."""
         if message["type"] == "http.response.start":
+            given = list(message.get("headers", ()))
+            check_sendable(message["status"], given)
             self.started, self.status = True, message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            headers = [*given, (b"x-request-id", self.request_id.encode())]
             message = {**message, "headers": headers}
         else:
             self.size += len(message.get("body", b""))

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from microkit.errors import ConfigurationError
+from microkit.errors import ConfigurationError, Problem
+from microkit.web.app import WebApp
 from microkit.web.limits import Limits
 from microkit.web.protocol import LimitedProtocol
 
@@ -26,7 +27,7 @@ class Server:
     """Serves one ASGI application on one address, beside others in the same process.
 
     It installs no signal handlers and runs no lifespan: whoever started it decides when it ends. ``port=0`` takes a
-    free port.
+    free port. ``websockets`` is for mounted applications that speak it.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Server:
         self._server: asyncio.Server | None = None
         self._clock: asyncio.Task[None] | None = None
         self._draining = False
+        self._refused = app.refused if isinstance(app, WebApp) else _nobody_counts
         self._state = ServerState()
         self._config = Config(
             app,
@@ -94,6 +96,7 @@ class Server:
             LimitedProtocol,
             limits=self._limits,
             draining=lambda: self._draining,
+            refused=self._refused,
             config=self._config,
             server_state=self._state,
             _loop=loop,
@@ -148,6 +151,9 @@ class Server:
         while True:
             await asyncio.sleep(1.0)
             self._tell_time()
+
+
+def _nobody_counts(_: Problem) -> None: ...
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from microkit.contract import Parameter
-from microkit.web.problems import validation_errors
+from microkit.web.instants import DETAIL, off_the_calendar, suspicious_text
+from microkit.web.problems import pointer, validation_errors
 
 Errors = list[dict[str, Any]]
 
@@ -89,12 +90,13 @@ class TextParameter:
                 errors.append(self._error(trouble))
                 return None
         try:
-            if self.many:
-                return self._validator.validate_python(texts)
-            return self._validator.validate_strings(texts[0])
+            value = self._validator.validate_python(texts) if self.many else self._validator.validate_strings(texts[0])
         except ValidationError as error:
             errors.extend(validation_errors(error, self.place, under=(self.wire_name,)))
             return None
+        if any(map(suspicious_text, texts)) and off_the_calendar(value):
+            errors.append(self._error(DETAIL))
+        return value
 
     def _error(self, detail: str) -> dict[str, Any]:
         return {"in": self.place, "pointer": f"/{self.wire_name}", "detail": detail}
@@ -135,10 +137,15 @@ class QueryModel:
         if not texts and self.default is not Signature.empty:
             return self.default
         try:
-            return self._validator.validate_strings(texts)
+            value = self._validator.validate_strings(texts)
         except ValidationError as error:
             errors.extend(validation_errors(error, "query"))
             return None
+        if any(map(suspicious_text, texts.values())):
+            errors.extend(
+                {"in": "query", "pointer": pointer(place), "detail": DETAIL} for place in off_the_calendar(value)
+            )
+        return value
 
 
 def unknown_names(given: Iterable[str], known: frozenset[str], errors: Errors) -> None:

@@ -56,12 +56,12 @@ def test_the_public_names_are_these() -> None:
     for name in microkit.__all__:
         assert getattr(microkit, name) is not None
     assert sorted(microkit.__all__) == [
-        "ANYONE", "BadRequest", "ConfigurationError", "Conflict", "Contract", "Database", "DefinitionError", "Duration",
-        "Event", "Forbidden", "Gateway", "Header", "Instance", "MicrokitError", "NO_EFFECT", "NotFound", "Page",
-        "PageRequest", "Principal", "Problem", "RemoteProblem", "Retry", "Route", "SERVICE", "SIGNED_IN", "Saga",
-        "Service", "ServiceSettings", "Size", "StepContext", "StepRefused", "System", "Telemetry", "Transaction",
-        "Unauthorized", "Unavailable", "ValidationFailed", "compensatable", "delete", "get", "patch", "pivot", "post",
-        "put", "retriable",
+        "ANYONE", "BadRequest", "ClientAddress", "ConfigurationError", "Conflict", "Contract", "Database",
+        "DefinitionError", "Duration", "Event", "Forbidden", "Gateway", "Header", "Instance", "MicrokitError",
+        "NO_EFFECT", "NotFound", "Page", "PageRequest", "Principal", "Problem", "RemoteProblem", "Retry", "Route",
+        "SERVICE", "SIGNED_IN", "Saga", "Service", "ServiceSettings", "Size", "StepContext", "StepNotYet",
+        "StepRefused", "System", "Telemetry", "Transaction", "Unauthorized", "Unavailable", "ValidationFailed",
+        "compensatable", "delete", "get", "patch", "pivot", "post", "put", "retriable",
     ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.xdist_group("the ports of README and tutorial")
 @pytest.mark.parametrize("page", RUN, ids=name)
 def test_every_block_of_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     runnable = [block for block in blocks(page) if block.language in {"python", "console"} and block.not_run is None]

@@ -23,6 +23,9 @@ def pasted(mark: str) -> str:
     return found[1]
 
 
+pytestmark = pytest.mark.xdist_group("the ports of README and tutorial")
+
+
 @pytest.fixture
 def billpay(tmp_path: Path) -> Iterator[None]:
     """What the run command ends in, in a folder of the test's own."""
@@ -30,7 +33,17 @@ def billpay(tmp_path: Path) -> Iterator[None]:
     assert last[0].endswith("/microkit")
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "microkit.cli", *last[1:], "--json", "--folder", str(tmp_path)],
+            [
+                sys.executable,
+                "-m",
+                "microkit.cli",
+                *last[1:],
+                "--json",
+                "--console-port",
+                "0",
+                "--folder",
+                str(tmp_path),
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -39,7 +52,9 @@ def billpay(tmp_path: Path) -> Iterator[None]:
     assert process.stdout is not None
     announced = process.stdout.readline()
     assert announced, (tmp_path / "log").read_text()
-    assert {service["name"] for service in json.loads(announced)["services"]} >= {"gateway", "user", "billing"}
+    document = json.loads(announced)
+    assert "services" in document, document
+    assert {service["name"] for service in document["services"]} >= {"gateway", "user", "billing"}
     yield
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from microkit.contract import SERVICE, Contract, get, post
+from microkit.contract import Contract, get, post
 from microkit.errors import NotFound, Problem
 from microkit.message import Event
 from microkit.page import Page, PageRequest
@@ -142,7 +142,7 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
 
     @post(
         "/{bill_id}/reserve",
-        allow=SERVICE,
+        allow="service:payment",
         idempotent=True,
         raises=(NotFound, BillExpired, BillAlreadyPaid, BillReserved, BillCancelled),
     )
@@ -150,12 +150,12 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
         """Hold the bill for one payment. The same payment may ask again."""
         ...
 
-    @post("/{bill_id}/release", allow=SERVICE, idempotent=True, raises=(NotFound, BillAlreadyPaid))
+    @post("/{bill_id}/release", allow="service:payment", idempotent=True, raises=(NotFound, BillAlreadyPaid))
     async def release(self, bill_id: UUID, body: Reservation) -> Bill:
         """Give a reservation back. Nothing happens where this payment does not hold it."""
         ...
 
-    @post("/{bill_id}/settle", allow=SERVICE, idempotent=True, raises=(NotFound, BillAlreadyPaid))
+    @post("/{bill_id}/settle", allow="service:payment", idempotent=True, raises=(NotFound, BillAlreadyPaid))
     async def settle(self, bill_id: UUID, body: Reservation) -> Bill:
         """The payment that holds the bill is final."""
         ...

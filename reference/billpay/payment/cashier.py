@@ -13,8 +13,7 @@ from uuid import UUID
 from sqlalchemy.exc import IntegrityError
 
 from microkit.db import Database, Transaction
-from microkit.errors import MicrokitError
-from microkit.saga import StepRefused
+from microkit.saga import StepNotYet, StepRefused
 from reference.billpay.contracts.payment import PaymentStatus
 from reference.billpay.payment import domain
 from reference.billpay.payment.domain import EnvelopeState, Gone, Included, Order, Rejected, Signed
@@ -29,11 +28,15 @@ LANE_LENGTH: Final = 4
 keep everybody else's sagas from running."""
 
 
-class WalletBusy(MicrokitError):
-    """Other payments from this wallet are under way; the step is tried again."""
+PAUSE: Final = 2.0
+"""Seconds until a payment comes back. By then a few of those in the lane have been made, and it never runs dry."""
+
+
+class WalletBusy(StepNotYet):
+    """Other payments from this wallet are under way; it is no failure, and this one comes back."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"other payments from wallet {address} are under way")
+        super().__init__(f"other payments from wallet {address} are under way", after=PAUSE)
 
 
 @dataclass(frozen=True, slots=True)

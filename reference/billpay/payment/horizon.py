@@ -126,9 +126,7 @@ class Horizon:
         self._timeout = timeout
         self._submit_timeout = submit_timeout
         self._root: _Root | None = None
-        self._durations = telemetry.metrics.histogram(
-            "horizon_client_request_duration_seconds", "Calls to Horizon", ("http_route", "http_response_status_code")
-        )
+        self._durations = telemetry.metrics.http_client
 
     async def account(self, address: str) -> AccountState | None:
         """An account as of the last closed ledger; ``None`` where the network has none.
@@ -227,20 +225,27 @@ class Horizon:
         left = context.remaining()
         allowed = seconds if left is None else min(seconds, left)
         attributes = {"http.request.method": method, "url.template": route, "peer.service": "horizon"}
-        started, status = time.perf_counter(), ""
+        started, status, failure = time.perf_counter(), "", ""
         with self._telemetry.span(f"{method} {route}", kind=SpanKind.CLIENT, attributes=attributes) as span:
             try:
                 target = url or URL(await self._where() + (path or route), encoded=True)
                 async with asyncio.timeout(allowed):
                     answer = await self._exchange(method, target, data)
                 status = str(answer.status)
+                failure = status if answer.status >= 400 else ""
                 span.set_attribute("http.response.status_code", answer.status)
             except TimeoutError:
+                failure = "timeout"
                 raise Unavailable(f"Horizon did not answer {method} {route} within {allowed:.3g} s") from None
             except (aiohttp.ClientError, OSError) as error:
+                failure = type(error).__name__
                 raise Unavailable(f"Horizon cannot be reached: {type(error).__name__}") from error
+            except BaseException as error:
+                failure = type(error).__name__
+                raise
             finally:
-                self._durations(route, status).observe(time.perf_counter() - started)
+                took = time.perf_counter() - started
+                self._durations("horizon", method, route, status, failure).observe(took)
         return answer
 
     async def _exchange(self, method: str, url: URL, data: Mapping[str, str] | None) -> _Answer:

@@ -96,7 +96,7 @@ pay_bill = Saga(
     [
         compensatable(start_payment, undo=fail_payment),
         compensatable(reserve_bill, undo=release_bill, timeout=5),
-        # A wallet's payments wait for each other in here, and a network may be away for hours before it is stuck.
+        # A network may be away for hours before it is stuck. Payments of one wallet wait for each other beside that.
         pivot(submit_payment, timeout=90, retry=Retry(attempts=2000, initial=0.5, maximum=10)),
         retriable(settle_bill, timeout=5),
         retriable(finish_payment),

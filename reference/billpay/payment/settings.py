@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from microkit.settings import Duration, ServiceSettings
 from reference.billpay.contracts.ledger import SANDBOX_PASSPHRASE
@@ -15,11 +15,17 @@ class PaymentSettings(ServiceSettings):
         str | None,
         Field(
             pattern=r"^https?://",
-            description="Such as https://horizon-testnet.stellar.org; without it the system's sandbox ledger is used",
+            description="Horizon of the network; without it, in development, the system's sandbox ledger is used",
+            examples=["https://horizon-testnet.stellar.org"],
         ),
     ] = None
     network_passphrase: Annotated[
-        str, Field(min_length=10, description="The network's name, signed into every envelope")
+        str,
+        Field(
+            min_length=10,
+            description="The network's name, signed into every envelope",
+            examples=["Test SDF Network ; September 2015"],
+        ),
     ] = SANDBOX_PASSPHRASE
     horizon_timeout: Annotated[Duration, Field(gt=0, description="Of a question to Horizon")] = 5.0
     submit_timeout: Annotated[
@@ -39,3 +45,19 @@ class PaymentSettings(ServiceSettings):
     wallet_old_keys: Annotated[
         tuple[SecretStr, ...], Field(description="Keys before it, that some wallets are still sealed with")
     ] = ()
+
+    @model_validator(mode="after")
+    def _real_network(self) -> Self:
+        if self.environment != "production":
+            return self
+        if self.horizon_url is None:
+            raise ValueError(
+                "horizon_url is missing: in production nobody pays on the sandbox ledger. "
+                "An example: horizon_url=https://horizon.stellar.org"
+            )
+        if self.network_passphrase == SANDBOX_PASSPHRASE:
+            raise ValueError(
+                "network_passphrase is the sandbox's: in production it names the network that is paid on. "
+                "An example: 'Public Global Stellar Network ; September 2015'"
+            )
+        return self

@@ -17,9 +17,15 @@ from reference.billpay.user.tables import AccountRow, RoleRow
 
 
 async def add(
-    tx: Transaction, email: str, name: str, password_hash: str, roles: Sequence[str], now: datetime
+    tx: Transaction,
+    email: str,
+    name: str,
+    password_hash: str,
+    roles: Sequence[str],
+    now: datetime,
+    registration: bytes | None = None,
 ) -> AccountRow:
-    """A new account.
+    """A new account. ``registration`` is at ``domain.registration``.
 
     Raises:
         EmailTaken: there is one with this e-mail address.
@@ -31,6 +37,7 @@ async def add(
         name=name,
         password_hash=password_hash,
         created_at=now,
+        registration=registration,
         held=[RoleRow(role=role) for role in roles],
     )
     tx.add(account)
@@ -44,6 +51,13 @@ async def add(
 
 async def find_by_email(tx: Transaction, email: str) -> AccountRow | None:
     return await tx.find(AccountRow, AccountRow.email_key == domain.email_key(email))
+
+
+async def find_by_registration(tx: Transaction, registration: bytes, email: str, now: datetime) -> AccountRow | None:
+    """The account that this very request has made, lately."""
+    account = await find_by_email(tx, email)
+    lately = account is not None and account.created_at > now - domain.REMEMBERED
+    return account if account is not None and lately and account.registration == registration else None
 
 
 def everyone() -> Select[AccountRow]:

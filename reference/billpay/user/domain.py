@@ -6,6 +6,7 @@ import secrets
 import unicodedata
 from collections.abc import Set
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from typing import Final
@@ -17,6 +18,9 @@ SHORTEST: Final = 8
 LONGEST: Final = 128
 MEMBER: Final = "member"
 ADMIN: Final = "admin"
+REMEMBERED: Final = timedelta(hours=24)
+"""How long a registration that is sent again has the same answer, as everywhere where there are Idempotency-Keys."""
+
 RESERVED_ROLES: Final = frozenset({SERVICE})
 """Roles that no person can hold."""
 
@@ -60,6 +64,19 @@ def accepted_password(password: str, *, email: str, name: str, breached: Set[str
 def email_key(email: str) -> str:
     """The e-mail address as it is compared."""
     return unicodedata.normalize("NFKC", email).casefold()
+
+
+def registration(key: str, email: str, name: str) -> bytes:
+    """By what a registration is known that is sent again: its Idempotency-Key and what in it is no secret.
+
+    The password is not among it: a digest of a request with one could be tried against lists of passwords at leisure.
+    That it is the same one, the account's own argon2 hash tells.
+    """
+    digest = sha256()
+    for part in (key, email, name):
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(b"%d:%b" % (len(encoded), encoded))
+    return digest.digest()
 
 
 def network_of(address: str) -> str:

@@ -15,11 +15,12 @@ from starlette.responses import JSONResponse
 from microkit.auth import Issuer, Principal
 from microkit.db import Database, Transaction
 from microkit.errors import NotFound, TooManyRequests, ValidationFailed
-from microkit.gateway.headers import Proxies
 from microkit.page import Page, PageRequest
+from microkit.proxies import ClientAddress
 from reference.billpay.contracts.user import (
     BadCredentials,
     Credentials,
+    EmailTaken,
     NewUser,
     ProfileChange,
     RefreshRequest,
@@ -29,7 +30,8 @@ from reference.billpay.contracts.user import (
     TooManyAttempts,
     User,
 )
-from reference.billpay.user import accounts, attempts, domain, sessions
+from reference.billpay.user import accounts, domain, sessions
+from reference.billpay.user.attempts import Attempts, Limit, TooMany
 from reference.billpay.user.passwords import Passwords
 from reference.billpay.user.sessions import Lifetimes, OpenSession
 from reference.billpay.user.settings import UserSettings
@@ -39,63 +41,90 @@ from reference.billpay.user.tables import AccountRow
 async def register(
     body: NewUser,
     request: Request,
-    proxies: Proxies,
+    client: ClientAddress,
+    attempts: Attempts,
     database: Database,
     passwords: Passwords,
     settings: UserSettings,
 ) -> User:
     now = datetime.now(UTC)
-    scope = f"register:{_address(request, proxies)}"
-    wait = await database.run(lambda tx: attempts.take(tx, scope, settings.registrations, now))
-    if wait is not None:
-        raise TooManyRequests("Too many registrations from this address", headers=_retry_after(wait))
+    try:
+        await attempts.count(database, Limit(f"register:{domain.network_of(client.address)}", settings.registrations))
+    except TooMany as error:
+        raise TooManyRequests("Too many registrations from this address", headers=_retry_after(error.wait)) from None
     password = domain.accepted_password(
         body.password.get_secret_value(), email=body.email, name=body.name, breached=passwords.breached
     )
     password_hash = await passwords.hash(password)
+    key = request.headers.get("idempotency-key")
+    known_by = domain.registration(key, body.email, body.name) if key else None
+    try:
+        account = await database.run(
+            lambda tx: accounts.add(tx, body.email, body.name, password_hash, [domain.MEMBER], now, known_by)
+        )
+    except EmailTaken:
+        # Perhaps by this very request, whose answer was lost. Who sends it again knows the password too.
+        limit = Limit(f"account:{domain.email_key(body.email)}", settings.account_attempts)
+        if known_by is None or not (again := await _made_by(known_by, body, limit, database, passwords, attempts)):
+            raise
+        return again
+    return account.to_user()
+
+
+async def _made_by(
+    known_by: bytes, body: NewUser, limit: Limit, database: Database, passwords: Passwords, attempts: Attempts
+) -> User | None:
+    """Who was registered by the same request. A wrong password counts like one at log-in: this is no way around it."""
+    now = datetime.now(UTC)
     account = await database.run(
-        lambda tx: accounts.add(tx, body.email, body.name, password_hash, [domain.MEMBER], now)
+        lambda tx: accounts.find_by_registration(tx, known_by, body.email, now), read_only=True
     )
+    if account is None:
+        return None
+    try:
+        async with attempts.one(database, limit) as attempt:
+            if not await passwords.verify(account.password_hash, body.password.get_secret_value()):
+                await attempt.failed()
+                return None
+            await database.run(attempt.succeeded)
+    except TooMany as error:
+        raise TooManyRequests("Too many attempts with this account", headers=_retry_after(error.wait)) from None
     return account.to_user()
 
 
 async def log_in(
     body: Credentials,
-    request: Request,
-    proxies: Proxies,
+    client: ClientAddress,
+    attempts: Attempts,
     database: Database,
     passwords: Passwords,
     issuer: Issuer,
     settings: UserSettings,
 ) -> Tokens:
-    now = datetime.now(UTC)
-    by_account = f"account:{domain.email_key(body.email)}"
-    by_address = f"address:{_address(request, proxies)}"
-
-    async def admit(tx: Transaction) -> tuple[float | None, AccountRow | None]:
-        wait = await attempts.take(tx, by_account, settings.account_attempts, now)
-        wait = wait or await attempts.take(tx, by_address, settings.address_attempts, now)
-        return wait, await accounts.find_by_email(tx, body.email)
-
-    wait, account = await database.run(admit)
-    if wait is not None:
-        raise TooManyAttempts(headers=_retry_after(wait))
+    by_account = Limit(f"account:{domain.email_key(body.email)}", settings.account_attempts)
+    by_address = Limit(f"address:{domain.network_of(client.address)}", settings.address_attempts)
     typed = body.password.get_secret_value()
-    if not await passwords.verify(account.password_hash if account else None, typed) or account is None:
-        raise BadCredentials
-    rehashed = await _rehashed(passwords, account, typed)
+    try:
+        async with attempts.one(database, by_account, by_address) as attempt:
+            account = await database.run(lambda tx: accounts.find_by_email(tx, body.email), read_only=True)
+            if not await passwords.verify(account.password_hash if account else None, typed) or account is None:
+                await attempt.failed()
+                raise BadCredentials
+            rehashed = await _rehashed(passwords, account, typed)
+            now = datetime.now(UTC)
 
-    async def open_session(tx: Transaction) -> OpenSession:
-        await attempts.forgive(tx, by_account)
-        await attempts.give_back(tx, by_address)
-        current = await tx.get(AccountRow, account.id)
-        if current is None:
-            raise BadCredentials
-        current.password_hash = rehashed or current.password_hash
-        return await sessions.start(tx, current, _lifetimes(settings), now)
+            async def open_session(tx: Transaction) -> OpenSession:
+                await attempt.succeeded(tx)
+                current = await tx.get(AccountRow, account.id)
+                if current is None:
+                    raise BadCredentials
+                current.password_hash = rehashed or current.password_hash
+                return await sessions.start(tx, current, _lifetimes(settings), now)
 
-    session = await database.run(open_session)
-    await database.run(lambda tx: attempts.prune(tx, now))
+            session = await database.run(open_session)
+    except TooMany as error:
+        raise TooManyAttempts(headers=_retry_after(error.wait)) from None
+    await attempts.prune(database)
     return _tokens(issuer, session)
 
 
@@ -162,12 +191,6 @@ def _tokens(issuer: Issuer, session: OpenSession) -> Tokens:
 
 def _lifetimes(settings: UserSettings) -> Lifetimes:
     return Lifetimes(timedelta(seconds=settings.refresh_lifetime), timedelta(seconds=settings.session_lifetime))
-
-
-def _address(request: Request, proxies: Proxies) -> str:
-    """Whose attempts these are: the client's, not the gateway's in front of us, where its word is trusted."""
-    peer = request.client.host if request.client else ""
-    return domain.network_of(proxies.client(peer, request.url.scheme, request.headers.raw).address)
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

@@ -11,9 +11,9 @@ from microkit.auth import Issuer
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.errors import ConfigurationError
-from microkit.gateway.headers import Proxies
 from reference.billpay.contracts.user import EmailTaken, Sessions, Users, WeakPassword
 from reference.billpay.user import accounts, domain, handlers
+from reference.billpay.user.attempts import Attempts
 from reference.billpay.user.keys import signing_keys
 from reference.billpay.user.passwords import Passwords
 from reference.billpay.user.settings import UserSettings
@@ -48,8 +48,8 @@ async def passwords(settings: UserSettings, database: Database) -> AsyncIterator
 
 
 @service.resource
-async def proxies(settings: UserSettings) -> AsyncIterator[Proxies]:
-    yield Proxies(settings.trusted_proxies)
+async def attempts() -> AsyncIterator[Attempts]:
+    yield Attempts()
 
 
 @service.resource

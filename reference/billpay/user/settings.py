@@ -16,7 +16,8 @@ class UserSettings(ServiceSettings):
         SecretStr | None,
         Field(
             description="The private keys of access tokens: a JWKS as JSON, or the path of a file with one. The first "
-            "signs, all are published. In development a key is made and kept in the database"
+            "signs, all are published. In development a key is made and kept in the database",
+            examples=["/run/secrets/signing-keys.jwks"],
         ),
     ] = None
     access_lifetime: Annotated[Duration, Field(ge=60, le=600, description="Of an access token")] = 600.0
@@ -32,12 +33,17 @@ class UserSettings(ServiceSettings):
     admin_email: Annotated[EmailStr | None, Field(description="The first administrator; made where there is none")] = (
         None
     )
-    admin_password: SecretStr | None = None
+    admin_password: Annotated[
+        SecretStr | None, Field(description="Of the first administrator, who changes it: 16 characters or more")
+    ] = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.admin_email is None) != (self.admin_password is None):
             raise ValueError("admin_email and admin_password belong together: set both or none")
         if self.environment == "production" and self.signing_keys is None:
-            raise ValueError("signing_keys is missing: in production the keys of access tokens come from the settings")
+            raise ValueError(
+                "signing_keys is missing: in production the keys of access tokens come from the settings. "
+                "An example: signing_keys=/run/secrets/signing-keys.jwks"
+            )
         return self

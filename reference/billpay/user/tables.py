@@ -35,6 +35,8 @@ class AccountRow(Base):
     name: Mapped[str] = mapped_column(String(100))
     password_hash: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    registration: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    """Of the request that made it, where that had an Idempotency-Key: ``domain.registration``."""
     held: Mapped[list[RoleRow]] = relationship(
         lazy="selectin", order_by=RoleRow.role, cascade="all, delete-orphan", passive_deletes=True
     )
@@ -74,12 +76,13 @@ class RefreshTokenRow(Base):
 
 
 class AttemptRow(Base):
-    """The attempts of one minute in one scope (an account, an address)."""
+    """The attempts of one minute in one scope (an account, an address): those that failed, and those under way."""
 
     __tablename__ = "attempt"
 
     scope: Mapped[str] = mapped_column(String(400), primary_key=True)
-    count: Mapped[int] = mapped_column(Integer)
+    failures: Mapped[int] = mapped_column(Integer)
+    pending: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table,
 
 from microkit.db import Database
 from microkit.db.migration import create_tables, drift, migrate, pending, revise
+from microkit.db.scripts import FRAMEWORK, Scripts
 from microkit.errors import ConfigurationError
 from microkit.outbox import tables as outbox
 from microkit.saga import tables as saga
@@ -64,7 +65,8 @@ def downgrade():
     pass
 """
 
-FRAMEWORK = [outbox.metadata, saga.metadata, web.metadata]
+OURS = [f"microkit {revision}" for revision in Scripts(FRAMEWORK, "microkit_version", "microkit").missing(set())]
+DECLARED = [outbox.metadata, saga.metadata, web.metadata]
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ async def rows(database: Database, query: str) -> list[tuple[Any, ...]]:
 
 
 async def test_a_new_database_is_brought_to_the_head_and_then_misses_nothing(database: Database, scripts: Path) -> None:
-    everything = ["microkit 0001", "library % ü;: 0001", "library % ü;: 0002"]
+    everything = ["microkit 0001", "microkit 0002", "library % ü;: 0001", "library % ü;: 0002"]
     assert await pending(database, scripts) == everything
     assert await migrate(database, scripts) == everything
     assert await pending(database, scripts) == []
@@ -106,7 +108,7 @@ async def test_migrating_again_does_nothing(database: Database, scripts: Path) -
 
 async def test_tables_are_those_that_their_owners_declare(database: Database) -> None:
     await migrate(database, None)
-    assert await drift(database, FRAMEWORK) == []
+    assert await drift(database, DECLARED) == []
 
 
 async def test_drift_tells_a_missing_column_a_missing_table_and_another_type(database: Database) -> None:
@@ -158,7 +160,7 @@ async def test_many_at_once_do_it_once(database: Database, database_url: str, sc
     others = [Database(database_url, telemetry=Telemetry("other")) for _ in range(4)]
     done = await asyncio.gather(*(migrate(each, scripts) for each in others))
     assert sorted(revision for revisions in done for revision in revisions) == sorted(
-        ["microkit 0001", "library % ü;: 0001", "library % ü;: 0002"]
+        [*OURS, "library % ü;: 0001", "library % ü;: 0002"]
     )
     assert await rows(database, "SELECT count(*) FROM shelf") == [(1,)]
     for each in others:

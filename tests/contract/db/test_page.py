@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import DateTime, select
+from sqlalchemy import BigInteger, DateTime, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from microkit.db import Database
@@ -106,6 +108,55 @@ async def test_a_cursor_that_is_not_ours_is_a_bad_request(bills: Database, curso
     async with bills.transaction(read_only=True) as tx:
         with pytest.raises(BadRequest, match="cursor"):
             await tx.page(select(BillRow), PageRequest(cursor=cursor), by=(BillRow.at, BillRow.id))
+
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ["2026-01-01T00:00:00", NOBODY],
+        ["2026-01-01", NOBODY],
+        ["9999-12-31T23:59:59-12:00", NOBODY],
+        ["0001-01-01T00:00:00+14:00", NOBODY],
+    ],
+)
+async def test_a_cursor_with_a_time_that_no_row_can_have_is_a_bad_request(bills: Database, key: list[object]) -> None:
+    async with bills.transaction(read_only=True) as tx:
+        with pytest.raises(BadRequest, match="cursor"):
+            await tx.page(select(BillRow), PageRequest(cursor=cursor_after(key)), by=(BillRow.at, BillRow.id))
+
+
+class CountedRow(Base):
+    __tablename__ = "counted"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger)
+    small: Mapped[int]
+
+
+@pytest.mark.parametrize(
+    ("number", "small", "name"),
+    [(2**63, 1, "x"), (-(2**70), 1, "x"), (1, 2**63, "x"), (1, 1, "a\0b"), (1, 1, "\ud800")],
+)
+async def test_a_cursor_with_what_no_column_can_hold_is_a_bad_request(
+    bills: Database, number: int, small: int, name: str
+) -> None:
+    cursor = urlsafe_b64encode(json.dumps([number, small, name]).encode()).rstrip(b"=").decode()
+    async with bills.transaction(read_only=True) as tx:
+        by = (CountedRow.number, CountedRow.small, CountedRow.name)
+        with pytest.raises(BadRequest, match="cursor"):
+            await tx.page(select(CountedRow), PageRequest(cursor=cursor), by=by)
+
+
+async def test_a_cursor_may_lie_beyond_the_integers_of_its_column(bills: Database) -> None:
+    request = PageRequest(cursor=cursor_after([1, 2**31, "x"]))
+    async with bills.transaction() as tx:
+        tx.add_all([CountedRow(name=name, number=number, small=7) for name, number in (("a", 1), ("b", 2))])
+        by = (CountedRow.number, CountedRow.small, CountedRow.name)
+        items, _ = await tx.page(select(CountedRow.name), request, by=by)
+    assert items == ["b"]
 
 
 async def test_a_column_that_may_be_null_cannot_be_sorted_by(bills: Database) -> None:

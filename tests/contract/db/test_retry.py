@@ -165,7 +165,7 @@ async def test_idle_connections_that_the_server_closed_are_not_even_noticed(post
 
 async def test_connections_terminated_in_mid_transaction_cost_a_retry_and_nothing_else(postgres: Database) -> None:
     tries = 0
-    begun = asyncio.Event()
+    begun, terminated = asyncio.Event(), asyncio.Event()
 
     async def work(tx: Transaction, number: int) -> None:
         nonlocal tries
@@ -173,8 +173,7 @@ async def test_connections_terminated_in_mid_transaction_cost_a_retry_and_nothin
         await tx.execute(text("INSERT INTO coin VALUES (:id, 'x')"), {"id": number})
         if tries >= 8:
             begun.set()
-        await begun.wait()
-        await asyncio.sleep(0.05)
+        await terminated.wait()
         await tx.execute(text("UPDATE coin SET name = 'y' WHERE id = :id"), {"id": number})
 
     def one(number: int) -> Callable[[Transaction], Awaitable[None]]:
@@ -183,6 +182,7 @@ async def test_connections_terminated_in_mid_transaction_cost_a_retry_and_nothin
     workers = [asyncio.create_task(postgres.run(one(number))) for number in range(8)]
     await begun.wait()
     await terminate_others(postgres)
+    terminated.set()
     await asyncio.gather(*workers)
     async with postgres.transaction(read_only=True) as tx:
         assert await tx.scalar(text("SELECT count(*) FROM coin WHERE name = 'y'")) == 8

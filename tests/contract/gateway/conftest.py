@@ -68,6 +68,7 @@ class Tokens:
         default_factory=lambda: {
             "alice": Principal("user-alice", frozenset({"member"}), "alice"),
             "root": Principal("user-root", frozenset({"member", "admin"}), "root"),
+            "payment": Principal("service:payment", frozenset({"service", "service:payment"}), "payment"),
         }
     )
 

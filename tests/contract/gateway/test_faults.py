@@ -40,6 +40,51 @@ async def test_a_service_that_hangs_is_a_504(start: Any) -> None:
         assert await problem(response) == (504, "The service billing did not answer in time")
 
 
+@pytest.mark.parametrize("sent", [b"", b"half"])
+@pytest.mark.parametrize("coding", [b"Content-Length: 10", b"Transfer-Encoding: chunked"])
+async def test_a_client_that_stalls_its_body_gets_408_and_the_end_of_the_connection(
+    sent: bytes, coding: bytes, start: Any
+) -> None:
+    async def read_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            pass
+
+    gateway = await start([SLOW], {"billing": read_all})
+    piece = b"4\r\n%s\r\n" % sent if sent and coding.startswith(b"T") else sent
+    answer = await gateway.raw(b"POST /bills HTTP/1.1\r\nHost: x\r\n" + coding + b"\r\n\r\n" + piece)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in head.lower()
+    assert orjson.loads(body)["type"] == "urn:problem:request-timeout"
+
+
+async def test_a_service_that_stops_reading_an_upload_is_a_504(start: Any) -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket it can
+        await asyncio.sleep(60)
+
+    async def endless() -> Any:
+        while True:
+            yield b"x" * 65536
+
+    gateway = await start([SLOW], {"billing": deaf}, body_limit=1 << 40)
+    async with gateway.client.post(f"{gateway.url}/bills", data=endless()) as response:
+        assert await problem(response) == (504, "The service billing did not answer in time")
+
+
+async def test_a_service_that_gave_the_client_up_first_ends_the_clients_connection_too(start: Any) -> None:
+    async def impatient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    gateway = await start([ROUTE], {"billing": impatient})
+    answer = await gateway.raw(b"POST /bills HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer.lower()
+
+
 async def test_a_service_that_trickles_its_head_is_a_504(start: Any) -> None:
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_head(reader)

@@ -99,9 +99,9 @@ async def test_all_events_of_a_transaction_are_written_by_one_statement(
     sent: list[int] = []
     send = PreparedInsert.send
 
-    def seen(statement: PreparedInsert, connection: Any, rows: Any) -> None:
+    def seen(statement: PreparedInsert, connection: Any, rows: Any, held: Any) -> None:
         sent.append(len(rows))
-        send(statement, connection, rows)
+        send(statement, connection, rows, held)
 
     monkeypatch.setattr(PreparedInsert, "send", seen)
     await box.publish(*[BillPaid(bill=str(number), number=number) for number in range(20)])
@@ -129,7 +129,7 @@ async def test_thousands_of_events_arrive_once_and_in_order(box: Any, broker: Fa
 
 
 async def until_all_published(box: Any, number: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await box.states()).count(PUBLISHED) < number:
             await asyncio.sleep(0.02)
 

@@ -37,7 +37,7 @@ def number(message: Message) -> int:
 
 
 async def states_become(box: Any, wanted: list[int]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await box.states() != wanted:
             await asyncio.sleep(0.02)
 

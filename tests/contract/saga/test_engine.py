@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -13,11 +15,11 @@ from microkit.db import Database, Transaction
 from microkit.errors import Conflict, DefinitionError, NotFound, Unavailable
 from microkit.message import Event
 from microkit.page import PageRequest
-from microkit.saga import Failure, Saga, SagaEngine, StepRefused, pivot, retriable
+from microkit.saga import Failure, Saga, SagaEngine, StepNotYet, StepRefused, pivot, retriable
 from microkit.saga.tables import Status
 from microkit.saga.view import list_sagas, resume_saga, show_saga
 from microkit.telemetry import Telemetry
-from tests.contract.saga.trips import AT_ONCE, Bench, Trip, history
+from tests.contract.saga.trips import AT_ONCE, Bench, Deed, Trip, history
 
 pytestmark = pytest.mark.anyio
 
@@ -122,7 +124,7 @@ async def test_a_compensation_that_never_holds_is_stuck_until_somebody_resumes_i
 
         assert (story.status, story.direction, story.step) == ("stuck", "undo", "room")
         assert story.error == "OSError: door"
-        assert b'saga_ended_total{saga="trip",status="stuck"} 1.0' in bench.telemetry.exposition()
+        assert b'microkit_saga_ended_total{saga="trip",status="stuck"} 1.0' in bench.telemetry.exposition()
         assert engine.health().ok
 
         await bench.database.run(lambda tx: resume_saga(tx, saga_id))
@@ -393,3 +395,88 @@ async def test_an_attempt_under_way_is_shown(bench: Bench) -> None:
 
     assert history(story) == [("seat", "action", 1, "done"), ("room", "action", 1, "under-way")]
     assert story.steps[-1].ended_at is None
+
+
+def not_yet(times: int) -> list[Deed]:
+    return [StepNotYet("others are before it", after=0.01) for _ in range(times)]
+
+
+async def test_a_step_whose_turn_has_not_come_is_called_again_and_uses_up_no_attempt(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    trip = bench.trip()
+    bench.scripts = {"seat": not_yet(6), "pay": [*not_yet(3), Unavailable("away"), *not_yet(6)], "tell": not_yet(6)}
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert story.status == "completed"
+    assert history(story) == [
+        ("seat", "action", 1, "done"),
+        ("room", "action", 1, "done"),
+        ("pay", "action", 1, "failed"),
+        ("pay", "action", 2, "done"),
+        ("tell", "action", 1, "done"),
+    ]
+    assert [step.attempt for name, step in bench.calls if name == "pay"] == [1] * 4 + [2] * 7
+    assert await bench.effects() == ["seat", "tell"]
+    warned = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert warned == ["saga step failed: away"]
+
+
+async def test_while_it_waits_people_see_for_what_and_since_when(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["pay"] = [StepNotYet("others are before it", after=3600)]
+    async with bench.engine(trip):
+        saga_id = await bench.begin(trip)
+        async with asyncio.timeout(120):
+            while (story := await bench.story(saga_id)).not_yet_since is None:
+                await asyncio.sleep(0.01)
+
+    assert (story.status, story.step, story.attempts, story.error) == ("running", "pay", 0, "others are before it")
+    assert story.next_at is not None
+    assert story.next_at >= story.not_yet_since + timedelta(seconds=3600)
+
+
+async def test_a_compensation_may_wait_for_its_turn_too(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts = {"pay": [StepRefused("no")], "free_room": not_yet(6), "free_seat": not_yet(6)}
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert story.status == "compensated"
+    assert story.not_yet_since is None
+    assert history(story)[3:] == [("room", "undo", 1, "done"), ("seat", "undo", 1, "done")]
+
+
+async def test_a_step_that_says_not_yet_beyond_its_patience_has_failed(bench: Bench) -> None:
+    trip = bench.trip(patience=0.001)
+    bench.scripts["room"] = not_yet(20)
+    async with bench.engine(trip):
+        story = await bench.until_rest(await bench.begin(trip))
+
+    assert story.status == "compensated"
+    assert story.failure is not None
+    assert re.match(r"gave up after 4 attempts: still not yet after \d+ s: others are before it", story.failure.reason)
+    assert bench.called() == ["seat", *["room"] * 5, "free_room", "free_seat"]
+
+
+async def test_the_wait_for_its_turn_outlives_the_process(bench: Bench) -> None:
+    trip = bench.trip()
+    bench.scripts["pay"] = [StepNotYet(after=0.2)]
+    async with bench.engine(trip):
+        saga_id = await bench.begin(trip)
+        async with asyncio.timeout(120):
+            while bench.scripts["pay"]:
+                await asyncio.sleep(0.005)
+    async with bench.engine(trip):
+        story = await bench.until_rest(saga_id)
+
+    assert story.status == "completed"
+    assert [step.attempt for name, step in bench.calls if name == "pay"] == [1, 1]
+
+
+def test_a_wait_is_between_a_hundredth_of_a_second_and_an_hour() -> None:
+    for nonsense in (0, -1, 3601, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"from 0\.01 to 3,600 seconds"):
+            StepNotYet(after=nonsense)

@@ -83,7 +83,9 @@ class Bench:
         if deed is not None:
             await deed()
 
-    def trip(self, *, version: int = 1, timeout: float = 5.0, patient: bool = False) -> Saga[Trip]:
+    def trip(
+        self, *, version: int = 1, timeout: float = 5.0, patient: bool = False, patience: float = 60.0
+    ) -> Saga[Trip]:
         """Local, remote, a remote pivot, local; each compensation beside its action. Four attempts, or many."""
         retry = Retry(attempts=10_000, initial=0.01, maximum=0.1) if patient else AT_ONCE
         return Saga(
@@ -97,6 +99,7 @@ class Bench:
                     timeout=timeout,
                     retry=retry,
                     undo_retry=retry,
+                    patience=patience,
                 ),
                 pivot(self.remote("pay"), timeout=timeout, retry=retry),
                 retriable(self.local("tell"), retry=retry),
@@ -139,7 +142,7 @@ class Bench:
 
     async def until(self, saga_id: UUID, *statuses: str) -> SagaStory:
         """Waits for a saga to have one of ``statuses``."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (story := await self.story(saga_id)).status not in statuses:
                 await asyncio.sleep(0.01)
         return story

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
+from struct import pack
 from typing import Any
 
 import pytest
+import uvloop
 
 from microkit.page import cursor_after
 from microkit.web import Server
@@ -42,7 +49,10 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "a key twice, deep down": (b'{"name":"x","anything":[{"a":{"b":1,"b":2}}]}', 400, "'b' is there twice"),
     "U+0000": (b'{"name":"a\\u0000b"}', 400, "U+0000"),
     "a raw control character": (b'{"name":"a\x01b"}', 400, "control character"),
-    "a time beyond 9999 in UTC": (b'{"name":"x","at":"9999-12-31T23:59:59-12:00"}', 400, "9999"),
+    "a time beyond 9999 in UTC": (b'{"name":"x","at":"9999-12-31T23:59:59-12:00"}', 422, '"/at"'),
+    "a time beyond 9999, escaped": (b'{"name":"x","at":"\\u0039999-12-31T23:59:59-12:00"}', 422, '"/at"'),
+    "a time beyond 9999, with U+2212": ('{"name":"x","at":"9999-12-31T23:59:59\u221212:00"}'.encode(), 422, '"/at"'),
+    "a time before year 1 in UTC": (b'{"name":"x","at":"0001-01-01T00:00:00+00:01"}', 422, '"/at"'),
     "a date past 9999": (b'{"name":"x","at":"10000-01-01T00:00:00Z"}', 422, "/at"),
     "an unknown field": (b'{"name":"x","is_admin":true}', 422, "/is_admin"),
     "no object": (b"[]", 422, ""),
@@ -93,6 +103,10 @@ GOOD_BODIES: dict[str, tuple[bytes, dict[str, object]]] = {
     "a decimal as a number": (b'{"name":"x","price":0.1}', {"price": "0.1"}),
     "seventeen digits that round-trip": (b'{"name":"x","ratio":0.30000000000000004}', {"ratio": 0.30000000000000004}),
     "the last second of 9999": (b'{"name":"x","at":"9999-12-31T23:59:59Z"}', {"at": "9999-12-31T23:59:59Z"}),
+    "text that looks like a time off the calendar": (
+        b'{"name":"9999-12-31T23:59:59-12:00","anything":["0001-01-01T00:00:00+00:01"]}',
+        {"name": "9999-12-31T23:59:59-12:00", "anything": ["0001-01-01T00:00:00+00:01"]},
+    ),
     "Arabic digits where text is meant": ('{"name":"\u0661_\u0662"}'.encode(), {"name": "\u0661_\u0662"}),
 }
 
@@ -165,7 +179,19 @@ HEADS: dict[str, tuple[bytes, int]] = {
     "TRACE of nothing": (b"TRACE /nothing HTTP/1.1\r\nHost: things.test\r\n\r\n", 405),
     "CONNECT": (b"CONNECT things.test:80 HTTP/1.1\r\nHost: things.test\r\n\r\n", 405),
     "a method that is not there": (b"DELETE /things HTTP/1.1\r\nHost: things.test\r\n\r\n", 405),
-    "a method nobody knows": (b"BREW /things HTTP/1.1\r\nHost: things.test\r\n\r\n", 400),
+    "a method nobody knows": (b"BREW /things HTTP/1.1\r\nHost: things.test\r\n\r\n", 405),
+    "a method that begins like another": (b"GETS /things HTTP/1.1\r\nHost: things.test\r\n\r\n", 405),
+    "a method in small letters": (b"get /things HTTP/1.1\r\nHost: things.test\r\n\r\n", 405),
+    "half a line with a method nobody knows": (b"BREW /things HT", 405),
+    "what is no method": (b"GE(T /things HTTP/1.1\r\nHost: things.test\r\n\r\n", 400),
+    "a word": (b"nonsense\r\n\r\n", 400),
+    "HTTP/0.9": (b"GET /things\r\n\r\n", 400),
+    "an empty host": (b"GET /things HTTP/1.1\r\nHost: \r\n\r\n", 400),
+    "a host with white space": (b"GET /things HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    "a host with a path": (b"GET /things HTTP/1.1\r\nHost: things.test/y\r\n\r\n", 400),
+    "a host with a user": (b"GET /things HTTP/1.1\r\nHost: me@things.test\r\n\r\n", 400),
+    "a host with a bad port": (b"GET /things HTTP/1.1\r\nHost: things.test:http\r\n\r\n", 400),
+    "two hosts in one": (b"GET /things HTTP/1.1\r\nHost: things.test,evil.test\r\n\r\n", 400),
     "a foreign host": (b"GET /things HTTP/1.1\r\nHost: evil.test\r\n\r\n", 421),
     "a host that ends alike": (b"GET /things HTTP/1.1\r\nHost: evilthings.test\r\n\r\n", 421),
     "no host": (b"GET /things HTTP/1.1\r\n\r\n", 400),
@@ -225,6 +251,100 @@ async def test_a_bad_head_is_refused_with_a_problem(case: str, wire: Any) -> Non
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json["status"] == status
     assert answer.headers.get("allow") if status == 405 else "allow" not in answer.headers
+    assert ("is not well-formed" in answer.json["title"]) <= (status == 400)
+    check_ids(answer)
+
+
+def check_ids(answer: Any) -> None:
+    """Whoever reads the problem can name it: by its trace, and by the request's id."""
+    assert len(answer.json["trace_id"]) == 32
+    assert int(answer.json["trace_id"], 16)
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x16\x03\x01", b"GET /" + b"a" * 9000, b"A: " + b"b" * 17_000, b"GET /things HTTP/1.1\r\n"]
+)
+async def test_what_is_refused_before_its_head_is_whole_has_a_trace_of_its_own(raw: bytes, wire: Any) -> None:
+    first, second = await wire(raw), await wire(raw)
+    check_ids(first)
+    check_ids(second)
+    assert first.json["trace_id"] != second.json["trace_id"]
+
+
+@pytest.mark.parametrize("end", [b"", b"A: b\r\n c\r\n\r\n", b"Content-Length: x\r\n\r\n"])
+async def test_a_refused_head_keeps_the_trace_and_the_id_that_were_read_before(end: bytes, wire: Any) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    head = (
+        b"POST /things HTTP/1.1\r\nHost: things.test\r\n"
+        b"X-Request-ID: mine-7\r\ntraceparent: 00-" + trace.encode() + b"-b7ad6b7169203331-01\r\nA: b\r\n"
+    )
+    answer = await wire(head + end)
+    assert answer.status == (400 if end else 408)
+    assert answer.json["trace_id"] == trace
+    assert answer.headers["x-request-id"] == "mine-7"
+
+
+async def test_a_line_that_is_no_request_has_nothing_of_the_request_before(server: Server, http: Any) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    writer.write(http.request("GET", "/nothing", f"traceparent: 00-{trace}-b7ad6b7169203331-01", "X-Request-ID: first"))
+    assert (await http.read_answer(reader)).json["trace_id"] == trace
+    writer.write(b"nonsense\r\n\r\n")
+    answer = await http.read_answer(reader)
+    check_ids(answer)
+    assert answer.json["trace_id"] != trace
+    assert answer.headers["x-request-id"] != "first"
+    writer.close()
+
+
+async def test_an_unknown_method_after_a_request_is_told_by_its_name(server: Server, http: Any) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(http.request("GET", "/nothing"))
+    assert (await http.read_answer(reader)).status == 404
+    writer.write(http.request("BREW", "/pot"))
+    answer = await http.read_answer(reader)
+    assert (answer.status, answer.json["detail"]) == (405, "There is no method BREW")
+    assert answer.json["instance"] == "/pot"
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(
+            (good, 200)
+            for good in ("x", "x:", "x:80", "a-b.c_d:8080", "127.0.0.1:1", "[::1]", "[::1]:3000", "X.Example.")
+        ),
+        *(
+            (bad, 400)
+            for bad in (
+                "",
+                ":80",
+                "a b",
+                "x/y",
+                "x:y",
+                "x:1:2",
+                "::1",
+                "[::1",
+                "[x]",
+                "a,b",
+                "\xfc.de",
+                "x?",
+                "http://x",
+            )
+        ),
+    ],
+)
+async def test_a_host_is_a_host_where_any_is_allowed_too(host: str, status: int, http: Any) -> None:
+    server = Server(http.things_app())
+    await server.start()
+    answer = await http.wire_to(server)(http.request("GET", "/things", host=host))
+    assert answer.status == status
+    if status == 400:
+        assert "Host" in answer.json["detail"]
+        check_ids(answer)
+    await server.stop(5)
 
 
 async def test_a_long_url_is_refused_while_it_is_read(wire: Any) -> None:
@@ -384,3 +504,79 @@ async def test_an_answer_under_way_comes_before_the_end_of_a_broken_connection(s
     assert answer.status == 201
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
+
+
+async def test_the_options_of_the_server_itself_are_a_problem_and_no_fault(wire: Any, http: Any) -> None:
+    answer = await wire(http.request("OPTIONS", "*"))
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_connection_whose_body_stops_coming_is_closed_after_the_answer(server: Server, http: Any) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(http.request("POST", "/things/secret", "Content-Length: 900"))
+    assert (await http.read_answer(reader)).status == 401
+
+    async def dribble() -> None:
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    dribbling = asyncio.create_task(dribble())
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    dribbling.cancel()
+    writer.close()
+
+
+async def test_a_body_that_comes_after_the_answer_keeps_the_connection(server: Server, http: Any) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(http.request("POST", "/things/secret", "Content-Length: 4"))
+    assert (await http.read_answer(reader)).status == 401
+    writer.write(b"late")
+    await asyncio.sleep(1.0)  # longer than a head may take here
+    writer.write(http.post_json(b'{"name":"x"}'))
+    assert (await http.read_answer(reader)).status == 201
+    writer.close()
+
+
+def test_an_answer_to_a_client_that_left_in_a_pipeline_is_dropped_by_uvloop_too() -> None:
+    """uvloop's transports raise where those of asyncio drop what is written after the end.
+
+    In a process of its own, which ends without closing its loop: uvloop's ``close`` has been seen to hang there.
+    """
+    code = "from tests.contract.web.test_bad_input import answer_a_client_that_left as run; run()"
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=True)
+
+
+def answer_a_client_that_left() -> None:
+    failed: list[Exception] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        came.set()
+        await left.wait()
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(3):
+                await send({"type": "http.response.body", "body": b"for nobody", "more_body": True})
+                await asyncio.sleep(0.05)  # writing is how the server learns that the connection is lost
+            await send({"type": "http.response.body", "body": b""})
+        except RuntimeError as error:
+            failed.append(error)
+        answered.set()
+
+    async def leave_early() -> None:
+        server = Server(app)
+        await server.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        await asyncio.wait_for(came.wait(), 10)
+        writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", 1, 0))
+        writer.transport.abort()  # a reset
+        left.set()
+        await asyncio.wait_for(answered.wait(), 10)
+        await server.stop(5)
+
+    came, left, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    uvloop.new_event_loop().run_until_complete(leave_early())
+    os._exit(1 if failed else 0)

@@ -254,7 +254,7 @@ async def test_of_many_at_once_one_has_its_effect_and_all_get_its_reply(charged:
 
     async def until_answered(app: WebApp) -> Reply:
         while (reply := await ask(app, {"amount": 5})).status == 409:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
         return reply
 
     replies = await asyncio.gather(*(until_answered(apps[number % 3]) for number in range(60)))

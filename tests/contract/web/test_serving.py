@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as StarletteRoute
@@ -86,6 +89,140 @@ async def test_a_fault_of_the_service_is_a_500_that_tells_nothing(
     assert "the secret of the house" in str(span.events[0].attributes)
 
 
+class Unwritable:
+    pass
+
+
+class Final(BaseException):
+    pass
+
+
+async def cancelled_from_within() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+def raising(error: BaseException) -> Handler:
+    async def handler() -> None:
+        raise error
+
+    return handler
+
+
+def answering(response: Response) -> Handler:
+    async def handler() -> Response:
+        return response
+
+    return handler
+
+
+async def no_bytes() -> AsyncIterator[bytes]:
+    yield b"never read"
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+MISBEHAVING: dict[str, Handler] = {
+    "a line end in a header": answering(Response("x", headers={"X-Note": "a\r\nSet-Cookie: b=c"})),
+    "U+0000 in a header": answering(Response("x", headers={"X-Note": "a\0b"})),
+    "white space in a header's name": answering(Response("x", headers={"X Note": "a"})),
+    "a line end in a stream's header": answering(StreamingResponse(no_bytes(), headers={"X-Note": "a\nb"})),
+    "a status that is none": answering(Response("x", status_code=1000)),
+    "a status that goes on": answering(Response("x", status_code=101)),
+    "a stream's status that is none": answering(StreamingResponse(no_bytes(), status_code=1000)),
+    "a problem's detail with a lone surrogate": raising(Conflict("\ud800")),
+    "a problem's detail that is no text": raising(Conflict(Unwritable())),  # type: ignore[arg-type]
+    "a problem with NaN": raising(Conflict(extensions={"rate": float("nan")})),
+    "a problem with Infinity, deep down": raising(Conflict(extensions={"a": [{"b": float("-inf")}]})),
+    "a problem with an object": raising(Conflict(extensions={"thing": Unwritable()})),
+    "a problem with a member that holds itself": raising(Conflict(extensions={"loop": LOOP})),
+    "a problem's header with a line end": raising(Conflict(headers={"X-Note": "a\r\nb: c"})),
+    "a problem's header beyond latin-1": raising(Conflict(headers={"X-Note": "\u0142"})),
+    "a problem's header that is no text": raising(Conflict(headers={"Retry-After": 3})),  # type: ignore[dict-item]
+    "an HTTPException with a status that is none": raising(HTTPException(1000, "x")),
+    "a group": raising(ExceptionGroup("several", [ValueError("a")])),
+    "a group of what is no Exception": raising(BaseExceptionGroup("several", [Final()])),
+    "what is no Exception": raising(Final()),
+    "the end of the program": raising(SystemExit(3)),
+    "a cancellation that nobody meant": cancelled_from_within,
+}
+
+
+@pytest.mark.parametrize("case", MISBEHAVING)
+async def test_a_handler_that_misbehaves_is_a_logged_500_and_the_connection_goes_on(
+    case: str, serve: Serve, http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fine() -> str:
+        return "fine"
+
+    running = await serve(at(MISBEHAVING[case], path="/bad"), at(fine))
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.server.port)
+    writer.write(http.request("GET", "/bad"))
+    answer = await http.read_answer(reader)
+    assert answer.status == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json["type"] == "urn:problem:internal-error"
+    assert len(answer.json["trace_id"]) == 32
+    assert answer.headers["x-request-id"]
+    assert "x-note" not in answer.headers
+    assert [record for record in caplog.records if record.exc_info and "GET /bad failed" in record.getMessage()]
+    assert running.app.telemetry.ring.recent()[0].status == "error"  # type: ignore[union-attr]
+    writer.write(http.request("GET", "/"))
+    assert (await http.read_answer(reader)).json == "fine"
+    writer.close()
+
+
+async def test_a_mounted_application_that_misbehaves_is_a_logged_500(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(scope: Any, receive: Any, send: Any) -> None: ...
+
+    async def body_first(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def bad_header(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-note", b"a\r\nb: c")]})
+
+    async def text_header(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [("x-note", "a")]})
+
+    apps = {"/silent": silent, "/body": body_first, "/header": bad_header, "/text": text_header}
+    running = await serve(mounts=tuple(Mount(path, app, ANYONE) for path, app in apps.items()))
+    for path in apps:
+        caplog.clear()
+        for method, sent in (("GET", None), ("POST", b"unread")):
+            status, problem, headers = await running.ask(method, path, data=sent)
+            assert (status, headers["content-type"]) == (500, "application/problem+json")
+            assert len(problem["trace_id"]) == 32
+        assert "failed" in caplog.text
+
+
+async def test_what_a_problem_may_hold_beside_plain_json_is_written_as_pydantic_writes_it(serve: Serve) -> None:
+    error = Conflict(extensions={"due": Decimal("1.50"), "at": datetime(2026, 1, 31, tzinfo=UTC), "ids": {7}})
+    status, problem, _ = await (await serve(at(raising(error)))).ask("GET", "/")
+    assert (status, problem["due"], problem["ids"]) == (409, "1.50", [7])
+    assert problem["at"].startswith("2026-01-31T00:00:00")
+
+
+async def test_headers_about_the_body_are_the_servers_and_an_empty_answer_has_none(serve: Serve, http: Any) -> None:
+    lies = {"Content-Length": "5", "Transfer-Encoding": "chunked"}
+    running = await serve(
+        at(raising(Conflict("Too late", headers=lies)), path="/problem"),
+        at(answering(Response("whole", headers=lies)), path="/response"),
+        at(answering(Response("not to be sent", status_code=204)), path="/empty"),
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.server.port)
+    for path, status in (("/problem", 409), ("/response", 200), ("/empty", 204), ("/problem", 409)):
+        writer.write(http.request("GET", path))
+        answer = await http.read_answer(reader)
+        assert answer.status == status
+        assert "transfer-encoding" not in answer.headers
+        assert ("content-length" in answer.headers) is (status != 204)
+    writer.close()
+
+
 async def test_a_problem_keeps_its_headers_and_members(serve: Serve) -> None:
     async def handler() -> None:
         raise Conflict("Too late", extensions={"since": "noon", "status": 200}, headers={"Retry-After": "3"})
@@ -156,14 +293,43 @@ async def test_a_handler_that_was_cancelled_from_within_is_no_timeout(serve: Ser
     assert (status, body) == (200, "went on")
 
 
-async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_the_deadline(http: Any) -> None:
-    app = http.things_app(limits=Limits(timeout=0.05))
-    server = Server(app)
-    await server.start()
-    head = http.request("POST", "/things", "Content-Type: application/json", "Content-Length: 10")
-    answer = await http.wire_to(server)(head, b'{"na')
-    assert answer.status == 504
-    await server.stop(5)
+@pytest.mark.parametrize("sent", [b"", b'{"na'])
+@pytest.mark.parametrize("path", ["/json", "/request", "/unread"])
+async def test_a_body_that_stops_coming_is_the_clients_408_and_not_a_504(
+    sent: bytes, path: str, serve: Serve, http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def json(body: dict[str, int]) -> None: ...
+
+    async def request(request: Request) -> int:
+        return len(await request.body())
+
+    async def unread() -> None: ...
+
+    routes = (at(json, "POST", "/json"), at(request, "POST", "/request"), at(unread, "POST", "/unread"))
+    running = await serve(*routes, limits=Limits(timeout=0.05))
+    head = http.request("POST", path, "Content-Type: application/json", "Content-Length: 10")
+    answer = await http.wire_to(running.server)(head, sent)
+    assert answer.status == 408
+    assert answer.closed
+    assert answer.json["type"] == "urn:problem:request-timeout"
+    assert len(answer.json["trace_id"]) == 32
+    assert "WARNING" not in caplog.text
+    assert "ERROR" not in caplog.text
+
+
+async def test_a_handler_that_is_slow_after_its_body_came_is_a_504(serve: Serve) -> None:
+    async def handler(request: Request) -> None:
+        await request.body()
+        await request.receive()  # only that the client left can still come
+
+    async def reads_first(body: bytes) -> None:
+        await asyncio.sleep(60)
+
+    running = await serve(at(handler, "POST"), at(reads_first, "POST", "/first"), limits=Limits(timeout=0.05))
+    for path in ("/", "/first"):
+        status, problem, headers = await running.ask("POST", path, data=b"whole")
+        assert (status, problem["type"]) == (504, "urn:problem:deadline-exceeded")
+        assert "connection" not in headers
 
 
 async def test_options_and_unknown_methods_name_what_is_allowed(serve: Serve) -> None:
@@ -528,3 +694,53 @@ async def test_what_cannot_work_is_refused_when_the_application_is_made() -> Non
         make(at(fine, path="/{number}"))
     with pytest.raises(DefinitionError, match="two mounts"):
         make(mounts=(Mount("/x", Starlette(), ANYONE), Mount("/x/", Starlette(), ANYONE)))
+
+
+async def test_what_is_refused_while_it_is_read_is_counted_and_not_logged(serve: Serve, http: Any) -> None:
+    running = await serve()
+    stream = io.StringIO()
+    undo = configure(stream, level="INFO")
+    wire = http.wire_to(running.server)
+    assert (await wire(b"nonsense\r\n\r\n")).status == 400
+    assert (await wire(b"GET /" + b"a" * 9000)).status == 414
+    undo()
+    assert stream.getvalue() == ""
+    counted = running.app.telemetry.exposition().decode()
+    for status in (400, 414):
+        labels = f'http_request_method="_OTHER",http_response_status_code="{status}",http_route=""'
+        assert f"http_server_request_duration_seconds_count{{{labels}}} 1.0" in counted
+
+
+async def test_a_service_that_is_away_says_when_to_come_back(serve: Serve) -> None:
+    async def away() -> None:
+        raise Unavailable
+
+    _, _, headers = await (await serve(at(away))).ask("GET", "/")
+    assert headers["retry-after"] == "1"
+
+
+async def test_a_mounted_application_may_speak_websocket() -> None:
+    from starlette.routing import WebSocketRoute  # noqa: PLC0415
+    from starlette.websockets import WebSocket  # noqa: PLC0415
+
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(f"{socket.state.principal.subject}: {await socket.receive_text()}")
+        await socket.close()
+
+    async def verify(token: str) -> Principal:
+        return Principal(token, frozenset({"member"}))
+
+    mount = Mount("/live", Starlette(routes=[WebSocketRoute("/echo", echo)]), "member")
+    app = WebApp(Surface("tried", mounts=[mount]), telemetry=Telemetry("tried"), verify=verify)
+    server = Server(app, websockets=True)
+    await server.start()
+    async with aiohttp.ClientSession(server.url) as client:
+        async with client.ws_connect("/live/echo", headers={"Authorization": "Bearer ada"}) as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "ada: hello"
+        for path in ("/live/echo", "/elsewhere"):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await client.ws_connect(path)
+            assert refused.value.status == 403
+    await server.stop(5)

@@ -21,21 +21,25 @@ from typing import Any
 
 import aiohttp
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from microkit.system import free_ports
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
+from reference.billpay.ledger.domain import TOTAL_COINS
+from reference.billpay.ledger.tables import AccountRow, LedgerRow
 from reference.billpay.system import system
 
 pytestmark = pytest.mark.anyio
 
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
-PAYMENTS = 50
+PAYMENTS = 50 if FULL else 20
 USERS = 10
 KILLS = 12 if FULL else 3
 SERVICES = [service.name for service in system.services]
 PAYEE = next(iter(DEMO_PROVIDERS.values()))
-TOTAL = 1_000_000_000_000_000_000
-"""All the money of the sandbox, in stroops."""
+FUNDED = Decimal(10_000)
+FEE = Decimal("0.00001")
 
 
 @dataclass
@@ -130,7 +134,7 @@ class Payer:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if method == "POST":
             headers["Idempotency-Key"] = secrets.token_hex(8)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             while True:
                 with contextlib.suppress(aiohttp.ClientError, ConnectionError, asyncio.TimeoutError):
                     async with self.session.request(
@@ -171,7 +175,7 @@ class Payer:
         return str((await self.ask("POST", "/api/payments", {"bill_id": bill}))["id"])
 
     async def final(self, payment: str) -> Any:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             while True:
                 found = await self.ask("GET", f"/api/payments/{payment}")
                 if found["status"] in {"settled", "failed"}:
@@ -188,6 +192,17 @@ async def ledger(billpay: Billpay, path: str) -> Any:
 async def balance_of(billpay: Billpay, address: str) -> Decimal:
     account = await ledger(billpay, f"/accounts/{address}")
     return Decimal(next(line["balance"] for line in account["balances"] if line["asset_type"] == "native"))
+
+
+async def all_money(billpay: Billpay) -> int:
+    """Every balance and the fees that were taken, in stroops, as the ledger's own database has them."""
+    url = billpay.environment.get("LEDGER_DATABASE_URL", f"sqlite+aiosqlite:///{billpay.folder}/ledger.db")
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        balances = await connection.scalar(select(func.sum(AccountRow.balance)))
+        fees = await connection.scalar(select(LedgerRow.fee_pool).order_by(LedgerRow.sequence.desc()).limit(1))
+    await engine.dispose()
+    return int(balances or 0) + int(fees or 0)
 
 
 async def test_payments_under_way_survive_the_kill_of_the_whole_system(billpay: Billpay) -> None:
@@ -210,6 +225,7 @@ async def test_payments_under_way_survive_the_kill_of_the_whole_system(billpay: 
             *(payer.final(payment) for (payer, _), payment in zip(bills, payments, strict=True))
         )
         statuses = [await payer.ask("GET", f"/api/bills/{bill}") for payer, bill in bills]
+        wallets = [await payer.ask("GET", "/api/payments/wallet") for payer in payers]
 
     settled = [number for number, payment in enumerate(ended) if payment["status"] == "settled"]
     assert settled, "nothing was paid: the test proves nothing"
@@ -222,5 +238,9 @@ async def test_payments_under_way_survive_the_kill_of_the_whole_system(billpay: 
             assert bill["status"] == "open", number
     hashes = [ended[number]["transaction_hash"] for number in settled]
     assert len(set(hashes)) == len(settled)
-    # Paid once each: the payee has the sum and not a stroop more.
+    # Paid once each: the payee has the sum and not a stroop more, and each payer has paid that and nothing else.
     assert await balance_of(billpay, PAYEE) - before == sum(Decimal(1) + number for number in settled)
+    for number, wallet in enumerate(wallets):
+        paid = [Decimal(1) + bill for bill in settled if bill % USERS == number]
+        assert Decimal(wallet["balance"]) == FUNDED - sum(paid) - FEE * len(paid), number
+    assert await all_money(billpay) == TOTAL_COINS

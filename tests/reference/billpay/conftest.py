@@ -15,6 +15,9 @@ from reference.billpay.payment.service import service as payment_service
 from reference.billpay.user.service import service as user_service
 from tests.reference.billpay.people import Billpay, WayToHorizon
 
+PATIENT: dict[str, object] = {"database_pool_timeout": 60.0, "request_timeout": 60.0}
+"""Fifty payments at once may take their time on a slow machine."""
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
@@ -22,7 +25,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(f"billpay on {name}")) for name in ("sqlite", "postgresql")
+    ],
+)
 def database_urls(request: pytest.FixtureRequest) -> Any:
     """Settings of the services' databases: files in their folder, or PostgreSQL."""
     if request.param == "sqlite":
@@ -47,8 +55,8 @@ async def shared_billpay(
             "billing": {},
             "user": {},
         }
-        for service, url in database_urls.items():
-            settings[service] |= url
+        for service in settings:
+            settings[service] |= PATIENT | database_urls.get(service, {})
         async with run_system(system, tmp_path_factory.mktemp("billpay"), settings=settings) as running:
             way.target = running.urls["ledger"]
             yield Billpay(running, way)

@@ -122,7 +122,7 @@ class Person:
     async def end_of(self, payment: Payment) -> Payment:
         """The payment when it has come to its end, and its bill is no longer reserved for it."""
         pause = 0.05
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 with as_user(self.token):
                     found = await self.billpay.client(Payments).read(payment.id)
@@ -175,7 +175,7 @@ class Billpay:
 
     async def status_of(self, person: Person, bill: Bill, status: BillStatus) -> Bill:
         """The bill, once it has this status."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 found = await person.read_bill(bill)
                 if found.status is status:

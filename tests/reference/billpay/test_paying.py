@@ -50,7 +50,7 @@ async def test_a_settled_payment_is_reconciled_with_its_bill(billpay: Billpay) -
     ann = await billpay.person()
     bill = await ann.bill()
     payment = await ann.pay(bill)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with as_user(ann.token):
                 found = await billpay.client(Billing).reconciliations(bill.id)

@@ -307,7 +307,7 @@ async def test_a_service_calls_in_its_own_name(trust: Trust, verifier: Verifier)
     tokens = ServiceTokens("payment", trust.service_key("payment"), AUDIENCE)
     principal = await verifier.verify(tokens.token())
     assert principal.subject == "service:payment"
-    assert principal.roles == {"service"}
+    assert principal.roles == {"service", "service:payment"}
     assert principal.is_service
 
 
@@ -338,7 +338,7 @@ async def test_a_service_key_signs_for_that_service_alone(
 async def test_a_service_has_no_role_but_service(trust: Trust, verifier: Verifier, forge: Forge) -> None:
     key = trust.service_key("payment")
     claims = {"iss": "service:payment", "sub": "service:payment", "roles": ["admin", "member"]}
-    assert (await verifier.verify(forge(claims, {"kid": key.kid}, key=key))).roles == {"service"}
+    assert (await verifier.verify(forge(claims, {"kid": key.kid}, key=key))).roles == {"service", "service:payment"}
 
 
 async def test_a_users_issuer_cannot_speak_for_a_service(trust: Trust) -> None:

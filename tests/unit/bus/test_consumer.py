@@ -57,7 +57,7 @@ async def buried(bus: MemoryBus) -> Callable[[int], Awaitable[list[Message]]]:
     got: list[Message] = []
 
     async def wait(number: int) -> list[Message]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(got) < number:
                 got.extend(delivery.message for delivery in await consumer.fetch(10, 1))
         return got
@@ -338,7 +338,7 @@ async def test_stopping_does_not_wait_for_a_key_that_is_to_be_retried_later(bus:
     runtime = await run(handler, backoff=3600.0, longest_backoff=3600.0)
     await bus.publish(numbered(TOPIC, 1))
     await until(lambda: runtime.progress()[0].retrying == 1, lambda: "it is not retried")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await runtime.stop(60)
     again = Recorder()
     await run(again)

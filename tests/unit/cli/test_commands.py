@@ -72,3 +72,12 @@ def test_a_wrong_setting_is_named(command: Command) -> None:
 def test_a_service_without_a_database_has_nothing_to_migrate(command: Command) -> None:
     failed = command.run("migrate", "alpha", "--system", "tiny:system")
     assert (failed.returncode, failed.stderr) == (1, "microkit: The service alpha has no database\n")
+
+
+def test_what_goes_wrong_is_a_document_too_where_json_was_asked_for(command: Command) -> None:
+    ended = command.run("demo", "--json")
+
+    assert ended.returncode == 1
+    told = json.loads(ended.stdout)
+    assert told["ok"] is False
+    assert told["error"] in ended.stderr

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from microkit.errors import BadRequest, ConfigurationError
-from microkit.gateway.headers import Client, Proxies, body_length, forwarded_headers, returned_headers
+from microkit.gateway.headers import body_length, forwarded_headers, returned_headers
+from microkit.proxies import ClientAddress, Proxies
 
 HOST = (b"host", b"shop.example")
 
@@ -109,7 +110,7 @@ def test_an_answers_hop_by_hop_headers_end_here_and_the_rest_passes() -> None:
 
 def test_without_trusted_proxies_the_connection_says_who_calls() -> None:
     headers = [HOST, (b"x-forwarded-for", b"1.2.3.4"), (b"x-forwarded-proto", b"https")]
-    assert Proxies([]).client("9.9.9.9", "http", headers) == Client("9.9.9.9", "http", "shop.example")
+    assert Proxies([]).client("9.9.9.9", "http", headers) == ClientAddress("9.9.9.9", "http", "shop.example")
 
 
 @pytest.mark.parametrize(
@@ -138,9 +139,11 @@ def test_several_forwarded_for_headers_are_one_chain() -> None:
 
 def test_a_trusted_proxy_tells_scheme_and_host() -> None:
     headers = [HOST, (b"x-forwarded-proto", b"https"), (b"x-forwarded-host", b"front.example")]
-    assert Proxies(["10.0.0.1"]).client("10.0.0.1", "http", headers) == Client("10.0.0.1", "https", "front.example")
+    assert Proxies(["10.0.0.1"]).client("10.0.0.1", "http", headers) == ClientAddress(
+        "10.0.0.1", "https", "front.example"
+    )
     nonsense = [HOST, (b"x-forwarded-proto", b"javascript"), (b"x-forwarded-host", b"a\r\nb")]
-    assert Proxies(["*"]).client("10.0.0.1", "http", nonsense) == Client("10.0.0.1", "http", "shop.example")
+    assert Proxies(["*"]).client("10.0.0.1", "http", nonsense) == ClientAddress("10.0.0.1", "http", "shop.example")
 
 
 def test_a_wrong_trusted_proxy_is_named() -> None:

@@ -20,9 +20,9 @@ from microkit.errors import (
     Unauthorized,
     Unavailable,
 )
-from microkit.saga import NO_EFFECT, Failure, Retry, Saga, StepRefused, compensatable, pivot, retriable
+from microkit.saga import NO_EFFECT, Failure, Retry, Saga, StepNotYet, StepRefused, compensatable, pivot, retriable
 from microkit.saga.definition import Action, Step, StepKind
-from microkit.saga.progress import DONE, Attempt, Ended, Move, Outcome, after, outcome_of
+from microkit.saga.progress import DONE, Attempt, Ended, Move, Outcome, after, in_patience, outcome_of
 from microkit.saga.tables import Direction, Status
 
 TWICE = Retry(attempts=2)
@@ -75,6 +75,26 @@ def test_a_failure_is_waited_out_and_tried_again() -> None:
     assert (moved.status, moved.step, moved.error) == (Status.RUNNING, "reserve", "OSError: gone")
     assert moved.wait is not None
     assert 0 < moved.wait <= 0.2
+
+
+@pytest.mark.parametrize("step", ["note", "reserve", "book", "tell"])
+def test_a_step_whose_turn_has_not_come_is_put_off_whatever_its_kind_and_attempts(step: str) -> None:
+    outcome = outcome_of(StepNotYet("others first", after=2.0))
+    for moved, status in [(move(step, 2, outcome), Status.RUNNING), (undo("note", 2, outcome), Status.COMPENSATING)]:
+        assert (moved.status, moved.error, moved.put_off) == (status, "others first", True)
+        assert moved.wait is not None
+        assert 2.0 <= moved.wait <= 3.0
+
+
+def test_beyond_its_patience_not_yet_is_a_failure() -> None:
+    book = SAGA.steps[SAGA.positions["book"]]
+    outcome = outcome_of(StepNotYet("others first", after=2.0))
+    within = Attempt(book, Direction.ACTION, 1, False, waited=book.patience)
+    beyond = Attempt(book, Direction.ACTION, 1, False, waited=book.patience + 1)
+
+    assert in_patience(within, outcome) is outcome
+    assert in_patience(beyond, outcome) == Outcome(Ended.FAILED, "still not yet after 86401 s: others first")
+    assert in_patience(beyond, REFUSED) is REFUSED
 
 
 def test_a_refused_pivot_compensates_what_was_done_in_reverse() -> None:

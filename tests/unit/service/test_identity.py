@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 class Back(Contract, service="back", prefix="/back"):
     @get("/caller", allow=SIGNED_IN)
-    async def caller(self) -> str: ...
+    async def who_calls(self) -> str: ...
 
 
 class Middle(Contract, service="middle", prefix="/middle"):
@@ -27,18 +27,18 @@ def chain() -> System:
     next_one = middle.client(Back)
     front.client(Middle)
 
-    @back.handles(Back.caller)
-    async def caller(caller: Principal) -> str:
+    @back.handles(Back.who_calls)
+    async def who_calls(caller: Principal) -> str:
         return caller.subject
 
     @middle.handles(Middle.caller_of_back)
     async def caller_of_back() -> str:
-        return await next_one.caller()
+        return await next_one.who_calls()
 
     return System("chain", [back, middle, front])
 
 
 async def test_a_service_never_passes_another_service_s_token_on(tmp_path: Path) -> None:
     async with run_system(chain(), tmp_path) as system:
-        assert await system["front"].client(Back).caller() == "service:front"
+        assert await system["front"].client(Back).who_calls() == "service:front"
         assert await system["front"].client(Middle).caller_of_back() == "service:middle"

@@ -21,6 +21,7 @@ from starlette.routing import Route as StarletteRoute
 
 from microkit import (
     ANYONE,
+    ClientAddress,
     ConfigurationError,
     Contract,
     DefinitionError,
@@ -37,6 +38,7 @@ from microkit.bus.memory import MemoryBus
 from microkit.message import Message
 from microkit.outbox.tables import DEAD, outbox
 from microkit.telemetry.logs import serving
+from microkit.web import State
 
 pytestmark = pytest.mark.anyio
 
@@ -116,7 +118,7 @@ async def ask(url: str, method: str = "GET", json: object = None) -> tuple[int, 
 
 
 async def eventually_seen(instance: Instance, wanted: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await ask(f"{instance.url}/notes/count"))[1] != wanted:
             await asyncio.sleep(0.02)
 
@@ -164,11 +166,12 @@ async def test_a_restarted_instance_finds_what_it_had_written(settings: dict[str
 
 
 async def test_an_instance_that_drains_says_so_and_still_answers(settings: dict[str, object]) -> None:
-    instance = notes_service().instance({**settings, "drain_delay": "400ms"})
+    instance = notes_service().instance({**settings, "drain_delay": "3s"})
     await instance.start()
     url = instance.url
     stopping = asyncio.create_task(instance.stop())
-    await asyncio.sleep(0.1)
+    while instance.health.state is not State.DRAINING:
+        await asyncio.sleep(0.01)
 
     ready, _ = await ask(f"{url}/health/ready")
     answered, _ = await ask(f"{url}/notes", "POST", {"text": "late"})
@@ -297,6 +300,57 @@ async def test_a_resource_lives_as_long_as_the_instance_and_is_bound_by_its_type
     assert not made[0].open
 
 
+async def test_a_resource_that_hangs_or_fails_while_it_closes_keeps_no_other_open() -> None:
+    service = Service("things")
+    closed: list[str] = []
+
+    @service.resource
+    async def first(settings: ServiceSettings) -> AsyncIterator[Thing]:
+        yield Thing("first")
+        closed.append("first")
+
+    @service.resource
+    async def hanging(thing: Thing) -> AsyncIterator[asyncio.Lock]:
+        yield asyncio.Lock()
+        await asyncio.sleep(3600)
+
+    @service.resource
+    async def failing(thing: Thing) -> AsyncIterator[asyncio.Event]:
+        yield asyncio.Event()
+        raise RuntimeError("it broke")
+
+    async with service.instance({"port": 0, "shutdown_timeout": "200ms"}):
+        pass
+
+    assert closed == ["first"]
+
+
+async def test_a_resource_that_yields_nothing_and_two_of_one_type_are_refused_by_name() -> None:
+    empty, twice = Service("empty"), Service("twice")
+
+    @empty.resource
+    async def nothing(settings: ServiceSettings) -> AsyncIterator[Thing]:
+        for _ in ():
+            yield Thing("never")
+
+    for _ in range(2):
+
+        @twice.resource
+        async def thing(settings: ServiceSettings) -> AsyncIterator[Thing]:
+            yield Thing("one")
+
+    with pytest.raises(DefinitionError, match=r"nothing ended without yielding"):
+        await empty.instance({"port": 0}).start()
+    with pytest.raises(DefinitionError, match="two resources of the type Thing"):
+        await twice.instance({"port": 0}).start()
+
+
+@pytest.mark.parametrize("name", ["", "bad name!", "Billing", "-billing", "billing_2"])
+def test_a_name_that_no_setting_can_have_is_refused(name: str) -> None:
+    with pytest.raises(DefinitionError, match="lower-case words"):
+        Service(name)
+
+
 async def test_a_resource_that_fails_stops_the_start_and_closes_what_was_open(settings: dict[str, object]) -> None:
     service = notes_service()
 
@@ -383,3 +437,37 @@ async def test_log_lines_of_two_instances_name_their_own_service(caplog: pytest.
         seen = {"one": str(answers[0][1]), "two": str(answers[1][1])}
 
     assert seen == {"one": "one", "two": "two"}
+
+
+def telling() -> Service:
+    """A service that says who its client is."""
+    service = Service("telling")
+
+    @service.get("/", allow=ANYONE)
+    async def who(client: ClientAddress) -> str:
+        return client.address
+
+    return service
+
+
+@pytest.mark.parametrize(("trusted", "told"), [([], "127.0.0.1"), (["127.0.0.1"], "203.0.113.7")])
+async def test_a_handler_learns_the_clients_address_from_proxies_that_are_trusted(
+    trusted: list[str], told: str
+) -> None:
+    settings = {"port": 0, "trusted_proxies": trusted}
+    async with telling().instance(settings) as instance, aiohttp.ClientSession() as session:
+        headers = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7"}
+        async with session.get(instance.url, headers=headers) as response:
+            assert await response.json() == told
+
+
+@pytest.mark.parametrize(
+    ("environment", "trusted", "warned"),
+    [("production", [], True), ("production", ["127.0.0.1"], False), ("development", [], False)],
+)
+async def test_production_is_warned_where_addresses_are_asked_for_and_no_proxy_is_trusted(
+    environment: str, trusted: list[str], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"port": 0, "environment": environment, "allowed_hosts": ["a.example"], "trusted_proxies": trusted}
+    async with telling().instance(settings):
+        assert ("TELLING_TRUSTED_PROXIES is empty" in caplog.text) is warned

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import aiohttp
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -60,7 +61,8 @@ def slow_listener() -> System:
 async def test_what_is_left_in_an_outbox_waits_for_a_neighbour_that_starts_later(tmp_path: Path) -> None:
     system = slow_listener()
     async with run_system(system, tmp_path) as talk:
-        relay = talk["talker"].parts.workers[0]
+        relay = talk["talker"].parts.relay
+        assert relay is not None
         await relay.stop(1)  # as a kill would: committed, not published
         async with talk["talker"].database.transaction() as tx:
             tx.publish(*(Said(id=uuid4()) for _ in range(20)))
@@ -79,7 +81,7 @@ async def test_a_dead_letter_is_kept_where_no_broker_keeps_it(tmp_path: Path) ->
         message = Said(id=uuid4()).to_message("talker")
         broken = type(message)(message.topic, message.key, b"{", message.headers)
         await talk.running.bus.publish([broken])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             rows: list[bytes] = []
             while not rows:
                 await asyncio.sleep(0.05)
@@ -149,3 +151,48 @@ async def test_an_open_service_needs_no_database_and_no_issuer(tmp_path: Path) -
 
     async with run_system(System("plain", [service]), tmp_path) as plain:
         assert plain["plain"].parts.database is None
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"private": {"alone": "x"}}', '{"private": [], "public": ""}', "\x00"])
+async def test_damaged_service_keys_are_one_clear_sentence(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "service-keys.json").write_text(damage)
+
+    with pytest.raises(ConfigurationError, match="delete it"):
+        async with System("alone", [Service("alone")]).running(tmp_path):
+            pytest.fail("it must not run")
+
+
+async def test_in_production_no_table_is_made_and_no_database_chosen_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISTENER_ENVIRONMENT", "production")
+    monkeypatch.setenv("LISTENER_ALLOWED_HOSTS", "listener.example")
+    with pytest.raises(ConfigurationError, match="LISTENER_DATABASE_URL is missing"):
+        async with run_system(slow_listener(), tmp_path):
+            pytest.fail("it must not run")
+
+    monkeypatch.setenv("LISTENER_DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/own.db")
+    with pytest.raises(ConfigurationError, match="microkit migrate listener"):
+        async with run_system(slow_listener(), tmp_path):
+            pytest.fail("it must not run")
+
+
+async def test_a_broker_that_would_be_ignored_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TALKER_BUS_URL", "redis://127.0.0.1:1/0")
+
+    with pytest.raises(ConfigurationError, match="TALKER_BUS_URL"):
+        async with run_system(slow_listener(), tmp_path):
+            pytest.fail("it must not run")
+
+
+async def test_a_page_elsewhere_cannot_speak_to_a_development_system_under_a_name_of_its_own(tmp_path: Path) -> None:
+    service = Service("plain")
+
+    @service.get("/hello", allow=ANYONE)
+    async def hello() -> str:
+        return "hello"
+
+    async with run_system(System("plain", [service]), tmp_path) as plain, aiohttp.ClientSession() as session:
+        url = f"{plain.urls['plain']}/hello"
+        async with session.get(url, headers={"Host": "evil.example"}) as foreign, session.get(url) as own:
+            assert (foreign.status, own.status) == (421, 200)

@@ -223,3 +223,15 @@ async def test_each_call_is_a_span_and_carries_the_trace(serve: Serve, telemetry
     (call, step) = sorted(telemetry.ring.recent(2), key=lambda span: span.name)
     assert call.name == "GET /accounts/{account_id}"
     assert seen[0].split("-")[1] == call.trace_id == step.trace_id
+
+
+async def test_calls_are_counted_among_the_http_calls_of_the_service(serve: Serve, telemetry: Telemetry) -> None:
+    assert await (await serve(says({}, 404))).account("GANN") is None
+    with pytest.raises(Unavailable):
+        await (await serve(says("x" * (ANSWER_LIMIT + 1)))).account("GANN")
+
+    counted = telemetry.exposition().decode()
+    series = 'http_client_request_duration_seconds_count{{error_type="{}",http_request_method="GET",'
+    series += 'http_response_status_code="{}",server_address="horizon",url_template="/accounts/{{account_id}}"}} 1.0'
+    assert series.format("404", "404") in counted
+    assert series.format("Unavailable", "") in counted

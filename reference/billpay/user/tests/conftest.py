@@ -38,6 +38,9 @@ def start(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Start:
             "services": {"user": [url]},
             "address_attempts": 1000,
             "access_log": False,
+            # A hundred requests at once may take their time on a slow machine.
+            "database_pool_timeout": 60.0,
+            "request_timeout": 60.0,
             **settings,
         }
         async with service.instance(found) as instance:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from microkit.db import Transaction
 from microkit.db.migration import drift
 from microkit.errors import ConfigurationError, Conflict, NotFound, RemoteProblem
 from microkit.outbox.tables import outbox
 from microkit.page import PageRequest
+from microkit.web.tables import idempotency
 from reference.billpay.contracts.user import (
     BadCredentials,
     EmailTaken,
     ProfileChange,
     RoleChange,
     Tokens,
+    TooManyAttempts,
     WeakPassword,
 )
+from reference.billpay.user import domain
 from reference.billpay.user.passwords import Passwords
 from reference.billpay.user.service import first_admin
 from reference.billpay.user.tables import AccountRow, Base
@@ -302,14 +307,14 @@ async def test_the_settings_make_the_first_administrator_once(start: Start) -> N
 async def test_wrong_settings_keep_it_from_starting(start: Start) -> None:
     wrong: list[tuple[dict[str, object], str]] = [
         ({"admin_email": ROOT, "admin_password": "iloveyou"}, "USER_ADMIN_PASSWORD"),
-        ({"admin_email": ROOT}, "admin_email and admin_password belong together"),
+        ({"admin_email": ROOT}, "USER_ADMIN_EMAIL and USER_ADMIN_PASSWORD belong together"),
         ({"auth_audience": None}, "USER_AUTH_AUDIENCE"),
         ({"auth_issuer": None}, "auth_issuer"),
         ({"signing_keys": '{"keys": [        ]}'}, "USER_SIGNING_KEYS: there are no keys"),
         ({"signing_keys": '{"keys": [{"kty": "oct", "k": "AAAA", "kid": "x"}]}'}, "neither Ed25519 nor P-256"),
         ({"signing_keys": "/nowhere/at-all/keys.json"}, "USER_SIGNING_KEYS: the key file cannot be read"),
         ({"access_lifetime": 3600}, "USER_ACCESS_LIFETIME"),
-        ({"environment": "production", "allowed_hosts": ["user.example"]}, "signing_keys is missing"),
+        ({"environment": "production", "allowed_hosts": ["user.example"]}, "USER_SIGNING_KEYS is missing"),
     ]
     for settings, message in wrong:
         with pytest.raises(ConfigurationError, match=message):
@@ -321,3 +326,63 @@ async def test_no_secret_shows_in_the_settings(start: Start) -> None:
     async with start(admin_email=ROOT, admin_password=ROOT_PASSWORD) as user:
         assert ROOT_PASSWORD not in repr(user.instance.settings)
         assert ROOT_PASSWORD not in str(user.instance.settings.model_dump())
+
+
+async def posted(user: UserService, key: str | None, **changed: str) -> tuple[int, dict[str, Any]]:
+    body = {"email": "ada@billpay.example", "name": "Ada", "password": PASSWORD, **changed}
+    headers = {"Idempotency-Key": key} if key else {}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{user.instance.url}/users", json=body) as response,
+    ):
+        return response.status, json.loads(await response.read())
+
+
+async def test_a_registration_whose_answer_was_lost_is_sent_again_with_its_key(user: UserService) -> None:
+    first = await posted(user, "k-1")
+    assert first[0] == 201
+    assert await posted(user, "k-1") == first
+
+    at_once = await asyncio.gather(*(posted(user, "k-2", email="eve@billpay.example") for _ in range(5)))
+    assert at_once == [at_once[0]] * 5
+    assert at_once[0][0] == 201
+
+
+async def test_another_registration_under_the_key_finds_the_address_taken(user: UserService) -> None:
+    assert (await posted(user, "k-1"))[0] == 201
+    for key, changed in [
+        (None, {}),
+        ("k-2", {}),
+        ("k-1", {"name": "Eve"}),
+        ("k-1", {"password": "quite another one 7"}),
+    ]:
+        assert (await posted(user, key, **changed))[0] == 409, (key, changed)
+
+
+async def test_a_registration_is_remembered_for_a_day(user: UserService) -> None:
+    await posted(user, "k-1")
+
+    async def age(tx: Transaction) -> None:
+        await tx.execute(update(AccountRow).values(created_at=datetime.now(UTC) - domain.REMEMBERED))
+
+    await user.database.run(age)
+    assert (await posted(user, "k-1"))[0] == 409
+
+
+async def test_guessing_a_password_by_registering_again_counts_as_at_log_in(user: UserService) -> None:
+    await posted(user, "k-1")
+    guesses = [await posted(user, "k-1", password=f"guess number {n}") for n in range(6)]
+    assert [status for status, _ in guesses] == [409] * 5 + [429]
+    with pytest.raises(TooManyAttempts):
+        await user.log_in()
+
+
+async def test_no_digest_of_the_password_is_kept_for_the_repetition(user: UserService) -> None:
+    """What is kept is told by key, address and name alone: it is the same whatever the password was."""
+    await posted(user, "k-1")
+    kept = await user.database.run(lambda tx: tx.scalar(select(AccountRow.registration)), read_only=True)
+    assert kept == domain.registration("k-1", "ada@billpay.example", "Ada")
+    remembered = await user.database.run(
+        lambda tx: tx.scalar(select(func.count()).select_from(idempotency)), read_only=True
+    )
+    assert remembered == 0

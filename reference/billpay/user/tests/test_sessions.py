@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import func, select, update
 
 from microkit.auth import SigningKey
-from microkit.db import Transaction
+from microkit.db import Database, Transaction
 from microkit.errors import RemoteProblem, TooManyRequests
 from reference.billpay.contracts.user import (
     BadCredentials,
@@ -23,7 +23,8 @@ from reference.billpay.contracts.user import (
     Tokens,
     TooManyAttempts,
 )
-from reference.billpay.user import attempts, domain, sessions
+from reference.billpay.user import domain, sessions
+from reference.billpay.user.attempts import WINDOW, Attempts, Limit, TooMany
 from reference.billpay.user.passwords import Passwords
 from reference.billpay.user.tables import AccountRow, AttemptRow, RefreshTokenRow, SessionRow
 from reference.billpay.user.tests.running import PASSWORD, Start, UserService, bearing
@@ -263,6 +264,69 @@ async def test_a_hundred_guesses_at_once_are_five(user: UserService, monkeypatch
     assert sum(isinstance(one, TooManyAttempts) for one in ended) == 94
 
 
+async def test_right_passwords_are_let_in_however_many_come_at_once(user: UserService) -> None:
+    await user.register()
+    came = await asyncio.gather(*(user.log_in() for _ in range(20)))
+    assert len({tokens.refresh_token for tokens in came}) == 20
+    left = await user.database.run(lambda tx: tx.scalars(select(AttemptRow.scope)), read_only=True)
+    assert [scope for scope in left if not scope.startswith("register:")] == []
+
+
+async def test_right_ones_among_many_wrong_ones_do_not_make_room_for_more_guesses(user: UserService) -> None:
+    """Five failures a minute stay five where the owner does not come, however the guesses are mixed with others'."""
+    await user.register()
+    await user.register("eve@billpay.example")
+    guesses = [user.log_in(password=f"guess number {n}") for n in range(30)]
+    own = [user.log_in("eve@billpay.example") for _ in range(10)]
+    ended = await asyncio.gather(*guesses[:15], *own, *guesses[15:], return_exceptions=True)
+    assert sum(isinstance(one, Tokens) for one in ended) == 10
+    assert sum(isinstance(one, BadCredentials) for one in ended) == 5
+    assert sum(isinstance(one, TooManyAttempts) for one in ended) == 25
+
+
+async def test_right_passwords_in_parallel_are_let_in_by_two_instances_that_share_the_limit(start: Start) -> None:
+    async with start() as one, start() as other:
+        database, second = one.database, other.database
+        by_account, by_address = Limit("account:ada", 5), Limit("address:here", 5)
+
+        async def log_in(attempts: Attempts, database: Database) -> None:
+            async with attempts.one(database, by_account, by_address) as attempt:
+                await asyncio.sleep(0.01)
+                await database.run(attempt.succeeded)
+
+        mine, theirs = Attempts(), Attempts()
+        await asyncio.gather(*(log_in(mine, database) for _ in range(10)), *(log_in(theirs, second) for _ in range(10)))
+        assert list(await database.run(lambda tx: tx.scalars(select(AttemptRow.scope)), read_only=True)) == []
+
+
+async def test_guesses_at_two_instances_are_five_together(user: UserService) -> None:
+    by_account, by_address = Limit("account:ada", 5), Limit("address:here", 50)
+    made = 0
+
+    async def guess(attempts: Attempts) -> None:
+        nonlocal made
+        async with attempts.one(user.database, by_account, by_address) as attempt:
+            made += 1
+            await asyncio.sleep(0.01)
+            await attempt.failed()
+
+    instances = [Attempts(), Attempts(), Attempts()]
+    ended = await asyncio.gather(*(guess(instances[n % 3]) for n in range(60)), return_exceptions=True)
+    assert made == 5
+    assert sum(isinstance(one, TooMany) for one in ended) == 55
+
+
+async def test_an_attempt_whose_process_died_counts_until_its_minute_is_over(user: UserService) -> None:
+    attempts, limit = Attempts(), Limit("account:ada", 1)
+    with pytest.raises(RuntimeError, match="killed"):
+        async with attempts.one(user.database, limit, Limit("address:here", 50)):
+            raise RuntimeError("killed")
+    with pytest.raises(TooMany):
+        await attempts.count(user.database, limit)
+    await set_back(user, AttemptRow, started_at=WINDOW)
+    await attempts.count(user.database, limit)
+
+
 async def test_attempts_count_under_every_spelling_of_an_address(user: UserService) -> None:
     await user.register()
     for email in ("ada@billpay.example", "ADA@billpay.example", "Ada@BILLPAY.example", "aDa@billpay.example"):
@@ -336,7 +400,7 @@ async def test_behind_a_trusted_gateway_the_clients_own_address_counts(start: St
         # What a client writes itself stands on the left, and does not make it another.
         assert [await guess(user, f"203.0.113.{n}, 192.0.2.1", n) for n in range(20, 22)] == [429, 429]
     async with start(address_attempts=2) as user:
-        await set_back(user, AttemptRow, started_at=attempts.WINDOW)
+        await set_back(user, AttemptRow, started_at=WINDOW)
         assert [await guess(user, f"192.0.2.{n}", n) for n in range(30, 33)] == [401, 401, 429]
 
 
@@ -354,10 +418,10 @@ async def test_what_no_longer_counts_is_removed(user: UserService) -> None:
     for number in range(5):
         with pytest.raises(BadCredentials):
             await user.log_in(f"user{number}@billpay.example", WRONG)
-    await set_back(user, AttemptRow, started_at=attempts.WINDOW)
+    await set_back(user, AttemptRow, started_at=WINDOW)
     await user.log_in()
     left = await user.database.run(lambda tx: tx.scalars(select(AttemptRow.scope)), read_only=True)
-    assert list(left) == ["address:127.0.0.1"]
+    assert list(left) == []
 
 
 async def test_a_hash_of_former_strength_is_renewed_at_log_in(user: UserService) -> None:
