@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Protocol
@@ -41,7 +42,7 @@ def part_of(name: str) -> Part:
 def figures(part: str) -> Iterator[tuple[str, float]]:
     """Each contender in turn, on one broker."""
     module = part_of(part)
-    with module.broker() as url:  # type: ignore[attr-defined]
+    with module.broker() as url:
         for name in module.CONTENDERS:
             command = [sys.executable, "-m", "benchmarks.bus", "--contender", f"{part}:{name}", url]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
