@@ -1,6 +1,6 @@
 """A system: several services that belong together, and how they run in one process.
 
-In one process they share a memory bus, a registry of instances and a ring of recent traces; each keeps its own port,
+In one process they share a bus, a registry of instances and a ring of recent traces; each keeps its own port,
 database file, metrics and settings. What a service's own settings say (``BILLING_DATABASE_URL``) wins over what the
 system would choose.
 """
@@ -19,17 +19,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from microkit.auth import generate_service_keys
+from microkit.bus.connect import connect
 from microkit.bus.memory import MemoryBus
+from microkit.bus.port import Bus
 from microkit.declared import topics_of
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
 from microkit.gateway import Gateway
 from microkit.instance import Instance
+from microkit.redaction import redact_text
 from microkit.service import Service
 from microkit.settings import ServiceSettings
 from microkit.telemetry import TraceRing
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+_IN_MEMORY: Final = "memory://"
 
 Watch = Callable[[str, str], None]
 """Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
@@ -66,19 +70,20 @@ class System:
         *,
         ports: Mapping[str, int] | None = None,
         settings: Mapping[str, Mapping[str, object]] | None = None,
+        bus: str = _IN_MEMORY,
         watch: Watch = lambda _service, _state: None,
     ) -> AsyncIterator[RunningSystem]:
         """Starts every service in this process; stops them when the block ends.
 
         ``folder`` keeps the database files and keys, so that a second start finds what the first one left. ``ports``
-        and ``settings``, by service, win over everything.
+        and ``settings``, by service, win over everything. ``bus`` is the URL of the bus that they share.
 
         Raises:
-            ConfigurationError: the folder cannot be written, a port is taken, a setting is wrong. Services that had
-                been started are stopped again.
+            ConfigurationError: the folder cannot be written, a port is taken, a setting is wrong, the bus cannot be
+                reached. Services that had been started are stopped again.
         """
-        chosen = self._settings(folder, ports or {}, settings or {})
-        system = RunningSystem(self.name, folder)
+        chosen = self._settings(folder, ports or {}, settings or {}, bus)
+        system = RunningSystem(self.name, folder, bus=connect(bus), bus_url=redact_text(bus))
         for service in self.services:
             # All groups are known before anything is published: the first relay to start would otherwise find nobody
             # listening, and take what it sends for delivered.
@@ -88,6 +93,7 @@ class System:
                 chosen[service.name], bus=system.bus, registry=system.registry, ring=system.ring
             )
         try:
+            await _reach(system)
             await _start(system.instances, watch)
             yield system
         finally:
@@ -95,10 +101,11 @@ class System:
             await system.bus.close()
 
     def _settings(
-        self, folder: Path, ports: Mapping[str, int], given: Mapping[str, Mapping[str, object]]
+        self, folder: Path, ports: Mapping[str, int], given: Mapping[str, Mapping[str, object]], bus: str
     ) -> dict[str, ServiceSettings]:
         private, public = _service_keys(folder, [service.name for service in self.services])
-        overrides = {service.name: dict(given.get(service.name, {})) for service in self.services}
+        shared_bus: dict[str, object] = {} if bus == _IN_MEMORY else {"bus_url": bus}
+        overrides = {service.name: {**shared_bus, **given.get(service.name, {})} for service in self.services}
         for name, port in ports.items():
             overrides[name]["port"] = port
         shared: dict[str, object] = {"auth_audience": self.name, "auth_service_keys": public}
@@ -123,19 +130,21 @@ class System:
                     # The others are called by this machine's gateway, which says for whom. It itself has clients.
                     comfort["trusted_proxies"] = ["127.0.0.1", "::1"]
                 found = service.settings(overrides[service.name], defaults=comfort)
-            _check_bus(found)
+            _check_bus(found, bus)
             chosen[service.name] = found
         return chosen
 
 
 @dataclass(slots=True)
 class RunningSystem:
-    """The instances of a system in this process, by service name, and what they share."""
+    """The instances of a system in this process, by service name, and what they share. ``bus_url`` is without its
+    password."""
 
     name: str
     folder: Path
     instances: dict[str, Instance] = field(default_factory=dict)
-    bus: MemoryBus = field(default_factory=MemoryBus)
+    bus: Bus = field(default_factory=MemoryBus)
+    bus_url: str = _IN_MEMORY
     registry: MemoryRegistry = field(default_factory=MemoryRegistry)
     ring: TraceRing = field(default_factory=TraceRing)
 
@@ -145,12 +154,22 @@ class RunningSystem:
         return {name: instance.url for name, instance in self.instances.items()}
 
 
-def _check_bus(settings: ServiceSettings) -> None:
-    if "bus_url" in settings.origin.places and settings.bus_url.get_secret_value() != "memory://":
+def _check_bus(settings: ServiceSettings, bus: str) -> None:
+    if "bus_url" in settings.origin.places and settings.bus_url.get_secret_value() != bus:
         raise ConfigurationError(
-            f"{settings.origin.prefix}BUS_URL names a broker, but the services of one process share the bus memory://; "
-            "take the setting away, or run the service by itself"
+            f"{settings.origin.prefix}BUS_URL names another bus than {redact_text(bus)}, which the services of one "
+            "process share; name one for all of them (microkit up --bus URL), or run the service by itself"
         )
+
+
+async def _reach(system: RunningSystem) -> None:
+    try:
+        await system.bus.start()
+    except ConnectionError as error:
+        raise ConfigurationError(
+            f"The bus {system.bus_url} cannot be reached: {redact_text(str(error))}; see that it runs, and that its "
+            "address and password are right"
+        ) from error
 
 
 async def _start(instances: Mapping[str, Instance], watch: Watch) -> None:

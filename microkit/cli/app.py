@@ -44,6 +44,14 @@ def up(
     *,
     seed: Annotated[bool, typer.Option("--seed", help="Fill in demo data and print credentials that work.")] = False,
     folder: FolderOption = DEFAULT_FOLDER,
+    bus: Annotated[
+        str,
+        typer.Option(
+            "--bus",
+            metavar="URL",
+            help="The bus that the services share: memory:// in this process, or a broker's redis:// or kafka:// URL.",
+        ),
+    ] = "memory://",
     port_offset: Annotated[int, typer.Option(help="Added to each service's port.", min=0, max=60000)] = 0,
     console_port: Annotated[int, typer.Option(help="The console's port, before the offset.", min=0, max=65535)] = 3900,
     json: JsonOption = False,
@@ -54,7 +62,7 @@ def up(
     """
     from microkit.cli.up import Up  # noqa: PLC0415
 
-    Up(system, folder=folder, seed=seed, port_offset=port_offset, console_port=console_port, json=json).run()
+    Up(system, folder=folder, seed=seed, bus=bus, port_offset=port_offset, console_port=console_port, json=json).run()
 
 
 @app.command(epilog="Example: microkit demo --json | jq .ok")

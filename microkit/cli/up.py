@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from microkit.cli.folder import Note, noted, sole_use
@@ -35,11 +36,20 @@ class Up:
     """One run of the command."""
 
     def __init__(
-        self, system: str | None, *, folder: Path, seed: bool, port_offset: int, console_port: int, json: bool
+        self,
+        system: str | None,
+        *,
+        folder: Path,
+        seed: bool,
+        bus: str,
+        port_offset: int,
+        console_port: int,
+        json: bool,
     ) -> None:
         self._reference, self._system = load_system(system)
         self._folder = folder
         self._seed = seed
+        self._bus = bus
         self._offset = port_offset
         self._console_port = console_port
         self._json = json
@@ -70,7 +80,7 @@ class Up:
         _on_signals(stop)
         began = time.monotonic()
         async with (
-            self._system.running(self._folder, ports=_ports(self._system, self._offset)) as running,
+            self._system.running(self._folder, ports=_ports(self._system, self._offset), bus=self._bus) as running,
             self._console(running) as console,
         ):
             with noted(self._folder, Note(self._reference, os.getpid(), console, running.urls)):
@@ -107,6 +117,7 @@ class Up:
                 "system": running.name,
                 "folder": str(self._folder),
                 "console": console,
+                "bus": running.bus_url,
                 "ready_seconds": round(seconds, 3),
                 "services": services,
             }
@@ -131,6 +142,7 @@ class Up:
         for service in services:
             table.add_row(service["name"], service["url"], f"[green]{service['state']}[/]")
         table.add_row("[dim]console[/]", f"[dim]{console}[/]", "")
+        table.add_row("[dim]bus[/]", f"[dim]{escape(running.bus_url)}[/]", "")
         self._out.print(table)
         if credentials:
             given = Table(title="Demo credentials, for this machine only", title_justify="left")
