@@ -10,6 +10,7 @@ from typing import Final
 from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 
 from microkit import context
+from microkit.bus.letter import is_for
 from microkit.bus.port import Delivery
 from microkit.bus.subscription import Subscription
 from microkit.context import WorkContext
@@ -48,6 +49,8 @@ class Handling:
 
     async def attempt(self, delivery: Delivery, attempt: int) -> Failure | None:
         """Handles the delivery; ``None`` when it is done. ``attempt`` counts from 1 over all deliveries of it."""
+        if not is_for(delivery.message, delivery.group):
+            return None  # redriven, for another group: this one has had it
         begun = time.perf_counter()
         failure = await self._attempt(delivery, attempt)
         labels = (delivery.message.topic, delivery.group, failure.reason if failure else "")

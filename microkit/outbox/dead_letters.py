@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Collection, Sequence
+from typing import Any, Final
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from microkit.bus.dead_letter import Bury
+from microkit.bus.dead_letter import SUFFIX, Bury
+from microkit.bus.letter import REDRIVE_OUTBOX, Letter
 from microkit.bus.port import Bus, Settles
 from microkit.db.clock import database_now
 from microkit.db.database import Database
 from microkit.db.transaction import Transaction
 from microkit.message import Message
-from microkit.outbox.tables import DEAD, outbox
-from microkit.outbox.writer import shard_of
+from microkit.outbox.tables import DEAD, PENDING, outbox
+from microkit.outbox.writer import SIGNAL, shard_of
+
+_AT_ONCE: Final = 200
 
 
 def burial(database: Database, bus: Bus) -> Bury:
@@ -48,6 +53,65 @@ def burial(database: Database, bus: Bus) -> Bury:
         await database.run(unit)
 
     return keep
+
+
+class OutboxLetters:
+    """The dead letters in the outbox of ``service``. A :class:`microkit.bus.redrive.LetterBox`.
+
+    To send one back is to make its row an event that waits for the relay: it happens in one transaction, and whoever
+    runs the relay next publishes it.
+    """
+
+    def __init__(self, database: Database, service: str) -> None:
+        self._database = database
+        self._service = service
+
+    async def letters(self, topics: Collection[str] | None) -> AsyncGenerator[Letter, None]:
+        last = 0
+        # Snapshot: what dies while these are redriven is for the next time.
+        end = await self._database.run(_newest, read_only=True)
+        while rows := await self._some(topics, last, end):
+            for row in rows:
+                message = Message(row.aggregatetype, row.aggregateid, bytes(row.payload), row.headers)
+                yield Letter(row.id, message, row.seq)
+            last = rows[-1].seq
+
+    async def _some(self, topics: Collection[str] | None, after: int, end: int) -> Sequence[sa.Row[Any]]:
+        chosen = sa.select(outbox).where(
+            sa.text("outbox.state > 2"), outbox.c.state == DEAD, outbox.c.seq > after, outbox.c.seq <= end
+        )
+        if topics is not None:
+            chosen = chosen.where(outbox.c.aggregatetype.in_([topic + SUFFIX for topic in topics]))
+
+        async def unit(tx: Transaction) -> Sequence[sa.Row[Any]]:
+            return (await tx.execute(chosen.order_by(outbox.c.seq).limit(_AT_ONCE))).all()
+
+        return await self._database.run(unit, read_only=True)
+
+    async def send_back(self, letters: Sequence[tuple[Letter, str]]) -> None:
+        async def unit(tx: Transaction) -> None:
+            for letter, group in letters:
+                message = letter.redriven(group, {REDRIVE_OUTBOX: f"{self._service}/{letter.id}"})
+                await tx.execute(
+                    sa.update(outbox)
+                    .where(outbox.c.seq == letter.place, outbox.c.state == DEAD)
+                    .values(
+                        state=PENDING,
+                        aggregatetype=message.topic,
+                        headers=dict(message.headers),
+                        attempts=0,
+                        created_at=database_now(),
+                        done_at=None,
+                        error=None,
+                    )
+                )
+            tx.wake(SIGNAL)
+
+        await self._database.run(unit)
+
+
+async def _newest(tx: Transaction) -> int:
+    return int(await tx.scalar(sa.select(sa.func.max(outbox.c.seq))) or 0)
 
 
 def _text(text: str) -> str:

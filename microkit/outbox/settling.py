@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
+from microkit.bus.letter import settlement_of
 from microkit.bus.port import Bus, Settles
 from microkit.outbox.queue import Row
 
@@ -62,13 +63,13 @@ class Unsettled:
     def add(self, rows: Iterable[Row]) -> None:
         """Rows about to be published: they may be settled before ``publish`` returns."""
         if self._bus is not None:
-            self._rows.update((row.message.id, row) for row in rows)
+            self._rows.update((_name(row), row) for row in rows)
 
     def remove(self, rows: Iterable[Row]) -> None:
         """Rows that were not published after all, or whose settling is written."""
         for row in rows:
-            self._rows.pop(row.message.id, None)
-            self._settled.pop(row.message.id, None)
+            self._rows.pop(_name(row), None)
+            self._settled.pop(_name(row), None)
 
     def leave(self, shards: Collection[int]) -> None:
         """Another relay has these shards, or had them: what is under way there is its business."""
@@ -83,3 +84,7 @@ class Unsettled:
         self._settled.update((name, row) for name in ids if (row := self._rows.get(name)) is not None)
         if first and self._settled:
             asyncio.get_running_loop().call_later(GATHER, self._wake)
+
+
+def _name(row: Row) -> str:
+    return settlement_of(row.message)[1]
