@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 
-from microkit.bus.port import Delivery, Promises
+from microkit.bus.letter import settlement_of
+from microkit.bus.port import Delivery, Lag, Promises, Stored, Topic
 from microkit.message import Message
 
 Settled = Callable[[Sequence[str]], None]
+_BEHIND = 10_000
+"""Messages that who follows a topic may be behind before the oldest are forgotten."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +29,7 @@ class _Copy:
     message: Message
     offset: int
     lane: _Lane
+    time: datetime
     attempt: int = 0
 
 
@@ -48,12 +53,20 @@ class _Group:
         self.ready: deque[_Lane] = deque()
         self.members: set[MemoryConsumer] = set()
 
-    def add(self, message: Message, offset: int) -> None:
+    def copies(self, topic: str) -> Iterator[_Copy]:
+        """What of a topic is not acknowledged."""
+        for lane in self.lanes.values():
+            if lane.name[0] == topic:
+                yield from lane.waiting
+        for member in self.members:
+            yield from member.holds(topic)
+
+    def add(self, message: Message, offset: int, time: datetime) -> None:
         name = (message.topic, message.key)
         lane = self.lanes.get(name)
         if lane is None:
             lane = self.lanes[name] = _Lane(name)
-        lane.waiting.append(_Copy(message, offset, lane))
+        lane.waiting.append(_Copy(message, offset, lane, time))
         self.offer(lane)
 
     def offer(self, lane: _Lane) -> None:
@@ -86,6 +99,10 @@ class MemoryConsumer:
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         group.members.add(self)
+
+    def holds(self, topic: str) -> list[_Copy]:
+        """What of a topic is in flight here."""
+        return [copy for copy in self._in_flight.values() if copy.message.topic == topic]
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -186,8 +203,21 @@ class MemoryConsumer:
         self._group.offer(lane)
 
 
+@dataclass(slots=True, eq=False)
+class _Follower:
+    """Who reads a topic on and on."""
+
+    stored: deque[Stored] = field(default_factory=lambda: deque(maxlen=_BEHIND))
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, stored: Stored) -> None:
+        self.stored.append(stored)
+        self.news.set()
+
+
 class MemoryBus:
-    """A bus in memory. Implements :class:`~microkit.bus.port.Bus` and :class:`~microkit.bus.port.Settles`.
+    """A bus in memory. Implements :class:`~microkit.bus.port.Bus`, :class:`~microkit.bus.port.Settles`,
+    :class:`~microkit.bus.port.ShowsLag` and :class:`~microkit.bus.port.Inspects`.
 
     Order holds within a topic and key: while a member has messages of a key in flight, the next ones of that key are
     delivered to that member only. There are no partitions (``partition`` is 0) and no limit on what waits: the outbox
@@ -202,6 +232,7 @@ class MemoryBus:
         self._callbacks: dict[str, list[Settled]] = {}
         self._outstanding: dict[tuple[str, str], int] = {}
         self._settled: dict[str, list[str]] = {}
+        self._followers: dict[str, list[_Follower]] = {}
         self._closed = False
 
     async def start(self) -> None:
@@ -223,12 +254,15 @@ class MemoryBus:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self._check_open()
+        now = datetime.now(UTC)
         for message in messages:
             groups = self._listening.get(message.topic, {})
             offset = next(self._offsets.setdefault(message.topic, count()))
             self._count_up(message, len(groups))
             for group in groups.values():
-                group.add(message, offset)
+                group.add(message, offset, now)
+            for follower in self._followers.get(message.topic, ()):
+                follower.add(Stored(message, 0, offset, now))
         await asyncio.sleep(0)  # the consumers' turn
 
     async def close(self) -> None:
@@ -238,6 +272,48 @@ class MemoryBus:
                 member.end()
         for forgotten in (self._groups, self._listening, self._outstanding, self._settled):
             forgotten.clear()
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.news.set()
+
+    async def lag(self, group: str, topics: Sequence[str]) -> Sequence[Lag]:
+        """See :meth:`microkit.bus.port.ShowsLag.lag`."""
+        self._check_open()
+        found = self._groups.get(group)
+        return [Lag(group, topic, 0, sum(1 for _ in found.copies(topic)) if found else 0) for topic in topics]
+
+    async def topics(self) -> Sequence[Topic]:
+        """See :meth:`microkit.bus.port.Inspects.topics`. What every group has acknowledged is not kept."""
+        self._check_open()
+        return [
+            Topic(topic, 1, len(self._waiting(topic)), tuple(sorted(self._listening.get(topic, ()))))
+            for topic in sorted({*self._listening, *self._offsets})
+        ]
+
+    async def read(self, topic: str, *, last: int | None = None, follow: bool = False) -> AsyncGenerator[Stored, None]:
+        """See :meth:`microkit.bus.port.Inspects.read`. What every group has acknowledged is not kept."""
+        self._check_open()
+        follower = _Follower()
+        if follow:
+            self._followers.setdefault(topic, []).append(follower)
+        try:
+            waiting = self._waiting(topic)
+            for stored in waiting if last is None else waiting[max(0, len(waiting) - last) :]:
+                yield stored
+            while follow:
+                self._check_open()
+                while follower.stored:
+                    yield follower.stored.popleft()
+                follower.news.clear()
+                await follower.news.wait()
+        finally:
+            if follow:
+                self._followers[topic].remove(follower)
+
+    def _waiting(self, topic: str) -> list[Stored]:
+        """What some group has not acknowledged, once each, in order."""
+        copies = {copy.offset: copy for group in self._groups.values() for copy in group.copies(topic)}
+        return [Stored(copies[offset].message, 0, offset, copies[offset].time) for offset in sorted(copies)]
 
     def on_settled(self, source: str, settled: Settled) -> Callable[[], None]:
         """See :meth:`microkit.bus.port.Settles.on_settled`. Call what it returns to hear no more.
@@ -258,18 +334,17 @@ class MemoryBus:
             raise ConnectionError("the memory bus is closed")
 
     def _count_up(self, message: Message, groups: int) -> None:
-        source = message.headers.get("ce_source", "")
+        name = source, _ = settlement_of(message)
         if not self._callbacks.get(source):
             return
-        name = (source, message.id)
         outstanding = self._outstanding.get(name, 0) + groups
         if outstanding:
             self._outstanding[name] = outstanding
         else:
-            self._settle(source, message.id)
+            self._settle(*name)
 
     def _count_down(self, message: Message) -> None:
-        name = (message.headers.get("ce_source", ""), message.id)
+        name = settlement_of(message)
         outstanding = self._outstanding.get(name)
         if outstanding is None:
             return

@@ -6,8 +6,9 @@ event loop; none is safe to call from another thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
 from microkit.errors import MicrokitError
@@ -196,5 +197,63 @@ class ShowsLag(Protocol):
 
         Raises:
             ConnectionError: the broker is away.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What the broker has of a topic: ``messages`` are those it keeps, done ones too; ``groups`` those that read it."""
+
+    name: str
+    partitions: int
+    messages: int
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message where it lies. ``time`` is when the broker took it, ``None`` where it does not say."""
+
+    message: Message
+    partition: int
+    offset: int
+    time: datetime | None = None
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """The ability of a bus to be looked into, for commands and consoles. It joins no group and moves nothing."""
+
+    async def topics(self) -> Sequence[Topic]:
+        """All topics, by name.
+
+        Raises:
+            ConnectionError: the broker is away.
+        """
+        ...
+
+    def read(self, topic: str, *, last: int | None = None, follow: bool = False) -> AsyncGenerator[Stored, None]:
+        """The messages of a topic that the broker has when it is asked, those that were removed left out, in order
+        within a partition. With ``last``, as many of the newest, and these by time where the broker knows it.
+        With ``follow`` it goes on with what comes. Close it (``contextlib.aclosing``) when it is left early.
+
+        Of a topic that is not there it gives nothing, and does not make it.
+
+        Raises:
+            ConnectionError: the broker is away.
+        """
+        ...
+
+
+@runtime_checkable
+class Removes(Protocol):
+    """The ability to take single messages out of a topic that no group reads: dead letters that were redriven."""
+
+    async def remove(self, stored: Sequence[Stored]) -> None:
+        """Removes these; :meth:`Inspects.read` gives them no more. What is not there is left alone.
+
+        Raises:
+            ConnectionError: the broker is away; some may be removed.
         """
         ...

@@ -20,13 +20,13 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import ClassVar
 from uuid import uuid4
 
 import pytest
 
-from microkit.bus.port import Bus, Consumer, Delivery, Promises, Settles, ShowsLag
+from microkit.bus.port import Bus, Consumer, Delivery, Inspects, Promises, Removes, Settles, ShowsLag
 from microkit.message import Message
 
 PATIENCE = 60.0
@@ -510,6 +510,87 @@ class BusSuite(BusScenarios):
             await bus.publish(numbered(topic, 5, keys=7, start=30))
             assert await self._lag(bus, group, topic) == 5
 
+    # Looking in.
+
+    async def test_topics_are_listed_with_their_groups(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            if not isinstance(bus, Inspects):
+                pytest.skip("this adapter cannot be looked into")
+            consumer = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 20, keys=7))
+            await receive(consumer, 20)
+            (found,) = [each for each in await bus.topics() if each.name == topic]
+        assert found.partitions >= 1
+        assert found.groups == (group,)
+
+    async def test_topics_are_listed_with_the_number_of_their_messages(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            if not isinstance(bus, Inspects):
+                pytest.skip("this adapter cannot be looked into")
+            bus.declare(group, [topic])
+            await bus.publish(numbered(topic, 20, keys=7))
+            assert [each.messages for each in await bus.topics() if each.name == topic] == [20]
+
+    async def test_a_topic_is_read_without_moving_any_group(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            if not isinstance(bus, Inspects):
+                pytest.skip("this adapter cannot be looked into")
+            bus.declare(group, [topic])
+            await bus.publish(numbered(topic, 600, keys=7))
+            found = [stored async for stored in bus.read(topic)]
+            assert sorted((stored.message for stored in found), key=number_of) == numbered(topic, 600, keys=7)
+            places = [(stored.partition, stored.offset) for stored in found]
+            assert len(set(places)) == len(places)
+            for number in {partition for partition, _ in places}:
+                offsets = [offset for partition, offset in places if partition == number]
+                assert offsets == sorted(offsets)
+            newest = [stored async for stored in bus.read(topic, last=5)]
+            assert len(newest) == 5
+            assert not [stored async for stored in bus.read(new_name())]
+            consumer = await bus.subscribe(group, [topic])
+            assert sorted(ids(await receive(consumer, 600)), key=int) == numbers(600)
+
+    async def test_a_topic_can_be_followed(self) -> None:
+        topic, group = new_name(), new_name()
+        seen: list[str] = []
+
+        async def follow(bus: Inspects) -> None:
+            async with aclosing(bus.read(topic, last=1, follow=True)) as reading:
+                async for stored in reading:
+                    seen.append(stored.message.id)  # noqa: PERF401  it is looked at meanwhile
+
+        async with self.bus() as bus:
+            if not isinstance(bus, Inspects):
+                pytest.skip("this adapter cannot be looked into")
+            bus.declare(group, [topic])
+            await bus.publish(numbered(topic, 3))
+            following = asyncio.create_task(follow(bus))
+            await until(lambda: bool(seen), lambda: "nothing is read")
+            await bus.publish(numbered(topic, 30, keys=7, start=3))
+            await until(lambda: len(seen) >= 31, lambda: f"read: {seen}")
+            await end([following])
+        assert seen[0] == "2"
+        assert sorted(seen, key=int) == numbers(33)[2:]
+
+    async def test_what_was_removed_is_read_no_more(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            if not (isinstance(bus, Inspects) and isinstance(bus, Removes)):
+                pytest.skip("this adapter cannot remove single messages")
+            await bus.publish(numbered(topic, 20, keys=7))
+            found = [stored async for stored in bus.read(topic)]
+            gone = [stored for stored in found if int(stored.message.id) % 3]
+            await bus.remove(gone)
+            await bus.remove(gone[:2])
+            rest = [stored.message.id async for stored in bus.read(topic)]
+            assert sorted(rest, key=int) == ["0", "3", "6", "9", "12", "15", "18"]
+            await bus.publish(numbered(topic, 1, start=20))
+            assert "20" in [stored.message.id async for stored in bus.read(topic)]
+            assert topic in [each.name for each in await bus.topics()]
+
     # The end.
 
     async def test_closing_the_bus_ends_a_waiting_fetch(self) -> None:
@@ -600,6 +681,10 @@ def ids(deliveries: Sequence[Delivery]) -> list[str]:
 
 def by_id(message: Message) -> str:
     return message.id
+
+
+def number_of(message: Message) -> int:
+    return int(message.id)
 
 
 async def receive(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -14,9 +14,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from microkit.bus.kafka.consumer import KafkaConsumer
+from microkit.bus.kafka.inspection import Reading, mark_of, topics_of
 from microkit.bus.kafka.options import KafkaOptions
 from microkit.bus.kafka.producer import KafkaProducer
-from microkit.bus.port import Lag, Promises
+from microkit.bus.port import Lag, Promises, Stored, Topic
 from microkit.errors import ConfigurationError
 from microkit.message import Message
 
@@ -144,6 +145,32 @@ class KafkaBus:
         count as messages, as in Kafka's own tools."""
         return await self._ask(lambda _admin: self._lag(group, topics))
 
+    async def topics(self) -> Sequence[Topic]:
+        """See :meth:`microkit.bus.port.Inspects.topics`."""
+        return await self._ask(topics_of)
+
+    async def read(self, topic: str, *, last: int | None = None, follow: bool = False) -> AsyncGenerator[Stored, None]:
+        """See :meth:`microkit.bus.port.Inspects.read`."""
+        reading = Reading({**_CONSUMER, **self._client}, topic, last, self._logger)
+        alone = ThreadPoolExecutor(1, thread_name_prefix="kafka-reading")  # no two calls of one client at once
+        try:
+            there = await self._ask(lambda _admin: reading.start(), alone)
+            parts = reading.rest() if there else iter(())
+            while (part := await self._ask(lambda _admin: next(parts, None), alone)) is not None:
+                for stored in part:
+                    yield stored
+            while follow and there:
+                for stored in await self._ask(lambda _admin: reading.more(), alone):
+                    yield stored
+        finally:
+            alone.submit(reading.close)
+            alone.shutdown(wait=False)
+
+    async def remove(self, stored: Sequence[Stored]) -> None:
+        """See :meth:`microkit.bus.port.Removes.remove`. A record stays until its topic's retention takes it; it is
+        noted in the topic ``<topic>.removed``, which :meth:`read` heeds, and other readers may."""
+        await self.publish([mark_of(each) for each in stored])
+
     async def close(self) -> None:
         """See :meth:`microkit.bus.port.Bus.close`."""
         threads, self._threads = self._threads, None
@@ -192,8 +219,8 @@ class KafkaBus:
             client.close()
         return lags
 
-    async def _ask(self, question: Callable[[AdminClient], T]) -> T:
-        admin, threads = self._admin, self._threads
+    async def _ask(self, question: Callable[[AdminClient], T], threads: ThreadPoolExecutor | None = None) -> T:
+        admin, threads = self._admin, threads or self._threads
         if admin is None or threads is None:
             raise ConnectionError("the Kafka bus is closed")
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from microkit.bus.port import Lag, Promises, PublishFailed
+from microkit.bus.port import Lag, Promises, PublishFailed, Stored, Topic
+from microkit.bus.redis import inspection
 from microkit.bus.redis.consumer import RedisConsumer
 from microkit.bus.redis.options import RedisOptions
 from microkit.bus.redis.scripts import CREATE, LAG, PUBLISH
@@ -95,10 +96,24 @@ class RedisBus:
     async def lag(self, group: str, topics: Sequence[str]) -> Sequence[Lag]:
         """See :meth:`microkit.bus.port.ShowsLag.lag`."""
         found: list[Lag] = []
+        used = await self._server.topics()
         for topic in topics:
-            counts = await self._server.run(LAG, await self._server.streams(topic), [group])
+            counts = await self._server.run(LAG, used.get(topic, []), [group])
             found.extend(Lag(group, topic, partition, count) for partition, count in enumerate(counts))
         return found
+
+    async def topics(self) -> Sequence[Topic]:
+        """See :meth:`microkit.bus.port.Inspects.topics`."""
+        return await inspection.topics_of(self._server)
+
+    async def read(self, topic: str, *, last: int | None = None, follow: bool = False) -> AsyncGenerator[Stored, None]:
+        """See :meth:`microkit.bus.port.Inspects.read`. The streams keep no time of arrival."""
+        async for stored in inspection.read(self._server, topic, last, follow):
+            yield stored
+
+    async def remove(self, stored: Sequence[Stored]) -> None:
+        """See :meth:`microkit.bus.port.Removes.remove`."""
+        await inspection.remove(self._server, stored)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See :meth:`microkit.bus.port.Bus.publish`."""

@@ -247,3 +247,21 @@ for i, stream in ipairs(KEYS) do
 end
 return out
 """)
+
+# KEYS: streams of one topic. Gives {how many messages there are, names of groups}.
+DESCRIBE: Final = Script("""
+local total, names, seen = 0, {}, {}
+for _, stream in ipairs(KEYS) do
+  total = total + redis.call('XLEN', stream)
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  for _, each in ipairs(groups.err and {} or groups) do
+    for i = 1, #each, 2 do
+      if each[i] == 'name' and not seen[each[i + 1]] then
+        seen[each[i + 1]] = true
+        names[#names + 1] = each[i + 1]
+      end
+    end
+  end
+end
+return {total, names}
+""")

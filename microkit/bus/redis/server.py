@@ -62,7 +62,7 @@ class Server:
         self.open = False
         if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
             raise ConfigurationError("bus_url: messages are bytes; leave decode_responses off")
-        for command in ("XREAD", "XREADGROUP"):
+        for command in ("XRANGE", "XREAD", "XREADGROUP", "XREVRANGE"):
             client.set_response_callback(command, _as_it_is)  # type: ignore[arg-type]
         self._client = client
         self._partitions: dict[str, int] = {}
@@ -86,6 +86,15 @@ class Server:
             await self.command("HSETNX", topics, topic, self.options.partitions)
             number = self._partitions[topic] = int(await self.command("HGET", topics, topic))
         return [self.stream(topic, partition) for partition in range(number)]
+
+    async def topics(self) -> dict[str, list[str]]:
+        """All topics that have been used, by name, and the streams of each."""
+        found = await self.command("HGETALL", f"{self.options.prefix}:topics")
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {
+            name: [self.stream(name, partition) for partition in range(int(number))]
+            for name, number in sorted((name.decode(), number) for name, number in pairs)
+        }
 
     # Talking.
 
