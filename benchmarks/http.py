@@ -110,7 +110,7 @@ async def serve(name: str, app: App) -> None:
     """Serves on a free port, which it prints, until its standard input ends."""
     loop = asyncio.get_running_loop()
     stop: Any
-    if name == "microkit":
+    if name.startswith("microkit"):
         from microkit.web import Server
 
         server = Server(app)

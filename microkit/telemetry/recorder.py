@@ -1,7 +1,8 @@
 """A small tracer behind OpenTelemetry's API, for when no exporter is there to feed.
 
-It keeps what has ended in a :class:`~microkit.telemetry.ring.TraceRing`. Against the SDK it leaves out processors,
-resources, limits that nobody sets and locks; what it records is the same tree of spans, which a test compares.
+What has ended is handed on: to a :class:`~microkit.telemetry.ring.TraceRing`, to a collector
+(:mod:`microkit.telemetry.otlp`), or both. Against the SDK it leaves out limits that nobody sets, locks, and copies of
+what nobody changes; what it records is the same tree of spans, which a test compares.
 Sampling is that of the SDK's ``ParentBased(TraceIdRatioBased(ratio))``: the parent decides, else the trace id.
 """
 
@@ -11,7 +12,7 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from opentelemetry.context import Context
@@ -35,7 +36,7 @@ from opentelemetry.util._decorator import _agnosticcontextmanager
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from microkit.redaction import redact_text, said
-from microkit.telemetry.ring import RecordedSpan, SpanEvent, SpanKindName, SpanLink, StatusName, TraceRing
+from microkit.telemetry.ring import RecordedSpan, SpanEvent, SpanKindName, SpanLink, StatusName
 
 MOST_ATTRIBUTES: Final = 128
 MOST_EVENTS: Final = 128
@@ -59,31 +60,35 @@ if hasattr(os, "register_at_fork"):
 
 
 class RecordingSpan(Span):
-    """A span on its way into the ring. Its context is made only when somebody asks for it."""
+    """A span and what is to be told of it. Its context is made only when somebody asks for it.
+
+    ``trace`` and ``span`` are its ids, ``parent`` the id of the span above or 0, which is ``remote`` where it came in
+    from another process.
+    """
 
     def __init__(
         self,
         tracer: RecordingTracer,
         name: str,
         kind: SpanKind,
-        identity: tuple[int, int, TraceState],
+        identity: tuple[int, int, TraceState, bool],
         attributes: Attributes,
         links: Sequence[Link],
         start_time: int | None,
     ) -> None:
         self._tracer = tracer
-        self._name = name
-        self._kind = kind
-        self.trace, self.parent, self.state = identity
+        self.name = name
+        self.kind = kind
+        self.trace, self.parent, self.state, self.remote = identity
         self.span = _bits(64) or 1
-        self._attributes: dict[str, Any] = dict(attributes) if attributes else {}
-        self._links = links
-        self._events: list[SpanEvent] = []
-        self._status = StatusCode.UNSET
-        self._description: str | None = None
+        self.attributes: dict[str, Any] = dict(attributes) if attributes else {}
+        self.links = links
+        self.events: list[SpanEvent] = []
+        self.status = StatusCode.UNSET
+        self.description: str | None = None
         self._context: SpanContext | None = None
-        self._end = 0
-        self._start = start_time or time.time_ns()
+        self.end_ns = 0
+        self.start_ns = start_time or time.time_ns()
 
     def get_span_context(self) -> SpanContext:
         context = self._context
@@ -92,35 +97,35 @@ class RecordingSpan(Span):
         return context
 
     def is_recording(self) -> bool:
-        return not self._end
+        return not self.end_ns
 
     def end(self, end_time: int | None = None) -> None:
-        if not self._end:
-            self._end = end_time or time.time_ns()
-            for key, value in self._attributes.items():
+        if not self.end_ns:
+            self.end_ns = end_time or time.time_ns()
+            for key, value in self.attributes.items():
                 if type(value) is str and len(value) > MOST_CHARACTERS:
-                    self._attributes[key] = value[:MOST_CHARACTERS]
+                    self.attributes[key] = value[:MOST_CHARACTERS]
             self._tracer.keep(self)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        if not self._end and (len(self._attributes) < MOST_ATTRIBUTES or key in self._attributes):
-            self._attributes[key] = value
+        if not self.end_ns and (len(self.attributes) < MOST_ATTRIBUTES or key in self.attributes):
+            self.attributes[key] = value
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         for key, value in attributes.items():
             self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        if not self._end and len(self._events) < MOST_EVENTS:
-            self._events.append(SpanEvent(name, timestamp or time.time_ns(), dict(attributes or {})))
+        if not self.end_ns and len(self.events) < MOST_EVENTS:
+            self.events.append(SpanEvent(name, timestamp or time.time_ns(), dict(attributes or {})))
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        if not self._end and len(self._links) < MOST_EVENTS:
-            self._links = [*self._links, Link(context, attributes)]
+        if not self.end_ns and len(self.links) < MOST_EVENTS:
+            self.links = [*self.links, Link(context, attributes)]
 
     def update_name(self, name: str) -> None:
-        if not self._end:
-            self._name = name
+        if not self.end_ns:
+            self.name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         if isinstance(status, StatusCode):
@@ -128,9 +133,9 @@ class RecordingSpan(Span):
         else:
             code, text = status.status_code, status.description
         # OK is the last word, and nothing takes a status back (OpenTelemetry's specification, "Set Status").
-        if not self._end and self._status is not StatusCode.OK and code is not StatusCode.UNSET:
-            self._status = code
-            self._description = text if code is StatusCode.ERROR else None
+        if not self.end_ns and self.status is not StatusCode.OK and code is not StatusCode.UNSET:
+            self.status = code
+            self.description = text if code is StatusCode.ERROR else None
 
     def record_exception(
         self,
@@ -151,21 +156,28 @@ class RecordingSpan(Span):
         """What is to be seen of it."""
         return RecordedSpan(
             service=self._tracer.service,
-            name=self._name,
-            kind=KIND_NAMES[self._kind],
+            name=self.name,
+            kind=KIND_NAMES[self.kind],
             trace_id=f"{self.trace:032x}",
             span_id=f"{self.span:016x}",
             parent_id=f"{self.parent:016x}" if self.parent else None,
-            start_ns=self._start,
-            end_ns=self._end,
-            status=STATUS_NAMES[self._status],
-            status_description=self._description,
-            attributes=dict(self._attributes),
-            events=tuple(self._events),
+            start_ns=self.start_ns,
+            end_ns=self.end_ns,
+            status=STATUS_NAMES[self.status],
+            status_description=self.description,
+            attributes=dict(self.attributes),
+            events=tuple(self.events),
             links=tuple(
-                SpanLink(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") for link in self._links
+                SpanLink(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") for link in self.links
             ),
         )
+
+
+Keep = Callable[[RecordingSpan], object]
+"""Takes a span that has ended."""
+
+
+def _forget(_: RecordingSpan) -> None: ...
 
 
 def exception_attributes(exception: BaseException) -> dict[str, str]:
@@ -186,17 +198,16 @@ def stack_of(exception: BaseException) -> str:
 
 
 class RecordingTracer(Tracer):
-    """Starts spans. ``ring=None`` records nothing, but still gives every trace an id to log and to pass on."""
+    """Starts spans, and hands those that have ended to ``keep``.
 
-    def __init__(self, service: str, ring: TraceRing | None, sampling: float) -> None:
+    Without it nothing is recorded, but every trace still has an id to log and to pass on.
+    """
+
+    def __init__(self, service: str, keep: Keep | None, sampling: float) -> None:
         self.service = service
-        self._ring = ring
+        self._records = keep is not None
+        self.keep: Keep = keep or _forget
         self._bound = round(sampling * (_LOW_64_BITS + 1))
-
-    def keep(self, span: RecordingSpan) -> None:
-        """Takes a span that has ended."""
-        if self._ring is not None:
-            self._ring.add(span)
 
     def start_span(
         self,
@@ -210,18 +221,18 @@ class RecordingTracer(Tracer):
         set_status_on_exception: bool = True,
     ) -> Span:
         parent = get_current_span(context)
-        if type(parent) is RecordingSpan and self._ring is not None:
-            identity = (parent.trace, parent.span, parent.state)
+        if type(parent) is RecordingSpan and self._records:
+            identity = (parent.trace, parent.span, parent.state, False)
         elif parent is INVALID_SPAN or not (above := parent.get_span_context()).is_valid:
             trace = _bits(128) or 1
-            if self._ring is None or trace & _LOW_64_BITS >= self._bound:
+            if not self._records or trace & _LOW_64_BITS >= self._bound:
                 return NonRecordingSpan(SpanContext(trace, _bits(64) or 1, False, _DROPPED, _NO_STATE))
-            identity = (trace, 0, _NO_STATE)
-        elif self._ring is None or not above.trace_flags & TraceFlags.SAMPLED:
+            identity = (trace, 0, _NO_STATE, False)
+        elif not self._records or not above.trace_flags & TraceFlags.SAMPLED:
             # Nobody will see this span: its children are shown under the one above, whose id travels on.
             return NonRecordingSpan(above)
         else:
-            identity = (above.trace_id, above.span_id, above.trace_state)
+            identity = (above.trace_id, above.span_id, above.trace_state, above.is_remote)
         return RecordingSpan(self, name, kind, identity, attributes, links or (), start_time)
 
     @_agnosticcontextmanager  # the API's own: it can also decorate a coroutine function

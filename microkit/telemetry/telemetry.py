@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Final, Literal
 
 import anyio
@@ -70,7 +69,7 @@ class Telemetry:
                 self.ring = None
             elif ring is None:
                 self.ring = TraceRing()
-            self.provider = RecordingProvider(RecordingTracer(service, self.ring, sampling))
+            self.provider = RecordingProvider(RecordingTracer(service, self.ring.add if self.ring is not None else None, sampling))
         self.tracer: Tracer = self.provider.get_tracer(SCOPE, version or None)
         self.metrics = Metrics(process_registry())
         self.logger = ServiceLogger(service, log_level)
@@ -112,10 +111,10 @@ def _sending(
     service: str, version: str, sampling: float, endpoint: str, ring: TraceRing | None
 ) -> tuple[TracerProvider, Callable[[], None]]:
     try:
-        from microkit.telemetry.otlp import otlp_provider, shut_down  # noqa: PLC0415  needs an extra
+        from microkit.telemetry.otlp import SendingProvider, otlp_exporter  # noqa: PLC0415  needs an extra
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith(("opentelemetry.sdk", "opentelemetry.exporter")):
             raise MissingExtra("Sending traces over OTLP", "otlp") from None
         raise
-    provider = otlp_provider(service, version, sampling, endpoint, ring)
-    return provider, partial(shut_down, provider)
+    provider = SendingProvider(service, version, sampling, otlp_exporter(endpoint), ring)
+    return provider, provider.shut_down
