@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from microkit.gateway import Gateway, Route
     from microkit.instance import Instance
-    from microkit.message import Event
+    from microkit.message import Event, upcast
     from microkit.page import Page, PageRequest
     from microkit.proxies import ClientAddress
     from microkit.saga import (
@@ -79,7 +79,7 @@ _HOMES: Final = {
     ],
     "gateway": ["Gateway", "Route"],
     "instance": ["Instance"],
-    "message": ["Event"],
+    "message": ["Event", "upcast"],
     "page": ["Page", "PageRequest"],
     "proxies": ["ClientAddress"],
     "saga": [
@@ -148,6 +148,7 @@ __all__ = [
     "post",
     "put",
     "retriable",
+    "upcast",
 ]
 
 

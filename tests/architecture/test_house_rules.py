@@ -61,7 +61,7 @@ def test_the_public_names_are_these() -> None:
         "NO_EFFECT", "NotFound", "Page", "PageRequest", "Principal", "Problem", "RemoteProblem", "Retry", "Route",
         "SERVICE", "SIGNED_IN", "Saga", "Service", "ServiceSettings", "Size", "StepContext", "StepNotYet",
         "StepRefused", "System", "Telemetry", "Transaction", "Unauthorized", "Unavailable", "ValidationFailed",
-        "compensatable", "delete", "get", "patch", "pivot", "post", "put", "retriable",
+        "compensatable", "delete", "get", "patch", "pivot", "post", "put", "retriable", "upcast",
     ]  # fmt: skip
 
 
