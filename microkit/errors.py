@@ -4,7 +4,8 @@ MicrokitError
 ├── ConfigurationError          a setting is missing or wrong: the service refuses to start
 │   └── MissingExtra            an adapter's package is not installed
 ├── DefinitionError             a contract, handler or saga cannot work as written
-├── UndecodableMessage          a message that no retry will make readable: it is dead-lettered
+├── DeadLetter                  a message that no retry will help: it is dead-lettered at once
+│   └── UndecodableMessage      one that cannot be read
 ├── RemoteProblem               another service answered with a problem nobody declared
 └── Problem                     an answer to the caller, rendered as RFC 9457
     ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
@@ -42,19 +43,29 @@ class DefinitionError(MicrokitError):
     """A contract, handler or saga cannot work as written; raised while the program loads or starts."""
 
 
-class UndecodableMessage(MicrokitError):
-    """A message that no retry will make readable.
+class DeadLetter(MicrokitError):
+    """Raised by a handler for a message that no retry will help: it goes to its dead-letter topic at once.
 
-    ``reason`` is a stable slug (``unknown-type``, ``newer-version``, ``not-json``, ``invalid-payload`` …).
+    ``reason`` is a stable slug, one of few (``unknown-payee``); it is a header of the dead letter and a label of its
+    metric. ``detail`` says more to the person who looks into it.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
 
 
-def _slug(name: str) -> str:
+class UndecodableMessage(DeadLetter):
+    """A message that no retry will make readable.
+
+    ``reason`` is a stable slug (``unknown-type``, ``newer-version``, ``older-version``, ``not-json``,
+    ``invalid-payload`` …).
+    """
+
+
+def slug(name: str) -> str:
+    """``BillExpired`` → ``bill-expired``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
 
 
@@ -85,7 +96,7 @@ class Problem(MicrokitError):
         if status is not None:
             cls.status = status
         cls.title = title or (HTTPStatus(cls.status).phrase if status is not None else cls.title)
-        cls.type = f"urn:problem:{type or _slug(cls.__name__)}"
+        cls.type = f"urn:problem:{type or slug(cls.__name__)}"
 
     def __init__(
         self,
