@@ -59,6 +59,23 @@ def services_only(allow: Sequence[str]) -> bool:
     return bool(allow) and all(role == SERVICE or role.startswith(f"{SERVICE}:") for role in allow)
 
 
+def roles_of(allow: object, where: str) -> tuple[str, ...]:
+    """The roles as a tuple.
+
+    Raises:
+        DefinitionError: they let nobody in, or are no roles; ``where`` begins the sentence.
+    """
+    if not allow:
+        raise DefinitionError(
+            f'{where} does not say who may call it: write allow="member" (a role), allow=("member", "admin"), '
+            "allow=SIGNED_IN or allow=ANYONE"
+        )
+    roles = (allow,) if isinstance(allow, str) else allow
+    if not isinstance(roles, tuple) or not all(isinstance(role, str) and role for role in roles):
+        raise DefinitionError(f'{where}: allow={allow!r} is no role: write allow="member" or allow=("member", "admin")')
+    return roles
+
+
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
@@ -131,7 +148,7 @@ class Operation(Generic[P, R]):
         self.method = method
         self.own_path = path
         self.status = status
-        self.raises = raises
+        self.raises = _problems(raises, declaration.__qualname__)
         self.timeout = timeout
         self.idempotent = idempotent
         self.name = declaration.__name__
@@ -175,12 +192,7 @@ class Operation(Generic[P, R]):
     def allow(self) -> tuple[str, ...]:
         """The roles of which a caller must have one."""
         allow = self._allow if self._allow is not None else self.contract.contract_allow
-        if not allow:
-            raise DefinitionError(
-                f'{self.qualified_name} does not say who may call it: write allow="member" (a role), '
-                "allow=SIGNED_IN or allow=ANYONE, on the operation or on the contract"
-            )
-        return (allow,) if isinstance(allow, str) else allow
+        return roles_of(allow, self.qualified_name)
 
     @property
     def safe(self) -> bool:
@@ -223,6 +235,21 @@ class Operation(Generic[P, R]):
 
         call.__name__ = call.__qualname__ = self.qualified_name
         return call
+
+
+def _problems(raises: object, where: str) -> tuple[type[Problem], ...]:
+    found = []
+    for problem in raises if isinstance(raises, tuple) else (raises,):
+        if not (isinstance(problem, type) and issubclass(problem, Problem)):
+            told = problem.__name__ if isinstance(problem, type) else repr(problem)
+            raise DefinitionError(
+                f"{where}: raises= lists problems, the answers to the caller, and {told} is none: write "
+                "class BillPaid(Conflict, status=409) and raises=(BillPaid,)"
+            )
+        found.append(problem)
+    if not isinstance(raises, tuple):
+        raise DefinitionError(f"{where}: raises= takes a tuple: write raises=({found[0].__name__},)")
+    return tuple(found)
 
 
 def _place(name: str, annotation: Any, default: Any, in_path: set[str]) -> Parameter:

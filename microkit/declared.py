@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from sqlalchemy import MetaData
 from starlette.types import ASGIApp
@@ -53,18 +52,6 @@ class Resource:
 
     factory: Callable[..., AsyncIterator[Any]]
     kind: type
-
-    @classmethod
-    def of(cls, factory: Callable[..., AsyncIterator[Any]]) -> Resource:
-        """Reads the type from the annotation (``-> AsyncIterator[Horizon]``)."""
-        where = f"{factory.__module__}.{factory.__qualname__}"
-        yielded = get_args(get_type_hints(factory).get("return"))
-        if not inspect.isasyncgenfunction(factory) or not yielded:
-            raise DefinitionError(
-                f"{where} is no resource: write `async def {factory.__name__}(...) -> AsyncIterator[Thing]` "
-                "and yield the thing once"
-            )
-        return cls(factory, yielded[0])
 
 
 @dataclass(frozen=True, slots=True)

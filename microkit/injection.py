@@ -48,7 +48,7 @@ def bind(
         DefinitionError: the function is not ``async def``, or a parameter can be bound by neither.
     """
     where = f"{function.__module__}.{function.__qualname__}"
-    if not inspect.iscoroutinefunction(function):
+    if not inspect.iscoroutinefunction(inspect.unwrap(function)):  # a decorator may be an ordinary function
         raise DefinitionError(f"{where} must be written with async def")
     hints = get_type_hints(function, include_extras=True)
     getters: list[tuple[str, Getter[Scope]]] = []

@@ -6,16 +6,16 @@ instances, of one service or of many, and they share nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import MetaData
 from starlette.types import ASGIApp
 
+from microkit import definitions
 from microkit.bus.port import Bus
-from microkit.contract import Contract, Operation, Roles
+from microkit.contract import Contract, Operation, Roles, roles_of
 from microkit.declared import Declared, Listener, Mounted, Resource
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import DefinitionError
@@ -31,9 +31,6 @@ P = ParamSpec("P")
 H = ParamSpec("H")
 R = TypeVar("R")
 C = TypeVar("C", bound=Contract)
-
-
-_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 class _Inline(Protocol):
@@ -61,12 +58,11 @@ class Service:
         title: str = "",
         version: str = "0.1.0",
     ) -> None:
-        if not _NAME.fullmatch(name):
-            raise DefinitionError(f"{name!r} cannot be a service's name: write lower-case words joined by dashes")
+        definitions.tables_and_migrations(tables, migrations, name)
         self.declared = Declared(
-            name=name,
-            port=port,
-            settings=settings,
+            name=definitions.a_name(name),
+            port=definitions.a_port(port, name),
+            settings=definitions.a_settings_class(settings, name),
             tables=tables,
             migrations=migrations,
             title=title or name.replace("-", " ").title(),
@@ -89,14 +85,16 @@ class Service:
         Raises:
             DefinitionError: the operation belongs to another service, or has a handler already.
         """
-        if operation.contract.contract_service != self.name:
-            raise DefinitionError(
-                f"{operation.qualified_name} belongs to {operation.contract.contract_service!r}, not to {self.name!r}"
-            )
+        definitions.an_operation(operation, self.name)
 
         def register(handler: Callable[H, Awaitable[R]]) -> Callable[H, Awaitable[R]]:
-            if operation in self.declared.handlers:
-                raise DefinitionError(f"{operation.qualified_name} has two handlers")
+            definitions.an_async_function(handler, f"@service.handles({operation.qualified_name})")
+            first = self.declared.handlers.get(operation)
+            if first is not None:
+                raise DefinitionError(
+                    f"{operation.qualified_name} has two handlers, {first.__qualname__} and {handler.__qualname__}: "
+                    "take @service.handles away from one of them"
+                )
             self.declared.handlers[operation] = handler
             return handler
 
@@ -109,9 +107,14 @@ class Service:
 
         The function has a parameter ``event``. With a ``Transaction`` its effect happens once, however often the event
         is delivered; without one it must bear repetition.
+
+        Raises:
+            DefinitionError: it is no event, or the group handles it already.
         """
+        definitions.an_event(event, self.name)
 
         def register(handler: Callable[H, Awaitable[None]]) -> Callable[H, Awaitable[None]]:
+            definitions.an_async_function(handler, f"@service.on({event.__name__})")
             name = group or f"{self.name}.{handler.__name__}"
             if any(listener.group == name and listener.event is event for listener in self.declared.listeners):
                 raise DefinitionError(f"{name} handles {event.__name__} twice; give one of them another group")
@@ -126,21 +129,22 @@ class Service:
         Handlers ask for it by the type that the generator is annotated to yield; the generator's own parameters are
         bound by type to the settings, the telemetry, the database and the resources before it.
         """
-        self.declared.resources.append(Resource.of(factory))
+        self.declared.resources.append(Resource(factory, definitions.a_resource(factory)))
         return factory
 
     def saga(self, definition: Saga[Any]) -> None:
         """Runs the saga's instances in this service."""
-        self.declared.sagas.append(definition)
+        self.declared.sagas.append(definitions.a_saga(definition, self.name))
 
     def client(self, contract: type[C]) -> C:
         """The other service's operations, to be called from this service's handlers, sagas and resources."""
-        self.declared.clients.append(contract)
+        self.declared.clients.append(definitions.a_contract(contract, self.name))
         return contract(ClientOfRunning(contract))
 
     def mount(self, path: str, app: ASGIApp | Gateway, *, allow: Roles) -> None:
         """Serves a whole ASGI app, or a gateway, below ``path``. It gets health, telemetry, auth and shutdown."""
-        self.declared.mounts.append(Mounted(path, app, (allow,) if isinstance(allow, str) else allow))
+        definitions.an_app(path, app, self.name)
+        self.declared.mounts.append(Mounted(path, app, roles_of(allow, f"{self.name}: service.mount({path!r}, ...)")))
 
     def get(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
         """An inline GET, for small things that no other service calls."""
@@ -164,8 +168,9 @@ class Service:
 
     def _inline(self, method: str, path: str, allow: Roles, status: int) -> _Inline:
         def register(handler: Callable[H, Awaitable[R]]) -> Callable[H, Awaitable[R]]:
-            roles = (allow,) if isinstance(allow, str) else allow
-            self.declared.routes.append(InlineRoute(method, path, handler, roles, status))
+            where = f"{self.name}: {method} {path}"
+            definitions.an_async_function(handler, where)
+            self.declared.routes.append(InlineRoute(method, path, handler, roles_of(allow, where), status))
             return handler
 
         return register

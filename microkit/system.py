@@ -57,6 +57,12 @@ class System:
     story: Callable[[Any], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
+        for service in self.services:
+            if not isinstance(service, Service):
+                raise DefinitionError(
+                    f"{self.name}: a system is made of services, not {service!r:.100}: "
+                    f'System("{self.name}", services=[billing, payment])'
+                )
         names = [service.name for service in self.services]
         if len(names) != len(set(names)):
             raise DefinitionError(f"{self.name}: two of its services have the same name ({', '.join(names)})")

@@ -245,7 +245,7 @@ def _step(action: Action, kind: StepKind, undo: Action | None, bounds: _Bounds, 
 
 
 def _is_local(name: str, function: Action) -> bool:
-    if not inspect.iscoroutinefunction(function):
+    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
         raise DefinitionError(f"step {name!r}: {function!r} must be written with async def")
     kinds = [kind for kind in map(bare, _hints(name, function).values()) if inspect.isclass(kind)]
     local = Transaction in kinds
