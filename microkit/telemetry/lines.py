@@ -39,6 +39,7 @@ _LEVEL_COLOURS: Final = {"DEBUG": 2, "INFO": 0, "WARNING": 33, "ERROR": 31, "CRI
 _SERVICE_WIDTH: Final = 12
 
 ACCESS: Final = "access"
+_OF_ACCESS: Final = frozenset({"request_id", "trace_id", "span_id"})
 
 
 @lru_cache(maxsize=16)
@@ -61,17 +62,17 @@ def members(record: logging.LogRecord, serving: str) -> dict[str, Any]:
         "service": getattr(record, "service", "") or serving,
         "message": _message(record),
     }
-    trace_id, span_id = span_ids(get_current_span())
+    # An access line is written when the request's own context has been left, and brings its ids itself.
+    own = record.__dict__ if record.name == ACCESS else {}
+    trace_id, span_id = (own.get("trace_id"), own.get("span_id")) if own else span_ids(get_current_span())
     if trace_id:
         line["trace_id"] = trace_id
         line["span_id"] = span_id
-    # An access line is written when the request's own context has been left, and brings the id itself.
-    own = record.__dict__.get("request_id", "") if record.name == ACCESS else ""
-    request_id = own or context.current().request_id
+    request_id = own.get("request_id") or context.current().request_id
     if request_id:
         line["request_id"] = redact(request_id)
     for name, value in record.__dict__.items():
-        if name not in _OF_THE_LIBRARY and not (own and name == "request_id"):
+        if name not in _OF_THE_LIBRARY and not (own and name in _OF_ACCESS):
             name = str(name)  # noqa: PLW2901  nobody checks what comes in extra=
             line[f"extra.{name}" if name in _OF_THE_LINE else name] = MASK if names_a_secret(name) else redact(value)
     if record.exc_info and record.exc_info[1] is not None:
@@ -119,7 +120,7 @@ def access_json(
     trace_id, span_id = span_ids(span)
     begin = (
         f'{{"time":"{utc(time.time())}",{_route_members(service, method, route, status)}'
-        f'"duration_ms":{int(seconds * 1e6) / 1000},"trace_id":"{trace_id}","span_id":"{span_id}",'
+        f'"duration_ms":{seconds * 1e3:.3f},"trace_id":"{trace_id}","span_id":"{span_id}",'
     )
     return begin.encode() + json_line({"path": path, **fields})[1:]
 
@@ -147,7 +148,8 @@ def console_line(line: Mapping[str, Any], *, colour: bool) -> bytes:
         if name not in _OF_THE_LINE and name != "stack"
     ]
     if "trace_id" in line:
-        rest.append(f"trace={line['trace_id']}")
+        # Short where each request has a line; the console finds a trace by as much of its id.
+        rest.append(f"trace={line['trace_id'][:8] if line['logger'] == ACCESS else line['trace_id']}")
     tail = "  ".join(("", *rest)) if rest else ""
     if tail and colour:
         tail = f"\x1b[2m{tail}\x1b[0m"

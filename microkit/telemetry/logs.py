@@ -21,6 +21,7 @@ from typing import Final, TextIO
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from microkit.telemetry.lines import ACCESS, Format, access_json, console_line, json_line, members
+from microkit.telemetry.propagation import span_ids
 
 serving: ContextVar[str] = ContextVar("microkit_serving", default="")
 """The service that the current task works for; it names the lines of loggers that belong to no service."""
@@ -171,6 +172,7 @@ def access_line(
             except Exception:  # noqa: BLE001  the request has been served; that its line failed must not undo that
                 handler.handleError(logging.makeLogRecord({"name": ACCESS, "msg": "a line of the access log failed"}))
             return
+    trace_id, span_id = span_ids(span)
     record = logging.makeLogRecord(
         {
             **fields,
@@ -180,7 +182,9 @@ def access_line(
             "msg": "%s %s %s",
             "args": (method, path, status),
             "service": service,
-            "duration_ms": int(seconds * 1e6) / 1000,
+            "duration_ms": round(seconds * 1e3, 3),
+            "trace_id": trace_id,
+            "span_id": span_id,
         }
     )
     logging.root.handle(record)

@@ -88,9 +88,9 @@ def inject() -> dict[str, str]:
 def span_ids(span: Span) -> tuple[str, str]:
     """A span's trace id and own id in hexadecimal; two empty texts where it has none."""
     if type(span) is RecordingSpan:  # asking it for its context would make one
-        return f"{span.trace:032x}", f"{span.span:016x}"
+        return span.trace.to_bytes(16).hex(), span.span.to_bytes(8).hex()  # in half of an f-string's time
     context = span.get_span_context()
-    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else ("", "")
+    return (context.trace_id.to_bytes(16).hex(), context.span_id.to_bytes(8).hex()) if context.is_valid else ("", "")
 
 
 def trace_id_hex() -> str:

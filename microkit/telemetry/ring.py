@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Recordable(Protocol):
 
 DEFAULT_CAPACITY: Final = 10_000
 
+_TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{8,32}")
+
 
 class TraceRing:
     """The latest ``capacity`` spans, oldest first out.
@@ -81,13 +84,18 @@ class TraceRing:
         return len(self._spans)
 
     def trace(self, trace_id: str) -> list[RecordedSpan]:
-        """The spans of one trace that have ended, by their start. ``trace_id`` is 32 hexadecimal digits."""
-        try:
-            wanted = int(trace_id, 16)
-        except ValueError:
+        """The spans of one trace that have ended, by their start.
+
+        ``trace_id`` is 32 hexadecimal digits, or the first eight or more of them, as access lines on a terminal show
+        them: then the latest such trace.
+        """
+        if not _TRACE_ID.fullmatch(trace_id):
             return []
-        found = [span.recorded() for span in self._snapshot() if span.trace == wanted]
-        return sorted(found, key=lambda span: span.start_ns)
+        wanted, beyond = int(trace_id, 16), 4 * (32 - len(trace_id))
+        found = [span for span in self._snapshot() if span.trace >> beyond == wanted]
+        return sorted(
+            (span.recorded() for span in found if span.trace == found[-1].trace), key=lambda one: one.start_ns
+        )
 
     def recent(self, limit: int = 100) -> list[RecordedSpan]:
         """The spans that ended last, the latest first."""

@@ -69,7 +69,9 @@ class Telemetry:
                 self.ring = None
             elif ring is None:
                 self.ring = TraceRing()
-            self.provider = RecordingProvider(RecordingTracer(service, self.ring.add if self.ring is not None else None, sampling))
+            self.provider = RecordingProvider(
+                RecordingTracer(service, self.ring.add if self.ring is not None else None, sampling)
+            )
         self.tracer: Tracer = self.provider.get_tracer(SCOPE, version or None)
         self.metrics = Metrics(process_registry())
         self.logger = ServiceLogger(service, log_level)

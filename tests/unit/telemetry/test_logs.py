@@ -282,7 +282,7 @@ def test_an_access_line_tells_the_request(lines: Lines) -> None:
         "path": "/bills/7",
         "route": "/bills/{bill_id}",
         "status": 200,
-        "duration_ms": 12.345,
+        "duration_ms": 12.346,
         "trace_id": f"{span.get_span_context().trace_id:032x}",
         "span_id": f"{span.get_span_context().span_id:016x}",
         "request_id": "r",
@@ -301,6 +301,21 @@ def test_an_access_line_is_json_whatever_the_path(path: str, lines: Lines) -> No
 def test_an_access_line_on_the_console_is_short(console: io.StringIO) -> None:
     access_line("billing", "GET", "/bills/7", "/bills/{bill_id}", 200, 0.0123, fields={"client": "::1"})
     assert console.getvalue().endswith("INFO    billing      GET /bills/7 200  client=::1  duration_ms=12.3\n")
+
+
+def test_an_access_line_on_the_console_leads_to_its_trace(console: io.StringIO) -> None:
+    telemetry = Telemetry("billing")
+    with telemetry.span("before"):
+        pass
+    with telemetry.span("request") as span:
+        pass
+    access_line("billing", "GET", "/bills/7", "/bills/{bill_id}", 200, 0.0123, span)
+    line = console.getvalue()
+    assert "extra." not in line
+    shown = re.search(r"  trace=([0-9a-f]{8})\n\Z", line)
+    assert shown is not None
+    assert telemetry.ring is not None
+    assert [one.name for one in telemetry.ring.trace(shown[1])] == ["request"]
 
 
 def test_an_access_line_without_configured_logs_is_an_ordinary_record(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 
 import pytest
 from opentelemetry import trace as global_trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.trace import SpanKind
 
 from microkit.errors import ConfigurationError
 from microkit.telemetry import Telemetry, TraceRing, otlp
+from microkit.telemetry.propagation import extract
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +81,39 @@ async def test_closing_sends_the_spans_that_wait_each_in_its_services_name(colle
     assert {path for path, _ in collector.requests} == {"/v1/traces"}
     assert global_trace._TRACER_PROVIDER is None
     assert [(span.service, span.name) for span in ring.recent()] == [("billing", "read")]
+
+
+async def test_a_collector_reads_all_of_a_span(collector: Collector) -> None:
+    telemetry = Telemetry("billing", version="1.2", exporter="otlp", otlp_endpoint=collector.url)
+    parent = extract("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "vendor=1")
+    amount = cast("float", Decimal("12.50"))  # what callers hand in although the types forbid it
+    with (
+        pytest.raises(ValueError, match="broken"),
+        telemetry.span("pay", kind=SpanKind.SERVER, parent=parent, attributes={"tries": 2, "amount": amount}),
+    ):
+        raise ValueError("broken")
+    with telemetry.provider.get_tracer("some.library", "2.0").start_as_current_span("query"):
+        pass
+    await telemetry.close()
+    ((_, request),) = collector.requests
+    (resource,) = request.resource_spans
+    about = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert (about["service.name"], about["service.version"]) == ("billing", "1.2")
+    scopes = {scope.scope.name: scope for scope in resource.scope_spans}
+    assert (scopes["some.library"].scope.version, scopes["some.library"].spans[0].name) == ("2.0", "query")
+    (span,) = scopes["microkit"].spans
+    assert span.trace_id.hex() == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert span.parent_span_id.hex() == "00f067aa0ba902b7"
+    assert span.trace_state == "vendor=1"
+    assert span.flags == 0x300  # it is known whether the parent is remote, and it is
+    assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano
+    values = {one.key: one.value for one in span.attributes}
+    assert (values["tries"].int_value, values["amount"].string_value) == (2, "12.50")
+    assert (span.status.code, span.status.message) == (2, "ValueError: broken")
+    (event,) = span.events
+    assert event.name == "exception"
+    assert span.start_time_unix_nano <= event.time_unix_nano <= span.end_time_unix_nano
+    assert {one.key for one in event.attributes} == {"exception.type", "exception.message", "exception.stacktrace"}
 
 
 async def test_an_endpoint_with_a_path_is_used_as_it_is(collector: Collector) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace as global_trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -21,6 +22,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode, get_current_
 
 from microkit.errors import ConfigurationError, NotFound, Unavailable
 from microkit.telemetry import RecordedSpan, Telemetry, TraceRing
+from microkit.telemetry.otlp import SendingProvider
 from microkit.telemetry.propagation import extract, inject
 from microkit.telemetry.recorder import MOST_ATTRIBUTES, MOST_CHARACTERS, MOST_EVENTS
 from microkit.telemetry.ring import tree
@@ -125,6 +127,26 @@ def test_the_ring_holds_the_same_tree_as_the_sdk_exports() -> None:
     assert [span["name"] for span in of_ring(ours)] == [
         *("SELECT bill", "work", "look up", "manual", "GET /bills", "consume"),
     ]
+
+
+def test_what_goes_to_a_collector_is_what_the_sdk_would_send() -> None:
+    exporter = InMemorySpanExporter()
+    provider = SendingProvider("billing", "1.0", 1.0, exporter)
+    theirs, sdk_exporter = sdk_telemetry()
+    story(Telemetry("billing", provider=provider))
+    story(theirs)
+    provider.shut_down()
+    assert shape(of_sdk(exporter)) == shape(of_sdk(sdk_exporter))
+
+    def encoded(exported: InMemorySpanExporter) -> list[tuple[str, int, int, int, int]]:
+        (resource,) = encode_spans(exported.get_finished_spans()).resource_spans
+        return [
+            (span.name, span.kind, span.flags, span.dropped_attributes_count, span.status.code)
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    assert encoded(exporter) == encoded(sdk_exporter)
 
 
 def test_spans_of_one_trace_have_its_id_and_their_parents() -> None:
@@ -293,7 +315,21 @@ def test_a_ring_forgets_the_oldest() -> None:
     assert ring.recent() == []
 
 
-@pytest.mark.parametrize("trace_id", ["", "zz", "0" * 32, "nothing", "-1"])
+def test_a_trace_is_found_by_the_beginning_of_its_id() -> None:
+    telemetry = Telemetry("billing")
+    same, other = "4bf92f3577b34da6a3ce929d0e0e4736", "4bf92f35" + "0" * 23 + "1"
+    for trace_id, name in ((same, "first"), (other, "last"), (other, "same as last")):
+        with telemetry.span(name, parent=extract(f"00-{trace_id}-00f067aa0ba902b7-01")):
+            pass
+    ring = telemetry.ring
+    assert ring is not None
+    assert [span.name for span in ring.trace(same)] == ["first"]
+    assert [span.name for span in ring.trace(same[:9])] == ["first"]
+    assert [span.name for span in ring.trace(same[:8])] == ["last", "same as last"]
+    assert ring.trace(same[:7]) == []
+
+
+@pytest.mark.parametrize("trace_id", ["", "zz", "0" * 32, "0" * 33, "nothing", "-1", "+00000001", "1_000_000"])
 def test_a_trace_that_is_not_there_is_empty(trace_id: str) -> None:
     assert TraceRing().trace(trace_id) == []
 
