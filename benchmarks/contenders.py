@@ -4,8 +4,8 @@
 Prometheus histogram by method, route and status, and one JSON line in the access log with the trace's id, written to
 ``/dev/null``. microkit has more on, because it cannot be had without: deadline, caller's identity, limits, strict JSON.
 
-microkit's spans come from its own tracer, as they do in a service with ``trace_exporter=otlp``, and go to the SDK's batch
-processor and the same exporter; ``microkit_sdk`` is given the SDK's tracer provider instead, which the others have.
+microkit's spans come from its own tracer, as they do in a service with ``trace_exporter=otlp``, and go to the SDK's
+batch processor and the same exporter; ``microkit_sdk`` is given the SDK's tracer provider instead, as the others are.
 """
 # ruff: noqa: PLC0415  a contender's process loads what that contender needs and nothing else
 
