@@ -4,8 +4,9 @@
     python -m benchmarks.http --postgres [--json]
 
 In process: the CPU time of one request, driven through ASGI on uvloop, each contender in processes of its own, in turn,
-the best of the rounds: a busy machine only ever adds. Over the wire: one worker, 32 connections that send their next request when they have the
-answer; requests a second and the server's CPU time a request. Answers are counted and their content is looked at.
+the best of the rounds (a busy machine only ever adds). Over the wire: one worker, 32 connections that send their next
+request when they have the answer; requests a second and the server's CPU time a request. Answers are counted and their
+content is looked at.
 """
 
 # ruff: noqa: PLC0415  a process loads what it measures and nothing else
