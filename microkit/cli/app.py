@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from microkit.cli.folder import DEFAULT_FOLDER
+from microkit.cli.operating import bus_app, dlq_app, outbox_app
 
 app = typer.Typer(
     help="Runs and looks after systems of microkit services.",
@@ -18,6 +19,9 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The settings of a service.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(dlq_app, name="dlq")
+app.add_typer(bus_app, name="bus")
+app.add_typer(outbox_app, name="outbox")
 
 SystemArgument = Annotated[
     str | None,
@@ -52,6 +56,15 @@ def up(
             help="The bus that the services share: memory:// in this process, or a broker's redis:// or kafka:// URL.",
         ),
     ] = "memory://",
+    databases: Annotated[
+        str | None,
+        typer.Option(
+            "--databases",
+            metavar="URL",
+            help="A PostgreSQL server: each service gets a database there, made when it is missing, in place of a file.",
+            show_default=False,
+        ),
+    ] = None,
     port_offset: Annotated[int, typer.Option(help="Added to each service's port.", min=0, max=60000)] = 0,
     console_port: Annotated[int, typer.Option(help="The console's port, before the offset.", min=0, max=65535)] = 3900,
     json: JsonOption = False,
@@ -62,7 +75,16 @@ def up(
     """
     from microkit.cli.up import Up  # noqa: PLC0415
 
-    Up(system, folder=folder, seed=seed, bus=bus, port_offset=port_offset, console_port=console_port, json=json).run()
+    Up(
+        system,
+        folder=folder,
+        seed=seed,
+        bus=bus,
+        databases=databases,
+        port_offset=port_offset,
+        console_port=console_port,
+        json=json,
+    ).run()
 
 
 @app.command(epilog="Example: microkit demo --json | jq .ok")

@@ -24,6 +24,7 @@ from microkit.cli.folder import Note, noted, sole_use
 from microkit.cli.load import load_system
 from microkit.console.api import api
 from microkit.errors import ConfigurationError
+from microkit.redaction import redact_text
 from microkit.system import RunningSystem, System
 from microkit.telemetry.logs import configure
 from microkit.web import Limits, Server
@@ -42,6 +43,7 @@ class Up:
         folder: Path,
         seed: bool,
         bus: str,
+        databases: str | None,
         port_offset: int,
         console_port: int,
         json: bool,
@@ -50,6 +52,7 @@ class Up:
         self._folder = folder
         self._seed = seed
         self._bus = bus
+        self._databases = databases
         self._offset = port_offset
         self._console_port = console_port
         self._json = json
@@ -151,7 +154,10 @@ class Up:
             for name, password in credentials.items():
                 given.add_row(name, password)
             self._out.print(given)
-        self._out.print(f"Databases in [bold]{self._folder}[/]. In another terminal: [bold]microkit demo[/]. ^C ends.")
+        where = f"Databases in [bold]{self._folder}[/]"
+        if self._databases is not None:
+            where = f"Databases on [bold]{escape(redact_text(self._databases))}[/], keys in [bold]{self._folder}[/]"
+        self._out.print(f"{where}. In another terminal: [bold]microkit demo[/]. ^C ends.")
 
     def _say(self, sentence: str) -> None:
         if not self._json:

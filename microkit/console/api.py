@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from microkit.console import observe
+from microkit.console import desk_api, observe
+from microkit.console.desk import Desk, LocalDesk, Post
 from microkit.console.observe import Observed
+from microkit.declared import topics_of
 
 DEFAULT_PORT = 3900
 
@@ -54,8 +56,25 @@ def api(system: Observed) -> Starlette:
             Route("/events", _json(events)),
             Route("/sagas", _json(sagas)),
             Route("/sagas/{saga_id}", _json(saga)),
+            *desk_api.routes(lambda: desk_of(system)),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])],
+    )
+
+
+def desk_of(system: Observed) -> Desk:
+    """The desk over a running system."""
+    return LocalDesk(
+        [
+            Post(
+                name,
+                instance.parts.bus,
+                instance.parts.database,
+                {group: topics_of(listeners) for group, listeners in instance.declared.groups().items()},
+            )
+            for name, instance in system.instances.items()
+            if instance.declared.stores
+        ]
     )
 
 

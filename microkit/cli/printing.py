@@ -1,0 +1,70 @@
+"""What commands print: JSON and nothing else, or tables for people."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+NARROWEST = 140
+"""Columns of a table that goes into a file or a pipe."""
+
+
+def print_json(document: Any) -> None:
+    """One document on one line, at once: the next one may take its time."""
+    sys.stdout.write(json_module.dumps(document, default=_json) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; cells are plain text."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(plain(cell)) for cell in row))
+    to_people().print(table)
+
+
+def say(sentence: str) -> None:
+    """One line, however long."""
+    to_people().print(escape(plain(sentence)), soft_wrap=True, highlight=False)
+
+
+def to_people() -> Console:
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else NARROWEST)
+
+
+def plain(value: object) -> str:
+    """As text that cannot speak to the terminal: what came in a message is printed, not obeyed."""
+    text = "" if value is None else str(value)
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+def short(value: object, longest: int = 100) -> str:
+    text = plain(value).replace("\n", " ")
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def clock(time: str | None) -> str:
+    """An instant, to the second, in UTC as all logs have it."""
+    return datetime.fromisoformat(time).strftime("%Y-%m-%d %H:%M:%S") if time else ""
+
+
+def seconds(age: float | None) -> str:
+    """``3.2 s``, ``4 min``, ``7 h``."""
+    if age is None:
+        return ""
+    if age < 120:
+        return f"{age:.1f} s"
+    return f"{age / 60:.0f} min" if age < 7200 else f"{age / 3600:.0f} h"
+
+
+def _json(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

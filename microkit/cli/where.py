@@ -1,0 +1,174 @@
+"""Where a command looks: at the bus or database it is given, at a running ``microkit up``, or where settings say.
+
+The settings' word counts: where a service's own name a broker, that is asked, whatever runs on this machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from microkit.bus.connect import connect
+from microkit.bus.port import Bus
+from microkit.cli.folder import DEFAULT_FOLDER, Note, read_note
+from microkit.cli.load import find_service, load_system
+from microkit.cli.remote import remote_desk
+from microkit.console.desk import Desk, LocalDesk, Post
+from microkit.db import Database
+from microkit.db.migration import pending
+from microkit.declared import Declared, topics_of
+from microkit.errors import ConfigurationError
+from microkit.redaction import redact_text
+from microkit.settings import ServiceSettings
+from microkit.telemetry import Telemetry
+
+About = Literal["letters", "bus", "outbox"]
+
+_IN_MEMORY: Final = "memory:"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What a command was told about where to look."""
+
+    service: str | None = None
+    system: str | None = None
+    bus: str | None = None
+    database: str | None = None
+    folder: Path = DEFAULT_FOLDER
+
+    @asynccontextmanager
+    async def desk(self, about: About) -> AsyncIterator[Desk]:
+        """The desk that can answer.
+
+        Raises:
+            ConfigurationError: there is none; the sentence says what to do.
+        """
+        async with AsyncExitStack() as owned:
+            yield await _Opening(self, about, owned).desk()
+
+
+class _Opening:
+    def __init__(self, where: Where, about: About, owned: AsyncExitStack) -> None:
+        self._where = where
+        self._about = about
+        self._owned = owned
+        self._buses: dict[str, Bus] = {}
+
+    async def desk(self) -> Desk:
+        where = self._where
+        if where.bus is not None and not where.bus.startswith(_IN_MEMORY):
+            self._refuse("outbox", "--bus", "--database")
+            return LocalDesk([Post("", await self._bus(where.bus))])
+        if where.database is not None:
+            self._refuse("bus", "--database", "--bus")
+            return LocalDesk([Post(where.service or "", None, await self._database(where.database, None))])
+        return await self._by_settings()
+
+    def _refuse(self, about: About, given: str, wanted: str) -> None:
+        if self._about == about:
+            raise ConfigurationError(f"{given} does not help here: name where to look with {wanted} or --service")
+
+    async def _by_settings(self) -> Desk:
+        where = self._where
+        _, system = load_system(where.system)
+        services = [find_service(system, where.service)] if where.service else system.services
+        storing = [service for service in services if service.declared.stores]
+        if not storing:
+            raise ConfigurationError(
+                f"{where.service or system.name} has no events: it has neither database nor handlers"
+            )
+        settings = {service.name: service.settings() for service in storing}
+        abroad = [service for service in storing if not _bus_url(settings[service.name]).startswith(_IN_MEMORY)]
+        if not abroad:
+            if (note := _running(where.folder)) is not None:
+                return await self._owned.enter_async_context(remote_desk(note.console))
+            if self._about == "bus":
+                raise ConfigurationError(
+                    f"The bus memory:// lives in a running `microkit up`, and none runs in the folder {where.folder}: "
+                    "start one in another terminal, or name a broker with --bus"
+                )
+        asked = abroad if abroad and self._about != "outbox" else storing
+        return LocalDesk([await self._post(service.declared, settings[service.name]) for service in asked])
+
+    async def _post(self, declared: Declared, settings: ServiceSettings) -> Post:
+        groups = {group: topics_of(listeners) for group, listeners in declared.groups().items()}
+        post = Post(declared.name, groups=groups)
+        url = _bus_url(settings)
+        if self._about != "outbox" and not url.startswith(_IN_MEMORY):
+            return replace(post, bus=await self._bus(url))
+        return replace(post, database=await self._database(self._database_url(declared.name, settings), declared))
+
+    def _database_url(self, service: str, settings: ServiceSettings) -> str:
+        if "database_url" in settings.origin.places:
+            return settings.database_url.get_secret_value()
+        return f"sqlite+aiosqlite:///{self._where.folder / service}.db"  # where `up` keeps it
+
+    async def _bus(self, url: str) -> Bus:
+        found = self._buses.get(url)
+        if found is None:
+            found = self._buses[url] = connect(url)
+            self._owned.push_async_callback(found.close)
+            try:
+                await found.start()
+            except ConnectionError as error:
+                raise ConfigurationError(
+                    f"The bus {redact_text(url)} cannot be reached: {redact_text(str(error))}; see that it runs, and "
+                    "that its address and password are right"
+                ) from error
+        return found
+
+    async def _database(self, url: str, declared: Declared | None) -> Database:
+        _check_file(url)
+        name = declared.name if declared is not None else "microkit"
+        telemetry = Telemetry(name, exporter="none")
+        self._owned.push_async_callback(telemetry.close)
+        database = Database(url, telemetry=telemetry, pool_size=2, max_overflow=0)
+        self._owned.push_async_callback(database.close)
+        await database.start()
+        if await pending(database, None):
+            migrate = f"`microkit migrate {name}`" if declared is not None else "`microkit migrate SERVICE`"
+            raise ConfigurationError(
+                f"The database {redact_text(url)} has no outbox of this version: run {migrate}, or see that it is the "
+                "right one"
+            )
+        return database
+
+
+def _bus_url(settings: ServiceSettings) -> str:
+    return settings.bus_url.get_secret_value()
+
+
+def _running(folder: Path) -> Note | None:
+    try:
+        return read_note(folder)
+    except ConfigurationError:
+        return None
+
+
+def _check_file(url: str) -> None:
+    """A file that is not there would be made, and found to be empty."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            f"{redact_text(url)!r} is no database; write postgresql+asyncpg://user:...@db/billing or "
+            "sqlite+aiosqlite:///.microkit/billing.db"
+        ) from None
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+        raise ConfigurationError(
+            f"There is no database {parsed.database!r}, and no `microkit up` runs beside it: start one, or say where "
+            "to look with --folder, --database or --bus"
+        )
+
+
+def quiet() -> None:
+    """What the adapters log is for services; here it would stand between the lines of a table."""
+    logging.getLogger("microkit").setLevel(logging.ERROR)
