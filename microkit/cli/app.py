@@ -61,7 +61,7 @@ def up(
         typer.Option(
             "--databases",
             metavar="URL",
-            help="A PostgreSQL server: each service gets a database there, made when it is missing, in place of a file.",
+            help="A PostgreSQL server: each service has a database there, made when missing, in place of a file.",
             show_default=False,
         ),
     ] = None,

@@ -6,9 +6,9 @@ A key that no setting has, and every value that does not fit, stop the start wit
 """
 
 from microkit.settings.describe import Setting, describe
-from microkit.settings.loading import load
+from microkit.settings.loading import WrongSettings, load
 from microkit.settings.model import Origin, ServiceSettings
 from microkit.settings.quantities import Duration, Size
 from microkit.settings.values import SecretUrl
 
-__all__ = ["Duration", "Origin", "SecretUrl", "ServiceSettings", "Setting", "Size", "describe", "load"]
+__all__ = ["Duration", "Origin", "SecretUrl", "ServiceSettings", "Setting", "Size", "WrongSettings", "describe", "load"]

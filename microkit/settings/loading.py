@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, get_origin
@@ -31,6 +31,17 @@ _SERVICE_LINK: Final = re.compile(
     r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
 )
 _SERVICE_LINK_PORT: Final = re.compile(r"(tcp|udp|sctp)://")
+
+
+class WrongSettings(ConfigurationError):
+    """Everything that is wrong with the settings of ``whose``: a service, or a whole system."""
+
+    def __init__(self, whose: str, troubles: Sequence[str]) -> None:
+        lines = "".join(f"\n  {trouble}" for trouble in troubles)
+        super().__init__(
+            troubles[0] if len(troubles) == 1 else f"{len(troubles)} settings of {whose} are wrong:{lines}"
+        )
+        self.troubles = tuple(troubles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +205,7 @@ class _Reading(Generic[S]):
                 name = str(wrong["loc"][0]) if wrong["loc"] else ""
                 self.troubles.append(self._wrong(name, wrong, values, places))
         if settings is None or self.troubles:
-            raise ConfigurationError(self._message()) from None
+            raise WrongSettings(self.origin.service, self.troubles) from None
         return settings
 
     def _wrong(self, name: str, wrong: ErrorDetails, values: Mapping[str, Any], places: Mapping[str, str]) -> str:
@@ -235,12 +246,6 @@ class _Reading(Generic[S]):
             if not example:
                 return ""
         return f"An example: {self.origin.key(name)}={example}"
-
-    def _message(self) -> str:
-        if len(self.troubles) == 1:
-            return self.troubles[0]
-        lines = "".join(f"\n  {trouble}" for trouble in self.troubles)
-        return f"{len(self.troubles)} settings of {self.origin.service} are wrong:{lines}"
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from microkit import ANYONE, ConfigurationError, DefinitionError, Event, Service, ServiceSettings, System, Transaction
 from microkit.outbox.tables import DEAD, outbox
 from microkit.system import free_ports
+from microkit.testing.postgres import Cluster
 from microkit.testing.system import run_system
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +112,81 @@ async def test_a_service_that_cannot_start_is_named_and_the_others_are_stopped(t
     assert ("bad", "failed") in states
     assert states[-1][1] == "stopped"
     assert ("good", "stopped") in states
+
+
+async def test_all_services_that_cannot_start_are_named_at_once(tmp_path: Path) -> None:
+    services = [Service("one"), Service("two")]
+    for service in services:
+
+        @service.resource
+        async def never(settings: ServiceSettings) -> AsyncIterator[object]:
+            raise ConfigurationError(f"{settings.origin.key('thing')} is missing")
+            yield object()
+
+    with pytest.raises(ConfigurationError) as failed:
+        async with run_system(System("pair", services), tmp_path):
+            pytest.fail("it must not run")
+
+    assert str(failed.value).splitlines() == [
+        "2 services do not start:",
+        "  one does not start: ONE_THING is missing",
+        "  two does not start: TWO_THING is missing",
+    ]
+
+
+async def test_the_wrong_settings_of_all_services_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"TALKER_PROT": "1", "TALKER_REQUEST_TIMEOUT": "soon", "LISTENER_BODY_LIMIT": "much"}
+    for key, value in wrong.items():
+        monkeypatch.setenv(key, value)
+
+    with pytest.raises(ConfigurationError) as failed:
+        async with run_system(slow_listener(), tmp_path):
+            pytest.fail("it must not run")
+
+    heading, *lines = str(failed.value).splitlines()
+    assert heading == "3 settings of talk are wrong:"
+    for key, told in zip(wrong, lines, strict=True):
+        assert told.startswith(f"  {key}")
+        assert "An example: " in told or "did you mean" in told
+
+
+async def test_each_service_gets_a_database_on_a_server_and_finds_it_again(
+    tmp_path: Path, postgres_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"sqlite+aiosqlite:///{tmp_path}/own.db"
+    monkeypatch.setenv("LISTENER_DATABASE_URL", own)
+    system = System("Talk-" + tmp_path.name, slow_listener().services)
+    ports = dict(zip(["talker", "listener"], free_ports(2), strict=True))
+    name = re.sub(r"[^a-z0-9]+", "_", f"{system.name}_talker".lower())
+    try:
+        for found in (0, 1):
+            async with system.running(tmp_path, ports=ports, databases=postgres_cluster.url("")) as talk:
+                database = talk.instances["talker"].database
+                assert database.dialect == "postgresql"
+                assert talk.instances["listener"].settings.database_url.get_secret_value() == own
+                async with database.transaction() as tx:
+                    assert await tx.scalar(select(func.count()).select_from(SaidRow)) == found
+                    tx.add(SaidRow(id=uuid4()))
+        there = postgres_cluster.psql(f"SELECT datname FROM pg_database WHERE datname LIKE '{name[:-6]}%'")
+        assert there.split() == [name]
+    finally:
+        postgres_cluster.psql(f'DROP DATABASE IF EXISTS "{name}"')
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite:///here.db", "PostgreSQL, not on 'sqlite'"),
+        ("nonsense", "cannot be read"),
+        ("postgresql://127.0.0.1:1", "no databases can be made at postgresql+asyncpg://127.0.0.1:1/postgres"),
+    ],
+)
+async def test_a_server_without_databases_is_one_clear_sentence(tmp_path: Path, url: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        async with slow_listener().running(tmp_path, databases=url):
+            pytest.fail("it must not run")
 
 
 async def test_a_folder_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
