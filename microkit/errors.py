@@ -35,7 +35,10 @@ class MissingExtra(ConfigurationError):
     """An adapter was asked for whose package is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra {extra!r}: pip install 'microkit[{extra}]'")
+        super().__init__(
+            f"{feature} needs the extra {extra!r}: name it where microkit is installed from, as in "
+            f"pip install 'microkit[{extra}] @ URL'; in a checkout: pip install -e '.[{extra}]'"
+        )
         self.extra = extra
 
 
