@@ -2,12 +2,17 @@
 
 The key's row is written in the transaction that does the work, so both stand or neither does. A request that failed
 left nothing behind, so it is not remembered: sent again with its key it is tried again.
+
+Who comes while the first is under way waits for a moment, and most get its reply; only what takes longer is answered
+with 409. In one process they all wait for the first in memory, so a thousand of them need one connection.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +21,7 @@ import orjson
 from sqlalchemy import Select, and_, delete, func, insert, literal, select
 from sqlalchemy.exc import IntegrityError
 
+from microkit import context
 from microkit.db import CommitUnknown, Database, Transaction, database_now
 from microkit.errors import BadRequest, Conflict, ValidationFailed
 from microkit.web.call import HeaderList, Reply
@@ -24,11 +30,17 @@ from microkit.web.tables import idempotency
 RETENTION: Final = 24 * 3600.0
 """Seconds that a reply is kept at least, as Stripe keeps theirs."""
 
+PATIENCE: Final = 1.0
+"""Seconds that a request waits for the first one with its key, or half of its own time where that is less."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.2
+
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}\Z")
 _REPLAYED: Final = (b"idempotency-replayed", b"true")
 _PRUNE_AT_ONCE: Final = 1000
 
 Work = Callable[[Transaction], Awaitable[Reply]]
+_Kept = tuple[bytes, Reply]
 
 
 class MalformedIdempotencyKey(BadRequest, status=400, title="The Idempotency-Key is malformed"): ...
@@ -84,28 +96,58 @@ class Idempotency:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._in_flight: set[tuple[str, str]] = set()
+        self._in_flight: dict[tuple[str, str], asyncio.Future[_Kept | None]] = {}
 
     async def once(self, identity: Identity, work: Work) -> Reply:
         """Runs ``work`` in a transaction, or returns the reply that it had before.
 
         Raises:
-            RequestInFlight: the first one is still under way, in this process or another.
+            RequestInFlight: the first one is still under way, in this process or another, after :data:`PATIENCE`.
             IdempotencyKeyReused: the key came with another request.
             CommitUnknown: the database was lost during COMMIT, twice.
         """
         name = (identity.scope, identity.key)
-        if name in self._in_flight:
-            raise _in_flight()
-        self._in_flight.add(name)
+        left = context.remaining()
+        until = time.monotonic() + (PATIENCE if left is None else min(PATIENCE, left / 2))
+        while (under_way := self._in_flight.get(name)) is not None:
+            await asyncio.wait((under_way,), timeout=max(0.0, until - time.monotonic()))
+            if not under_way.done():
+                raise _in_flight()
+            kept = under_way.result()
+            if kept is not None:
+                return _again(identity, *kept)
+        return await self._first(name, identity, work, until)
+
+    async def _first(self, name: tuple[str, str], identity: Identity, work: Work, until: float) -> Reply:
+        """The one of this process that asks the database; those that wait hear what it came to."""
+        told: asyncio.Future[_Kept | None] = asyncio.get_running_loop().create_future()
+        self._in_flight[name] = told
         try:
-            try:
-                return await self._database.run(lambda tx: self._unit(tx, identity, work))
-            except (CommitUnknown, _Raced):
-                # The row tells what became of it.
-                return await self._database.run(lambda tx: self._unit(tx, identity, work))
+            reply = await self._asked(identity, work, until)
+            told.set_result((identity.fingerprint, reply))
+            return reply
         finally:
-            self._in_flight.discard(name)
+            del self._in_flight[name]
+            if not told.done():
+                told.set_result(None)  # nothing is remembered, so the next may try
+
+    async def _asked(self, identity: Identity, work: Work, until: float) -> Reply:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self._tried(identity, work)
+            except RequestInFlight:  # another process is at it
+                if time.monotonic() + pause >= until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _tried(self, identity: Identity, work: Work) -> Reply:
+        try:
+            return await self._database.run(lambda tx: self._unit(tx, identity, work))
+        except (CommitUnknown, _Raced):
+            # The row tells what became of it.
+            return await self._database.run(lambda tx: self._unit(tx, identity, work))
 
     async def prune(self) -> int:
         """Deletes what is older than the retention, and returns how many rows that were."""
@@ -144,12 +186,18 @@ async def _recall(tx: Transaction, identity: Identity) -> Reply | None:
         raise _in_flight()
     if row.fingerprint is None:
         return None
-    if row.fingerprint != identity.fingerprint:
-        raise IdempotencyKeyReused("Another body, path or query came with this key before: use a new key")
     headers: HeaderList = [
         (name.encode("latin-1"), value.encode("latin-1")) for name, value in orjson.loads(row.headers)
     ]
-    return Reply(row.status, [*headers, _REPLAYED], row.body)
+    return _again(identity, row.fingerprint, Reply(row.status, headers, row.body))
+
+
+def _again(identity: Identity, fingerprint: bytes, reply: Reply) -> Reply:
+    """The reply that the request with this fingerprint had, for one that came later with its key."""
+    if fingerprint != identity.fingerprint:
+        raise IdempotencyKeyReused("Another body, path or query came with this key before: use a new key")
+    headers = reply.headers if _REPLAYED in reply.headers else [*reply.headers, _REPLAYED]
+    return Reply(reply.status, headers, reply.body)
 
 
 def _look(dialect: str, identity: Identity) -> Select[Any]:
