@@ -32,7 +32,7 @@ from microkit.listening import GroupHandler
 from microkit.outbox import Relay, burial, install
 from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
-from microkit.saga import SagaEngine
+from microkit.saga import SagaEngine, SagaRetention
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.web import Health, InlineRoute, Limits, Mount, Surface, WebApp
@@ -223,7 +223,7 @@ class Assembly:
         if declared.sagas:
             engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources, lease=SAGA_LEASE)
             health.part("sagas", saga_probe(engine), critical=False)
-            parts.workers.append(engine)
+            parts.workers += [engine, SagaRetention(database, parts.telemetry, keep=self._settings.saga_retention)]
         if declared.listeners:
             consumers = self._consumers(database, bus, parts)
             health.part("consumers", consumer_probe(consumers), critical=False, liveness=True)

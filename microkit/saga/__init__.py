@@ -13,6 +13,7 @@ from microkit.saga.definition import (
     retriable,
 )
 from microkit.saga.engine import EngineHealth, SagaEngine
+from microkit.saga.retention import SagaRetention
 
 __all__ = [
     "NO_EFFECT",
@@ -21,6 +22,7 @@ __all__ = [
     "Retry",
     "Saga",
     "SagaEngine",
+    "SagaRetention",
     "StepContext",
     "StepNotYet",
     "StepRefused",

@@ -83,6 +83,8 @@ class ServiceSettings(BaseSettings):
 
     bus_url: SecretUrl = Field(SecretUrl("memory://"), description="where events go", examples=["redis://redis:6379/0"])
 
+    saga_retention: Duration = Field(30 * 86_400.0, description="how long a saga that ended is kept", examples=["30d"])
+
     request_timeout: Timeout = Field(10.0, description="longest a request may take")
     body_limit: Size = Field(1024 * 1024, ge=1, description="largest request body")
     allowed_hosts: list[Word] = Field(

@@ -71,7 +71,7 @@ def in_units(value: Any, rules: Sequence[Any]) -> str | None:
     """A duration or size as people write it, told by the field's ``rules``; ``None`` where it is neither."""
     validators = {rule.func for rule in rules if isinstance(rule, BeforeValidator)}
     if seconds in validators and isinstance(value, float):
-        for unit, scale in (("h", 3600), ("m", 60), ("s", 1), ("ms", 1e-3)):
+        for unit, scale in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1), ("ms", 1e-3)):
             if value >= scale and (value / scale).is_integer():
                 return f"{value / scale:.0f}{unit}"
         return f"{value:.9f}".rstrip("0").rstrip(".") + "s" if math.isfinite(value) else str(value)
