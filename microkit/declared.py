@@ -36,9 +36,14 @@ class Listener:
         A topic carries several types. Those are known, whether handled or not; any other is a stranger, and to skip it
         silently would be to lose it.
         """
-        found = vars(sys.modules[self.event.__module__]).values()
-        events = [value for value in found if isinstance(value, type) and issubclass(value, Event)]
+        events = _events_of(self.event.__module__)
         return frozenset(event.event_type for event in events if event.event_topic == self.event.event_topic)
+
+
+def _events_of(module: str) -> list[type[Event]]:
+    """The events that a module holds."""
+    found = vars(sys.modules[module]).values()
+    return [value for value in found if isinstance(value, type) and issubclass(value, Event) and value is not Event]
 
 
 def topics_of(listeners: Sequence[Listener]) -> tuple[str, ...]:
@@ -81,6 +86,7 @@ class Declared:
     resources: list[Resource] = field(default_factory=list)
     sagas: list[Saga[Any]] = field(default_factory=list)
     clients: list[type[Contract]] = field(default_factory=list)
+    publishes: list[type[Event]] = field(default_factory=list)
 
     @property
     def stores(self) -> bool:
@@ -93,6 +99,16 @@ class Declared:
         for listener in self.listeners:
             found.setdefault(listener.group, []).append(listener)
         return found
+
+    def sent(self) -> list[type[Event]]:
+        """The events that are the service's to publish, each once.
+
+        They are those that :meth:`microkit.Service.publishes` names, and those that are written in the modules of the
+        contracts that it handles: what a contract's module declares is its owner's to publish.
+        """
+        modules = dict.fromkeys(operation.contract.__module__ for operation in self.handlers)
+        owned = [event for module in modules for event in _events_of(module) if event.__module__ == module]
+        return list(dict.fromkeys([*owned, *self.publishes]))
 
     def check(self) -> None:
         """Refuses what can be seen to be wrong before anything is started.

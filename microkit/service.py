@@ -141,6 +141,19 @@ class Service:
         self.declared.clients.append(definitions.a_contract(contract, self.name))
         return contract(ClientOfRunning(contract))
 
+    def publishes(self, *events: type[Event]) -> None:
+        """Names events that the service publishes, for its AsyncAPI document.
+
+        Not needed for those in the module of a contract that it handles, which are its own.
+
+        Raises:
+            DefinitionError: one is no event.
+        """
+        instead = 'class BillPaid(Event, topic="billing.bills", key="bill_id") and service.publishes(BillPaid)'
+        for event in events:
+            definitions.a_subclass(event, Event, where=f"{self.name}: service.publishes", instead=instead)
+        self.declared.publishes.extend(events)
+
     def mount(self, path: str, app: ASGIApp | Gateway, *, allow: Roles) -> None:
         """Serves a whole ASGI app, or a gateway, below ``path``. It gets health, telemetry, auth and shutdown."""
         definitions.an_app(path, app, self.name)
