@@ -1,7 +1,7 @@
 """The bus: a port, its adapters, and the consumer runtime above them."""
 
 from microkit.bus.connect import connect
-from microkit.bus.consumer import ConsumerRuntime, GroupProgress, Subscription
+from microkit.bus.consumer import Batching, ConsumerFailed, ConsumerRuntime, GroupProgress, Limits, Subscription
 from microkit.bus.dead_letter import Bury, dead_letter
 from microkit.bus.memory import MemoryBus
 from microkit.bus.port import (
@@ -22,14 +22,17 @@ from microkit.bus.port import (
 )
 
 __all__ = [
+    "Batching",
     "Bury",
     "Bus",
     "Consumer",
+    "ConsumerFailed",
     "ConsumerRuntime",
     "Delivery",
     "GroupProgress",
     "Inspects",
     "Lag",
+    "Limits",
     "MemoryBus",
     "MessagesLost",
     "Promises",

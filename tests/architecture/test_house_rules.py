@@ -57,6 +57,7 @@ def test_the_public_names_are_these() -> None:
         assert getattr(microkit, name) is not None
     assert sorted(microkit.__all__) == [
         "ANYONE", "BadRequest", "ClientAddress", "ConfigurationError", "Conflict", "Contract", "Database",
+        "DeadLetter",
         "DefinitionError", "Duration", "Event", "Forbidden", "Gateway", "Header", "Instance", "MicrokitError",
         "NO_EFFECT", "NotFound", "Page", "PageRequest", "Principal", "Problem", "RemoteProblem", "Retry", "Route",
         "SERVICE", "SIGNED_IN", "Saga", "Service", "ServiceSettings", "Size", "StepContext", "StepNotYet",

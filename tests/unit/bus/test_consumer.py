@@ -12,6 +12,7 @@ import pytest
 
 from microkit import context
 from microkit.bus import ConsumerRuntime, Delivery, MemoryBus, Subscription
+from microkit.bus.consumer import Limits
 from microkit.errors import DefinitionError, UndecodableMessage
 from microkit.message import Event, Message
 from microkit.telemetry import Telemetry
@@ -38,7 +39,7 @@ async def run(bus: MemoryBus, telemetry: Telemetry) -> AsyncIterator[Run]:
     started: list[ConsumerRuntime] = []
 
     async def start(handle: Handle, *, max_in_flight: int = 256, bury: Any = None, **changes: Any) -> ConsumerRuntime:
-        runtime = ConsumerRuntime(bus, telemetry, max_in_flight=max_in_flight, bury=bury)
+        runtime = ConsumerRuntime(bus, telemetry, limits=Limits(in_flight=max_in_flight), bury=bury)
         subscription = Subscription("ledger", (TOPIC,), handle, backoff=0.01, longest_backoff=0.02)
         runtime.add(replace(subscription, **changes))
         await runtime.start()
