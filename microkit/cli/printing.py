@@ -23,13 +23,15 @@ def print_json(document: Any) -> None:
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; cells are plain text."""
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    """A table; cells are plain text, and the first of each row stays whole, to be copied."""
+    table = Table()
+    for number, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(escape(plain(cell)) for cell in row))
-    to_people().print(table)
+    out = to_people()
+    out.print(f"[bold]{escape(title)}")
+    out.print(table)
 
 
 def say(sentence: str) -> None:
