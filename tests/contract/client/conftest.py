@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from microkit.client import open_session
+from microkit.web import Server
 
 
 @dataclass
@@ -57,25 +57,6 @@ class Recorder:
         await send({"type": "http.response.body", "body": payload})
 
 
-class Served:
-    """An ASGI app behind a real server."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", log_level="critical")
-        self._server = uvicorn.Server(self._config)
-
-    async def start(self) -> str:
-        self._config.load()
-        self._server.lifespan = self._config.lifespan_class(self._config)
-        await self._server.startup()
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}"
-
-    async def stop(self) -> None:
-        self._server.should_exit = True
-        await self._server.shutdown()
-
-
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
@@ -83,9 +64,10 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 async def recorder_url(recorder: Recorder) -> AsyncIterator[str]:
-    served = Served(recorder)
-    yield await served.start()
-    await served.stop()
+    server = Server(recorder)
+    await server.start()
+    yield server.url
+    await server.stop(1)
 
 
 @pytest.fixture

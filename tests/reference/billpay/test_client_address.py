@@ -13,8 +13,11 @@ from reference.billpay.system import system
 pytestmark = pytest.mark.anyio
 
 
-async def test_up_trusts_its_gateway_about_clients_and_clients_about_nothing(tmp_path: Path) -> None:
-    async with run_system(system, tmp_path, settings={"user": {"address_attempts": 2}}) as billpay:
+async def test_up_trusts_its_gateway_about_clients_and_clients_about_nothing(
+    tmp_path: Path, database_urls: dict[str, dict[str, object]]
+) -> None:
+    settings = {**database_urls, "user": {"address_attempts": 2, **database_urls.get("user", {})}}
+    async with run_system(system, tmp_path, settings=settings) as billpay:
         assert billpay["user"].settings.trusted_proxies == ["127.0.0.1", "::1"]
         assert billpay["gateway"].settings.trusted_proxies == []
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import aiohttp
@@ -24,19 +23,19 @@ pytestmark = pytest.mark.anyio
 P = ParamSpec("P")
 R = TypeVar("R")
 PROVIDER = DEMO_PROVIDERS["Lagos Water"]
-QUICK = {"close_interval": 0.02, "idle_interval": 0.1, "migrate_on_start": True, "port": 0}
+QUICK: dict[str, object] = {"close_interval": 0.02, "idle_interval": 0.1, "migrate_on_start": True, "port": 0}
 
 
 @pytest.fixture
-async def ledger(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Instance]:
-    database = {"database_url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"}
-    async with service.instance({**QUICK, **database}) as instance:
+async def ledger(anyio_backend: str, database_url: str) -> AsyncIterator[Instance]:
+    async with service.instance({**QUICK, "database_url": database_url}) as instance:
         yield instance
 
 
 @pytest.fixture
-def horizon(ledger: Instance) -> Server:
-    return Server(ledger.url)
+def horizon(ledger: Instance) -> Iterator[Server]:
+    with Server(ledger.url) as server:  # else its connections would keep the ledger from ending
+        yield server
 
 
 async def ask(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -169,12 +168,13 @@ async def test_what_is_no_submission_gets_horizons_problem(
         assert (await answer.json(content_type=None))["type"].endswith(kind)
 
 
-async def test_an_impatient_wallet_gets_a_504_that_asks_for_the_same_envelope(tmp_path: Path) -> None:
-    settings = {**QUICK, "database_url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"}
+async def test_an_impatient_wallet_gets_a_504_that_asks_for_the_same_envelope(database_url: str) -> None:
+    settings = {**QUICK, "database_url": database_url}
     async with service.instance({**settings, "submit_timeout": 5.0}) as quick:
         key = Keypair.random()
         await fund(quick, key.public_key)
-        envelope = await payment(Server(quick.url), key)
+        with Server(quick.url) as horizon:
+            envelope = await payment(horizon, key)
     slow = {"close_interval": 0.5, "submit_timeout": 0.05}
     # Not with the SDK, which would ask three times by itself.
     async with (
@@ -185,5 +185,6 @@ async def test_an_impatient_wallet_gets_a_504_that_asks_for_the_same_envelope(tm
         assert late.status == 504
         assert (await late.json(content_type=None))["type"] == "https://stellar.org/horizon-errors/timeout"
     async with service.instance({**settings, "submit_timeout": 5.0}) as restarted:
-        done = await ask(Server(restarted.url).submit_transaction, envelope, skip_memo_required_check=True)
+        with Server(restarted.url) as horizon:
+            done = await ask(horizon.submit_transaction, envelope, skip_memo_required_check=True)
         assert done["successful"] is True
