@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
 
@@ -22,6 +23,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(bus_app, name="bus")
 app.add_typer(outbox_app, name="outbox")
+app.command("asyncapi", epilog="Example: microkit asyncapi billing --yaml")(asyncapi)
+app.add_typer(events_app, name="events")
 
 SystemArgument = Annotated[
     str | None,

@@ -198,7 +198,7 @@ def changed(schema: Any, data: st.DataObject) -> Any:
 
         collect(found)
         if not spots:
-            return data.draw(schemas)
+            return copy.deepcopy(data.draw(schemas))
         holder, key = data.draw(st.sampled_from(spots))
         held = holder[key]
         if isinstance(held, bool):
@@ -206,7 +206,7 @@ def changed(schema: Any, data: st.DataObject) -> Any:
         elif isinstance(held, int):
             holder[key] = max(0, held + data.draw(st.integers(-2, 2)))
         elif isinstance(held, dict) and "type" in held:
-            holder[key] = data.draw(schemas)
+            holder[key] = copy.deepcopy(data.draw(schemas))  # strategies share what they draw
         elif key in ("required", "minimum", "maximum", "maxLength", "minLength", "format", "pattern"):
             del holder[key]
         elif isinstance(held, list) and held and not isinstance(held[0], dict) and data.draw(st.booleans()):
