@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from microkit.bus.memory import MemoryBus
 from microkit.bus.port import Bus
 from microkit.errors import ConfigurationError
@@ -16,17 +14,19 @@ def connect(url: str) -> Bus:
         ConfigurationError: the URL names no adapter of this version, or what the adapter cannot use.
         MissingExtra: the adapter's package is not installed.
     """
-    scheme = urlsplit(url).scheme
+    scheme, there, _ = url.partition("://")
     if scheme == "memory":
         return MemoryBus()
     if scheme in ("redis", "rediss"):
         from microkit.bus.redis import RedisBus  # noqa: PLC0415  an extra
 
         return RedisBus(url)
-    if scheme == "kafka":
+    if scheme in ("kafka", "kafka+ssl"):
         from microkit.bus.kafka import KafkaBus, KafkaOptions  # noqa: PLC0415  an extra
 
         return KafkaBus(KafkaOptions.from_url(url))
+    # The rest of it may hold a password, and what stands before a colon may be a user.
     raise ConfigurationError(
-        f"bus_url: {scheme or url!r} names no bus; write memory://, redis://redis:6379/0 or kafka://kafka:9092"
+        f"bus_url: {scheme + '://' if there else 'it'} names no bus; write memory://, redis://redis:6379/0, "
+        "rediss://user:password@redis:6379/0, kafka://kafka:9092 or kafka+ssl://user:password@kafka:9093"
     )

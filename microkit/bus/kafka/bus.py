@@ -17,7 +17,7 @@ from microkit.bus.kafka.consumer import KafkaConsumer
 from microkit.bus.kafka.inspection import Reading, mark_of, topics_of
 from microkit.bus.kafka.options import KafkaOptions
 from microkit.bus.kafka.producer import KafkaProducer
-from microkit.bus.port import Lag, Promises, Stored, Topic
+from microkit.bus.port import Lag, Promises, PublishFailed, Stored, Topic
 from microkit.errors import ConfigurationError
 from microkit.message import Message
 
@@ -27,6 +27,8 @@ _ASK_SECONDS: Final = 5.0
 _OTHERS: Final = re.compile(r"property \S+ is a (consumer|producer) property and will be ignored")
 _LARGEST: Final = 16 * 1024 * 1024
 """Of a record; the broker's and the topic's limits are lower, and say so. A dead letter may be as large as this."""
+
+_REFUSALS: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001  its own names
 
 _CLIENT: Final = {
     "socket.keepalive.enable": True,
@@ -78,6 +80,7 @@ class KafkaBus:
         self._declared: set[str] = set()
         self._known: set[str] = set()
         self._making = asyncio.Lock()
+        self._refusal: str | None = None
 
     async def start(self) -> None:
         """See :meth:`microkit.bus.port.Bus.start`.
@@ -88,7 +91,7 @@ class KafkaBus:
         if self._threads is not None:
             return
         try:
-            self._admin = AdminClient(self._client, logger=self._logger)
+            self._admin = AdminClient({**self._client, "error_cb": self._heard}, logger=self._logger)
         except (KafkaException, ValueError, TypeError) as error:
             raise ConfigurationError(f"bus_url: {error}") from None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="kafka")
@@ -109,8 +112,13 @@ class KafkaBus:
         if self._producer is None:
             raise ConnectionError("the Kafka bus is closed")
         if messages:
-            await self._make({message.topic for message in messages})
-            await self._producer.publish(messages)
+            topics = {message.topic for message in messages}
+            await self._make(topics)
+            try:
+                await self._producer.publish(messages)
+            except (PublishFailed, ConnectionError):
+                self._known -= topics  # should one have been deleted, it is made anew
+                raise
 
     def declare(self, group: str, topics: Sequence[str]) -> None:
         """Notes the topics, which are made when the bus starts. A new group begins with what is there."""
@@ -224,9 +232,23 @@ class KafkaBus:
         if admin is None or threads is None:
             raise ConnectionError("the Kafka bus is closed")
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, question, admin)
+            answer = await asyncio.get_running_loop().run_in_executor(threads, question, admin)
         except (KafkaException, TimeoutError) as error:
-            raise ConnectionError(str(error)) from None
+            admin.poll(0)  # calls _heard, should there be something
+            refusal, self._refusal = self._refusal, None
+            raise ConnectionError(refusal or _said(error)) from None
+        return answer
+
+    def _heard(self, error: KafkaError) -> None:
+        """What the client says besides. Where the cluster will not have us, the question itself is told no more than
+        that there was no answer."""
+        if error.code() in _REFUSALS:
+            self._refusal = f"{error.str()}; see the user, the password and the certificates in bus_url"
+
+
+def _said(error: Exception) -> str:
+    cause = error.args[0] if error.args else error
+    return f"kafka: {cause.name()}: {cause.str()}" if isinstance(cause, KafkaError) else f"kafka: {error}"
 
 
 def _not_of_others(record: logging.LogRecord) -> bool:

@@ -17,7 +17,9 @@ from microkit.bus.port import Delivery, LetGo, MessagesLost
 from microkit.message import Message
 
 _AHEAD: Final = 2000
-"""Records taken from the client before they are asked for."""
+"""Records taken from the client before they are asked for,"""
+_BYTES_AHEAD: Final = 16 * 1024 * 1024
+"""and bytes: beyond them none are taken."""
 _GRACE: Final = 10.0
 _REBALANCING_PAUSE: Final = 0.1
 
@@ -47,6 +49,7 @@ class KafkaConsumer:
         self._ready: deque[tuple[Partition, Any]] = deque()
         self._again: list[_Again] = []
         self._taken = 0
+        self._taken_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._moved = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -133,6 +136,7 @@ class KafkaConsumer:
         while ready and len(taken) < most:
             partition, record = ready.popleft()
             popped += 1
+            self._taken_bytes += len(record)
             if partition.live and not partition.leaving:
                 offset = record.offset()
                 attempt = partition.hand_out(offset)
@@ -183,7 +187,9 @@ class KafkaConsumer:
     # What the poller says.
 
     def room(self) -> int:
-        """See :class:`~microkit.bus.kafka.poller.Owner`. Two numbers are read that only ever grow."""
+        """See :class:`~microkit.bus.kafka.poller.Owner`. Numbers are read that only ever grow."""
+        if self._poller.passed_bytes - self._taken_bytes > _BYTES_AHEAD:
+            return 0
         return _AHEAD - (self._poller.passed - self._taken)
 
     def assigned(self, marks: Sequence[Mark]) -> None:

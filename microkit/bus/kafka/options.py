@@ -24,6 +24,8 @@ _OURS: Final = {
     "delivery.timeout.ms": "delivery_timeout bounds a send",
     "partitioner": "keys are placed as Java's clients place them",
 }
+_UNDERSCORED: Final = ("sasl_", "security_", "ssl_")
+"""How properties begin that other clients and people write so: ``security_protocol``."""
 _DOTLESS: Final = frozenset({"debug", "log_level", "retries"})
 """Those of librdkafka's properties that have no dot."""
 
@@ -36,14 +38,15 @@ class KafkaOptions:
     business: ``security.protocol``, ``sasl.mechanism``, ``ssl.ca.location``, ``session.timeout.ms``,
     ``compression.type``, ``oauth_cb`` …; producers ignore those of consumers, and the other way round.
     ``delivery_timeout`` is the seconds after which what is not confirmed is given up, ``drain_timeout`` those for which
-    a partition that goes to another member waits for the handlers of its messages. Topics that are missing are made
+    a partition that goes to another member waits for the handlers that have begun (more than a subscription's time-out,
+    which is 30). Topics that are missing are made
     with ``partitions`` and ``replication`` (-1: as the cluster has it), unless ``create_topics`` is off.
     """
 
     servers: str
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     delivery_timeout: float = 30.0
-    drain_timeout: float = 10.0
+    drain_timeout: float = 35.0
     create_topics: bool = True
     partitions: int = -1
     replication: int = -1
@@ -57,11 +60,12 @@ class KafkaOptions:
 
     @classmethod
     def from_url(cls, url: str) -> KafkaOptions:
-        """Reads ``kafka://[user:password@]host:port[,host:port…][?name=value&…]``.
+        """Reads ``kafka://[user:password@]host:port[,host:port…][?name=value&…]``, or the same with ``kafka+ssl://``.
 
-        A name with a dot is a property of librdkafka, the others are fields of this class. A user means SASL over TLS,
-        with the mechanism PLAIN, unless ``sasl.mechanism`` and ``security.protocol`` say otherwise. User and password
-        are percent-encoded.
+        A name with a dot is a property of librdkafka, the others are fields of this class; those of security may be
+        written with underscores (``security_protocol=SASL_SSL&ssl_ca_location=/run/ca.pem``). ``kafka+ssl`` means TLS,
+        a user means SASL over TLS with the mechanism PLAIN, unless ``sasl.mechanism`` and ``security.protocol`` say
+        otherwise. User and password are percent-encoded.
 
         Raises:
             ConfigurationError: the URL says something that is not understood.
@@ -72,7 +76,8 @@ class KafkaOptions:
             raise ConfigurationError(f"bus_url: kafka:// takes hosts and no path; an example: {_EXAMPLE}")
         client: dict[str, Any] = {}
         own: dict[str, Any] = {}
-        for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        for written, value in parse_qsl(parts.query, keep_blank_values=True):
+            name = written.replace("_", ".") if written.startswith(_UNDERSCORED) else written
             if "." in name or name in _DOTLESS or name in _OURS:
                 client[name] = value
             else:
@@ -85,6 +90,10 @@ class KafkaOptions:
                 "sasl.username": unquote(user),
                 "sasl.password": unquote(password),
             } | client
+        elif parts.scheme == "kafka+ssl":
+            client.setdefault("security.protocol", "SSL")
+        if parts.scheme == "kafka+ssl" and "SSL" not in client["security.protocol"].upper():
+            raise ConfigurationError("bus_url: kafka+ssl:// is TLS; leave security.protocol out, or write kafka://")
         return cls(servers, client, **own)
 
 

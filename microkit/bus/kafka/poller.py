@@ -73,12 +73,15 @@ class Poller:
         self._last: Sequence[Mark] | None = None
         self._stopping = False
         self._paused = False
+        self._newcomers = False
         self._full_since: float | None = None
         self._trouble: ConnectionError | None = None
         self._probe_at = 0.0
         self._next: dict[Key, int] = {}
         self.passed = 0
         """Records given to the owner, ever. Written in the thread."""
+        self.passed_bytes = 0
+        """Bytes of their values."""
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
         for answer in (self.ready, self.ended):
@@ -164,9 +167,9 @@ class Poller:
         if now - self._full_since < _PATIENCE:
             self._wake.wait(_SLICE)
         else:
-            if not self._paused:
+            if not self._paused or self._newcomers:
                 client.pause(client.assignment())  # drops what was fetched ahead, so not at every chance
-                self._paused = True
+                self._paused, self._newcomers = True, False
             record = client.poll(_SLICE)
             if record is not None:
                 self._pass_on(client, [record])
@@ -178,8 +181,12 @@ class Poller:
             error = record.error()
             if error is None:
                 key, offset = (record.topic(), record.partition()), record.offset()
-                if offset > after.get(key, offset):
+                expected = after.get(key, offset)
+                if offset > expected:
                     self._look_for_loss(client, key, offset)
+                elif offset < expected:
+                    what = f"{key[0]}/{key[1]} began anew at offset {offset}; {self._group} was at {expected}"
+                    self._call(self._owner.missed, MessagesLost(what, None))
                 after[key] = offset + 1
                 good.append(record)
             else:
@@ -188,6 +195,7 @@ class Poller:
             if self._trouble is not None:
                 self._tell(None)
             self.passed += len(good)
+            self.passed_bytes += sum(map(len, good))
             self._call(self._owner.arrived, good)
 
     def _look_for_loss(self, client: Consumer, key: Key, offset: int) -> None:
@@ -227,7 +235,7 @@ class Poller:
     # Callbacks of the client, called out of poll() and close().
 
     def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
-        self._paused = False
+        self._newcomers = True  # those from before stay paused, if they are
         marks = self._marks(client, partitions)
         for mark in marks:
             self._next.pop((mark.topic, mark.number), None)

@@ -119,8 +119,11 @@ class RedisBus:
         """See :meth:`microkit.bus.port.Bus.publish`."""
         self._server.check_open()
         batches = _Batches()
+        topic, streams = "", list[str]()
         for index, message in enumerate(messages):
-            batches.add(index, message, await self._server.streams(message.topic))
+            if message.topic != topic:
+                topic, streams = message.topic, await self._server.streams(message.topic)
+            batches.add(index, message, streams)
         failed = batches.failed
         for number, batch in enumerate(batches.made):
             try:
@@ -158,13 +161,15 @@ class _Batch:
     """The arguments of one run of the script."""
 
     def __init__(self) -> None:
-        self.streams: dict[str, int] = {}
+        self.streams: dict[str, bytes] = {}
         self.arguments: list[Any] = []
         self.indexes: list[int] = []
         self.bytes = 0
 
     def add(self, index: int, stream: str, words: tuple[bytes, bytes, bytes]) -> None:
-        number = self.streams.setdefault(stream, len(self.streams) + 1)
+        number = self.streams.get(stream)
+        if number is None:
+            number = self.streams[stream] = b"%d" % (len(self.streams) + 1)
         self.arguments += (number, *words)
         self.indexes.append(index)
         self.bytes += len(words[1])
@@ -182,7 +187,7 @@ class _Batch:
             if first is not None and first[0] < index:
                 failed[index] = first[1]
             else:
-                rest.add(index, names[number - 1], (key, value, headers))
+                rest.add(index, names[int(number) - 1], (key, value, headers))
         return rest
 
 

@@ -22,6 +22,10 @@ BLOCK: Final = 1.0
 AHEAD: Final = 256
 """Messages that one read asks for at least: those of them that a fetch has no room for are there for the next."""
 
+BYTES_AHEAD: Final = 16 * 1024 * 1024
+"""What a read may bring, as far as one can know: messages are taken to be as large as those of the last read, and the
+first ones 1 MiB."""
+
 
 class RedisConsumer:
     """A member of a group. Implements :class:`~microkit.bus.port.Consumer` and :class:`~microkit.bus.port.Revokes`.
@@ -44,6 +48,7 @@ class RedisConsumer:
         self._left = left
         self._closed = False
         self._giving = 8
+        self._typical = 1024.0 * 1024.0
         self._buffer: deque[Delivery] = deque()
         self._reading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[Sequence[tuple[Tenure, int]]] | None = None
@@ -187,7 +192,8 @@ class RedisConsumer:
 
     async def _read(self, most: int) -> None:
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read_into_buffer(max(most, AHEAD)), name=f"read {self._group}")
+            number = max(1, min(max(most, AHEAD), int(BYTES_AHEAD / self._typical)))
+            self._reading = asyncio.create_task(self._read_into_buffer(number), name=f"read {self._group}")
         await asyncio.wait({self._reading})  # cancelled here, the reading goes on
         reading, self._reading = self._reading, None
         if not reading.cancelled():
@@ -273,12 +279,14 @@ class RedisConsumer:
             return
         group, topic, partition = self._group, tenure.topic, tenure.partition
         tenure.buffered += len(numbers)
-        self._buffer.extend(
-            [
-                Delivery(message_of(topic, entry[1]), group, partition, number, attempt, tenure)
-                for entry, number, attempt in zip(entries, numbers, counts or repeat(1, len(numbers)), strict=True)
-            ]
-        )
+        deliveries = [
+            Delivery(message_of(topic, entry[1]), group, partition, number, attempt, tenure)
+            for entry, number, attempt in zip(entries, numbers, counts or repeat(1, len(numbers)), strict=True)
+        ]
+        self._buffer.extend(deliveries)
+        if deliveries:
+            size = sum([len(delivery.message.value) for delivery in deliveries]) / len(deliveries)
+            self._typical = max(size, self._typical / 4, 512.0)
 
     def _refused(self, tenure: Tenure, problem: str) -> None:
         if problem == "TAKEN":

@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 HUNGRY: Final = 0.25
 """Seconds between looks at the group while something is to be taken or given."""
 LONGEST_PAUSE: Final = 2.0
-LONGEST_DRAIN: Final = 30.0
-"""Seconds that a partition has to drain. Then it goes, if what was not begun with has been let go of; else it is read
-again, because a key that is retried must not stop the others."""
+LONGEST_DRAIN: Final = 35.0
+"""Seconds that a partition has to drain, more than the time-out of a handler that has begun (30). Then it goes, if what
+was not begun with has been let go of; else it is read again, because a key that is retried must not stop the others."""
 GRACE: Final = 2.0
 
 
@@ -60,6 +60,7 @@ class House:
         self._keeping: asyncio.Task[None] | None = None
 
     async def join(self) -> None:
+        self._server.on_restart.add(self._restarted)
         for topic in self._topics:
             await self._make(topic)
             await self._balance(topic)
@@ -67,6 +68,7 @@ class House:
 
     async def leave(self) -> None:
         self._left = True
+        self._server.on_restart.discard(self._restarted)
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
@@ -90,6 +92,14 @@ class House:
             self._revoke(tenure)
             _log.warning("group %s lost partition %d of %s: %s", self._group, tenure.partition, tenure.topic, why)
             self._look.set()
+
+    def _restarted(self) -> None:
+        """Takes everything anew. What is in the caller's hands may be all that is left of it, so it stays there; but
+        its numbers may be other messages' now, so nothing of it is acknowledged any more."""
+        for tenure in self.tenures:
+            self._end(tenure)
+        self._look.set()
+        self._wake.set()
 
     def _end(self, tenure: Tenure) -> None:
         tenure.alive = False

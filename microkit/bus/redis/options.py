@@ -47,6 +47,12 @@ class RedisOptions:
             ConfigurationError: one cannot be read.
         """
         usual, parts = cls(), urlsplit(url)
+        database = parts.path.strip("/")
+        if database and not database.isdigit():  # redis-py would leave it alone, and a "/" in a password ends here
+            raise ConfigurationError(
+                "bus_url: behind the host stands the number of a database; write redis://user:password@redis:6379/0, "
+                "with what is special in the password percent-encoded"
+            )
         names = {field.name for field in fields(cls)}
         query = parse_qsl(parts.query, keep_blank_values=True)
         own = {name: value for name, value in query if name in names}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from microkit.bus.redis.options import RedisOptions
@@ -20,6 +22,9 @@ from microkit.bus.redis.scripts import Script
 from microkit.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
+
+_begun_in: ContextVar[int | None] = ContextVar("begun in", default=None)
+"""How many other servers had been met when a command began."""
 
 OLDEST: Final = (7, 0)
 PATIENCE: Final = 5.0
@@ -50,7 +55,14 @@ def client_of(url: str) -> Redis:
         # An unknown parameter shows when the first connection is made.
         client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"bus_url: {error}; write redis://:password@redis:6379/0") from None
+        # A password with characters that a URL keeps for itself ends up in the wrong part of it, and so in the error.
+        why = (
+            error if isinstance(error, TypeError) or "unexpected" in str(error) else "it is no URL that redis-py takes"
+        )
+        raise ConfigurationError(
+            f"bus_url: {why}; write redis://user:password@redis:6379/0, with what is special in the password "
+            "percent-encoded"
+        ) from None
     return client
 
 
@@ -65,7 +77,14 @@ class Server:
         for command in ("XRANGE", "XREAD", "XREADGROUP", "XREVRANGE"):
             client.set_response_callback(command, _as_it_is)  # type: ignore[arg-type]
         self._client = client
-        self._partitions: dict[str, int] = {}
+        self._run = b""
+        self._runs = 0
+        self.on_restart: set[Callable[[], None]] = set()
+        """Called when the connection leads to another server than before: restarted, or a replica in its place. It may
+        have forgotten some of what was confirmed, and give the numbers of what it forgot to other messages."""
+        self._greeting = client.connection_pool.connection_kwargs.get("redis_connect_func")
+        client.connection_pool.connection_kwargs["redis_connect_func"] = self._greet
+        self._streams: dict[str, list[str]] = {}
 
     # Names.
 
@@ -80,12 +99,13 @@ class Server:
 
     async def streams(self, topic: str) -> list[str]:
         """The streams of a topic, whose number is settled by whoever uses it first, for good."""
-        number = self._partitions.get(topic)
-        if number is None:
+        found = self._streams.get(topic)
+        if found is None:
             topics = f"{self.options.prefix}:topics"
             await self.command("HSETNX", topics, topic, self.options.partitions)
-            number = self._partitions[topic] = int(await self.command("HGET", topics, topic))
-        return [self.stream(topic, partition) for partition in range(number)]
+            number = int(await self.command("HGET", topics, topic))
+            found = self._streams[topic] = [self.stream(topic, partition) for partition in range(number)]
+        return found
 
     async def topics(self) -> dict[str, list[str]]:
         """All topics that have been used, by name, and the streams of each."""
@@ -167,17 +187,40 @@ class Server:
                 replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
+    async def _greet(self, connection: Any) -> None:
+        """Begins a connection as redis-py does, or as its client was told to, and asks which server that is."""
+        if self._greeting is None:
+            await connection.on_connect()
+        elif inspect.isawaitable(begun := self._greeting(connection)):
+            await begun
+        await connection.send_command("INFO", "server", check_health=False)
+        try:
+            info: bytes = await connection.read_response()
+        except ResponseError:  # this user may not ask
+            return
+        before, self._run = self._run, next((line for line in info.splitlines() if line.startswith(b"run_id:")), b"")
+        if before and self._run != before:
+            self._runs += 1
+            _log.warning("redis: the server is another one than before; what is in flight will come again")
+            for restarted in tuple(self.on_restart):
+                restarted()
+        if _begun_in.get() not in (None, self._runs):  # what this connection is made for was meant for the other one
+            raise RedisConnectionError("the server is another one than before")
+
     async def _execute(self, *words: Any) -> Any:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
         """A server that comes back may be another, with other topics."""
+        token = _begun_in.set(self._runs)
         try:
             yield
         except BaseException:
-            self._partitions.clear()
+            self._streams.clear()
             raise
+        finally:
+            _begun_in.reset(token)
 
 
 def _as_it_is(reply: Any, **_: Any) -> Any:
@@ -188,6 +231,8 @@ def _as_it_is(reply: Any, **_: Any) -> Any:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except (AuthenticationError, AuthorizationError) as error:
+        raise ConnectionError(f"redis: {error}; see the user and the password in bus_url") from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise ConnectionError(f"redis: {error}" if str(error) else f"redis: no answer within {PATIENCE:g} s") from error
     except RedisError as error:

@@ -32,7 +32,7 @@ class TestRedisBusFaults(BusFaultSuite):
 
     @pytest.fixture(autouse=True)
     def _server(self) -> Iterator[None]:
-        with valkey() as self.server:
+        with valkey(durable=True) as self.server:  # else a kill may take what was confirmed
             yield
 
     def restart(self) -> None:

@@ -18,6 +18,7 @@ from microkit.bus.redis.consumer import RedisConsumer
 from microkit.errors import ConfigurationError, MissingExtra
 from microkit.message import Message
 from microkit.testing.bus_suite import ids, new_name, numbered, numbers, receive
+from microkit.testing.valkey import valkey
 
 pytestmark = pytest.mark.anyio
 
@@ -415,3 +416,67 @@ async def test_a_missing_client_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(MissingExtra, match=r"microkit\[redis\]"):
         importlib.import_module("microkit.bus.redis")
+
+
+# Another server than before.
+
+
+async def test_what_was_in_flight_before_the_server_began_anew_acknowledges_nothing_of_it() -> None:
+    """A server that forgot the end of a stream gives its numbers to other messages, and may still know the leases."""
+    topic = new_name()
+    with valkey() as server:
+        url = f"{server.url}?partitions=1&lease=60s"
+        bus = RedisBus(url)
+        client: Any = Redis.from_url(server.url)
+        await bus.start()
+        consumer = await bus.subscribe(GROUP, [topic])
+        await bus.publish(numbered(topic, 5))
+        held = await receive(consumer, 5, ack=False)
+        owners, stream = bus._server.owners(topic, GROUP), stream_of(bus, topic)
+        leases = await client.hgetall(owners)
+        await client.flushall()
+        await client.aclose()
+        server.restart()
+        client = Redis.from_url(server.url)
+        await client.hset(owners, mapping=leases)
+        for message in numbered(topic, 3, start=5):
+            await client.xadd(stream, {"k": "0", "v": message.value, "h": f'{{"ce_id": "{message.id}"}}'}, "0-*")
+        await client.xgroup_create(stream, GROUP, "0")
+        await client.xreadgroup(GROUP, "microkit", {stream: ">"})  # as by a reading that was under way
+        for _ in range(3):
+            try:
+                await consumer.ack(held)
+            except ConnectionError:
+                await asyncio.sleep(0.05)
+        assert (await client.xpending(stream, GROUP))["pending"] == 3
+        got: list[Delivery] = []
+        while len(got) < 3:
+            try:
+                got += await consumer.fetch(10, 0.5)
+            except (ConnectionError, MessagesLost):
+                await asyncio.sleep(0.05)
+        assert ids(got) == ["5", "6", "7"]
+        await bus.close()
+        await client.aclose()
+
+
+# Memory.
+
+
+async def test_large_messages_are_read_a_few_at_a_time(bus: RedisBus) -> None:
+    topic = new_name()
+    for start in range(0, 64, 8):
+        await bus.publish(
+            [Message(topic, "a", b"x" * 2_000_000, {"ce_id": str(number)}) for number in range(start, start + 8)]
+        )
+    consumer = await bus.subscribe(GROUP, [topic])
+    most, got = 0, 0
+    while got < 64:
+        part = await consumer.fetch(1, 1.0)
+        got += len(part)
+        await consumer.ack(part)
+        most = max(most, len(consumer._buffer) + len(part))
+    assert most <= 16
+    await bus.publish(numbered(topic, 3_000))
+    while consumer._typical > 1_000:
+        await consumer.ack(await consumer.fetch(1_000, 1.0))

@@ -35,7 +35,7 @@ class BillPaid(Event, topic="billing.bills", key="bill"):
 
 @pytest.fixture
 def server() -> Any:
-    with valkey() as running:
+    with valkey(durable=True) as running:  # else a kill may take what was confirmed
         yield running
 
 
