@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-NARROWEST = 140
+IN_A_PIPE = 200
 """Columns of a table that goes into a file or a pipe."""
 
 
@@ -40,7 +40,7 @@ def say(sentence: str) -> None:
 
 
 def to_people() -> Console:
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else NARROWEST)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else IN_A_PIPE)
 
 
 def plain(value: object) -> str:

@@ -73,7 +73,7 @@ class OutboxLetters:
         while rows := await self._some(topics, last, end):
             for row in rows:
                 message = Message(row.aggregatetype, row.aggregateid, bytes(row.payload), row.headers)
-                yield Letter(row.id, message, row.seq)
+                yield Letter(f"{self._service or 'outbox'}/{row.seq}", message, (row.seq, row.id))
             last = rows[-1].seq
 
     async def _some(self, topics: Collection[str] | None, after: int, end: int) -> Sequence[sa.Row[Any]]:
@@ -91,10 +91,11 @@ class OutboxLetters:
     async def send_back(self, letters: Sequence[tuple[Letter, str]]) -> None:
         async def unit(tx: Transaction) -> None:
             for letter, group in letters:
-                message = letter.redriven(group, {REDRIVE_OUTBOX: f"{self._service}/{letter.id}"})
+                seq, row = letter.place
+                message = letter.redriven(group, {REDRIVE_OUTBOX: f"{self._service}/{row}"})
                 await tx.execute(
                     sa.update(outbox)
-                    .where(outbox.c.seq == letter.place, outbox.c.state == DEAD)
+                    .where(outbox.c.seq == seq, outbox.c.state == DEAD)
                     .values(
                         state=PENDING,
                         aggregatetype=message.topic,
