@@ -83,7 +83,9 @@ class Up:
         _on_signals(stop)
         began = time.monotonic()
         async with (
-            self._system.running(self._folder, ports=_ports(self._system, self._offset), bus=self._bus) as running,
+            self._system.running(
+                self._folder, ports=_ports(self._system, self._offset), bus=self._bus, databases=self._databases
+            ) as running,
             self._console(running) as console,
         ):
             with noted(self._folder, Note(self._reference, os.getpid(), console, running.urls)):
