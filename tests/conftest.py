@@ -6,11 +6,24 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from _pytest.nodeid import NodeId  # there is no public way to it
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps the tests of a group in one worker: pytest-xdist 3.8 writes the group where pytest 9.2 does not read it."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        groups = sorted({mark.args[0] for mark in item.iter_markers("xdist_group")})
+        suffix = f"@{'_'.join(groups)}"
+        if groups and not item.nodeid.endswith(suffix):
+            item._id = NodeId.parse(item.nodeid + suffix)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -73,3 +73,9 @@ def test_importing_microkit_loads_no_driver_no_broker_and_no_command_line() -> N
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
     assert printed.strip() == "[]"
+
+
+@pytest.mark.xdist_group("one that is kept together")
+def test_tests_of_one_group_run_in_one_worker(request: pytest.FixtureRequest) -> None:
+    grouped = getattr(request.config.option, "loadgroup", False)
+    assert request.node.nodeid.endswith("@one that is kept together") is grouped

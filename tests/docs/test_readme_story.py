@@ -1,4 +1,7 @@
-"""The README's walk-through is pasted, as it stands, beside the system that the README's command starts."""
+"""The README's walk-through is pasted, as it stands, beside the system that the README's command starts.
+
+So on files of SQLite, as the README has it, and on a PostgreSQL server, as ``docs/databases.md`` has it.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +29,19 @@ def pasted(mark: str) -> str:
 pytestmark = pytest.mark.xdist_group("the ports of README and tutorial")
 
 
-@pytest.fixture
-def billpay(tmp_path: Path) -> Iterator[None]:
-    """What the run command ends in, in a folder of the test's own."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def billpay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the run command ends in, in a folder of the test's own; both tests are told beside one run of it."""
+    folder = tmp_path_factory.mktemp("billpay")
     last = pasted("run command").strip().split(" && ")[-1].split()
     assert last[0].endswith("/microkit")
-    with (tmp_path / "log").open("w") as log:
+    options = ["--json", "--console-port", "0", "--folder", str(folder)]
+    cluster = request.getfixturevalue("postgres_cluster") if request.param == "postgresql" else None
+    if cluster is not None:
+        options += ["--databases", cluster.url("")]
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "microkit.cli",
-                *last[1:],
-                "--json",
-                "--console-port",
-                "0",
-                "--folder",
-                str(tmp_path),
-            ],
+            [sys.executable, "-m", "microkit.cli", *last[1:], *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -51,14 +49,24 @@ def billpay(tmp_path: Path) -> Iterator[None]:
         )
     assert process.stdout is not None
     announced = process.stdout.readline()
-    assert announced, (tmp_path / "log").read_text()
+    assert announced, (folder / "log").read_text()
     document = json.loads(announced)
     assert "services" in document, document
     assert {service["name"] for service in document["services"]} >= {"gateway", "user", "billing"}
-    yield
+    yield folder
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     process.stdout.close()
+    if cluster is None:
+        assert {file.stem for file in folder.glob("*.db")} == {"user", "payment", "billing", "ledger"}
+    else:
+        assert not list(folder.glob("*.db"))
+        for name in DATABASES:
+            assert cluster.psql("SELECT count(*) FROM outbox", name).isdigit()
+            cluster.psql(f'DROP DATABASE "{name}"')
+
+
+DATABASES = ("billpay_user", "billpay_payment", "billpay_billing", "billpay_ledger")
 
 
 @pytest.mark.usefixtures("billpay")
@@ -78,9 +86,8 @@ def test_the_walk_through_works_when_it_is_pasted() -> None:
     assert '"balance":"9974.4999900"' in ended.stdout, ended.stdout
 
 
-@pytest.mark.usefixtures("billpay")
-def test_the_demo_tells_the_whole_story_beside_it(tmp_path: Path) -> None:
-    demo = [sys.executable, "-m", "microkit.cli", "demo", "--json", "--folder", str(tmp_path)]
+def test_the_demo_tells_the_whole_story_beside_it(billpay: Path) -> None:
+    demo = [sys.executable, "-m", "microkit.cli", "demo", "--json", "--folder", str(billpay)]
 
     ended = subprocess.run(demo, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
