@@ -275,7 +275,8 @@ class RedisConsumer:
     def _receive(
         self, tenure: Tenure, entries: Sequence[Any], numbers: Sequence[int], counts: Sequence[int] | None = None
     ) -> None:
-        if not tenure.alive:
+        # A reading that began before a partition went: the next owner finds this pending, in its place.
+        if not tenure.alive or tenure.revoked:
             return
         group, topic, partition = self._group, tenure.topic, tenure.partition
         tenure.buffered += len(numbers)

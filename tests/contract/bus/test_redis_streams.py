@@ -250,6 +250,44 @@ async def test_a_partition_that_goes_takes_what_nobody_has_begun_with(bus: Redis
     assert ids(got) == numbers(10)[1:]
 
 
+async def test_what_is_being_read_while_a_partition_goes_is_left_to_the_next_owner(
+    bus: RedisBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before it has been let go of: handed out, it would overtake that."""
+    topic = new_name()
+    first = await bus.subscribe(GROUP, [topic])
+    revoked, on_its_way = asyncio.Event(), asyncio.Event()
+    held: list[Delivery] = []
+
+    def let_go(_goes: Callable[[Delivery], bool]) -> list[Delivery]:
+        revoked.set()
+        return held
+
+    first.on_revoke(let_go)
+    await bus.publish(numbered(topic, 5))
+    held += await receive(first, 5, ack=False)
+    await bus.publish(numbered(topic, 5, start=5))
+    together = bus._server.together
+
+    async def slow(*commands: Sequence[Any]) -> list[Any]:
+        replies = await together(*commands)
+        if replies[-1]:
+            on_its_way.set()
+            await revoked.wait()
+        return replies
+
+    monkeypatch.setattr(bus._server, "together", slow)
+    fetching = asyncio.create_task(first.fetch(10, 0.5))
+    await on_its_way.wait()
+    first._house._member = "z"  # of two members and one partition, the first by name has it
+    joining = RedisConsumer(bus._server, GROUP, [topic], bus._create, bus._left)
+    joining._house._member = "a"
+    await joining.join()
+    assert ids(await fetching) == []
+    assert ids(await receive(joining, 10)) == numbers(10)
+    await joining.close()
+
+
 # Trimming.
 
 
