@@ -70,6 +70,10 @@ def _event(node: Node, key: str, topic: str) -> Published:
 
 
 def _followed(node: Node) -> Node:
+    seen: set[str] = set()
     while "$ref" in node.schema:
+        if node.pointer in seen:
+            raise ConfigurationError(f"{node.pointer}: the reference {node.schema['$ref']!r} leads to itself")
+        seen.add(node.pointer)
         node = node.target(node.schema["$ref"])
     return node
