@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microkit.bus.memory import MemoryBus
+from microkit.bus.faults import from_url
 from microkit.bus.port import Bus
 from microkit.errors import ConfigurationError
 
@@ -16,7 +16,7 @@ def connect(url: str) -> Bus:
     """
     scheme, there, _ = url.partition("://")
     if scheme == "memory":
-        return MemoryBus()
+        return from_url(url)
     if scheme in ("redis", "rediss"):
         from microkit.bus.redis import RedisBus  # noqa: PLC0415  an extra
 
