@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from microkit.bus.letter import REDRIVE_GROUP
 from microkit.cli.dlq import value_of
 from microkit.cli.printing import clock, print_json, print_table, say, short
 from microkit.cli.where import Where
@@ -72,8 +73,14 @@ async def _tail(where: Where, topic: str, *, last: int, follow: bool, json: bool
             if json:
                 print_json(message)
             else:
-                name = str(message["event_type"]).rpartition(".")[2] or "?"
-                place = f"{message['partition']}/{message['offset']}"
-                say(f"{clock(message['time'])}  {place}  {name}  {message['key']}  {short(value_of(message), 400)}")
+                _print_message(message)
     if none and not json:
         say(f"Nothing in {topic}. --follow waits for what comes.")
+
+
+def _print_message(message: Document) -> None:
+    name = str(message["event_type"]).rpartition(".")[2] or "?"
+    group = message["headers"].get(REDRIVE_GROUP)
+    redriven = f"  (redriven for {group})" if group else ""
+    place = f"{message['partition']}/{message['offset']}"
+    say(f"{clock(message['time'])}  {place}  {name}  {message['key']}  {short(value_of(message), 400)}{redriven}")

@@ -258,8 +258,8 @@ class LocalDesk:
 
     def _of(self, service: str | None) -> list[Post]:
         found = [post for post in self._posts if service is None or post.service == service]
-        if not found:
-            there = ", ".join(post.service for post in self._posts)
+        if not found and service is not None:
+            there = ", ".join(post.service for post in self._posts) or "none"
             raise ConfigurationError(f"No service {service!r} with events is here; there are: {there}")
         return found
 

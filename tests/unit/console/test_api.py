@@ -69,3 +69,48 @@ async def test_a_trace_is_shown_with_its_services_and_its_spans_by_their_start(u
 async def test_what_is_not_there_is_a_404(url: str, path: str) -> None:
     status, problem = await read(url + path)
     assert (status, problem["type"]) == (404, "urn:problem:not-found")
+
+
+async def ask(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
+        return response.status, await response.json(content_type=None)
+
+
+@pytest.mark.parametrize("path", ["/dead-letters/redrive", "/outbox/replay", "/outbox/unpark"])
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"{}", "text/plain", 415),  # what a page of another origin can send without being asked first
+        (b"since=1h", "application/x-www-form-urlencoded", 415),
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"{" + b" " * 70_000 + b"}", "application/json", 413),
+    ],
+)
+async def test_what_changes_something_takes_json_alone(
+    url: str, path: str, body: bytes, kind: str, status: int
+) -> None:
+    answered, problem = await ask(url + path, body, **{"Content-Type": kind})
+    assert (answered, problem["type"]) == (status, "urn:problem:desk")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/dead-letters/redrive", b'{"wanted": {"colour": "red"}}'),
+        ("/dead-letters/redrive", b'{"pace": {"max_replays": "many"}}'),
+        ("/outbox/replay", b'{"since": "2026-01-31T12:00:00"}'),
+        ("/outbox/replay", b'{"dry_run": "perhaps"}'),
+    ],
+)
+async def test_what_is_not_understood_is_refused(url: str, path: str, body: bytes) -> None:
+    status, problem = await ask(url + path, body, **{"Content-Type": "application/json"})
+    assert (status, problem["status"]) == (400, 400)
+
+
+async def test_a_system_without_events_has_no_dead_letters(url: str) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/dead-letters") as response:
+        assert (response.status, await response.text()) == (200, "")
+    assert (await read(f"{url}/bus/topics"))[1] == {"topics": []}
+    status, problem = await read(f"{url}/outbox?service=nobody")
+    assert (status, problem["detail"]) == (422, "No service 'nobody' with events is here; there are: none")

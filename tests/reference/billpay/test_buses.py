@@ -1,0 +1,104 @@
+"""billpay as it stands, in a process of its own, on each broker: its story holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from microkit.cli.folder import read_note
+from microkit.cli.remote import remote_desk
+from microkit.console.desk import Wanted
+from microkit.system import free_ports
+from reference.billpay.system import system
+
+SERVICES = [service.name for service in system.services]
+
+
+@pytest.fixture(params=["redis", "kafka"])
+def bus_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue("redis_url" if request.param == "redis" else "kafka_url")
+    return url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, bus_url: str) -> Iterator[Path]:
+    """The folder of a running ``up --bus``."""
+    ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
+    environment = {
+        **os.environ,
+        **{f"{service.upper()}_PORT": str(port) for service, port in ports.items()},
+        "LEDGER_CLOSE_INTERVAL": "100ms",
+        "PAYMENT_HORIZON_URL": f"http://127.0.0.1:{ports['ledger']}",
+    }
+    command = [sys.executable, "-m", "microkit.cli", "up", "--json", "--console-port", "0"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--folder", str(tmp_path), "--bus", bus_url],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        announced = process.stdout.readline()
+        assert announced, (tmp_path / "log").read_text()[-4000:]
+        assert json.loads(announced)["bus"] == bus_url
+        yield tmp_path
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def run(folder: Path, *arguments: str) -> Any:
+    command = [sys.executable, "-m", "microkit.cli", *arguments, "--json", "--folder", str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr + (folder / "log").read_text()[-4000:]
+    return json.loads(ended.stdout)
+
+
+def test_a_bill_is_paid_over_a_broker(folder: Path, bus_url: str) -> None:
+    told = run(folder, "demo")
+
+    assert told["ok"] is True
+    assert told["bill"]["status"] == "settled"
+    assert [(event["type"].rpartition(".")[2], event["state"]) for event in told["events"]] == [
+        ("PaymentStarted", "published"),
+        ("BillSettled", "published"),
+        ("PaymentSettled", "published"),
+    ]
+    assert {"gateway", "payment", "billing"} <= set(told["trace"]["services"])
+    asyncio.run(look_into(read_note(folder).console))
+
+
+async def look_into(console: str) -> None:
+    async with remote_desk(console) as desk:
+        assert {lag["service"] for lag in await desk.lag(None, None)} >= {"billing"}
+        assert {topic["name"] for topic in await desk.topics()} >= {"payment.payments"}
+        assert [letter async for letter in desk.letters(Wanted())] == []
+        paid = [message["event_type"] async for message in desk.tail("payment.payments", last=50, follow=False)]
+        assert "payment.payments.PaymentSettled" in paid
+
+
+def test_a_broker_that_is_away_is_one_sentence(tmp_path: Path) -> None:
+    url = f"redis://:{uuid4().hex}@127.0.0.1:1/0"
+    command = [sys.executable, "-m", "microkit.cli", "up", "--folder", str(tmp_path), "--bus", url]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("microkit: The bus redis://:***@127.0.0.1:1/0 cannot be reached: ")
+    assert ended.stderr.count("\n") == 1
