@@ -2,7 +2,14 @@
 
 from microkit.db.clock import database_now
 from microkit.db.database import Database
-from microkit.db.failure import CommitUnknown, DatabaseUnavailable, PoolExhausted, TransactionAborted, is_transient
+from microkit.db.failure import (
+    CommitUnknown,
+    DatabaseUnavailable,
+    PoolExhausted,
+    StorageFull,
+    TransactionAborted,
+    is_transient,
+)
 from microkit.db.prepared import PreparedInsert
 from microkit.db.signal import Signal
 from microkit.db.transaction import Transaction
@@ -14,6 +21,7 @@ __all__ = [
     "PoolExhausted",
     "PreparedInsert",
     "Signal",
+    "StorageFull",
     "Transaction",
     "TransactionAborted",
     "database_now",

@@ -18,12 +18,16 @@ from microkit.db import engines
 from microkit.db.failure import (
     DatabaseUnavailable,
     PoolExhausted,
+    StorageFull,
     is_busy,
     is_disconnect,
+    is_full,
     is_interrupted,
+    is_overburdened,
     is_transient,
 )
 from microkit.db.metrics import PoolMetrics
+from microkit.db.notices import Notices
 from microkit.db.pool import Lease, Pool
 from microkit.db.shield import finish
 from microkit.db.signal import Signal
@@ -70,6 +74,10 @@ class Database:
         self._where = made.where
         self._file: Path | None = made.file
         self._signals: dict[str, Signal] = {}
+        self._shared: set[str] = set()
+        self._notices: Notices | None = None
+        if made.connect is not None:
+            self._notices = Notices(made.connect, lambda name: self.signal(name).set(), telemetry.logger)
 
         def pool(name: str, engine: AsyncEngine, size: int) -> Pool:
             return Pool(engine, size, pool_timeout, driver=made.driver, metrics=PoolMetrics(telemetry.metrics, name))
@@ -95,6 +103,8 @@ class Database:
 
     async def close(self) -> None:
         """Closes all connections that nobody uses. It is called last, when the work has ended."""
+        if self._notices is not None:
+            await finish(self._notices.close())
         for engine in {self._readers.engine, self._writers.engine}:
             await finish(engine.dispose())
 
@@ -131,12 +141,30 @@ class Database:
             found = self._signals[name] = Signal()
         return found
 
+    def share(self, name: str) -> None:
+        """Lets transactions that wake that signal wake it in the other processes on this database, too.
+
+        They have to :meth:`listen`, and only PostgreSQL can. It takes no part in the transaction.
+        """
+        self._shared.add(name)
+
+    def listen(self, name: str) -> None:
+        """Lets :meth:`signal` be set by other processes on this database."""
+        if self._notices is not None:
+            self._notices.listen(name)
+
+    @property
+    def hears(self) -> bool:
+        """Whether other processes are heard at present. If not, look into the table now and then."""
+        return self._notices is not None and self._notices.hears
+
     @asynccontextmanager
     async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Transaction]:
         """One transaction: committed when the block ends, rolled back when it raises or is cancelled.
 
         Raises:
-            DatabaseUnavailable: no connection to be had in time.
+            DatabaseUnavailable: no connection to be had in time, or the database cannot do it now.
+            StorageFull: there is no room to write.
             DeadlineExceeded: the deadline passed, or a statement took longer than it may.
             CommitUnknown: the connection was lost during COMMIT.
         """
@@ -193,7 +221,10 @@ class Database:
         raise AssertionError("attempts must be at least 1")
 
     def _set_signal(self, name: str) -> None:
-        self.signal(name).set()
+        signal = self.signal(name)
+        signal.set()
+        if self._notices is not None and name in self._shared and not signal.alone:
+            self._notices.tell(name)
 
 
 def raise_translated(error: Exception) -> None:
@@ -202,3 +233,7 @@ def raise_translated(error: Exception) -> None:
         raise DeadlineExceeded("A statement took longer than it may") from error
     if is_busy(error):
         raise DatabaseUnavailable("Another process keeps the database file locked") from error
+    if is_full(error):
+        raise StorageFull from error
+    if is_overburdened(error):
+        raise DatabaseUnavailable("The database cannot do this at present", headers={"Retry-After": "1"}) from error

@@ -7,14 +7,21 @@ import sqlite3
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from microkit.errors import MicrokitError, Unavailable
+from microkit.errors import MicrokitError, Problem, Unavailable
 
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 QUERY_CANCELED = "57014"
 
+DISK_FULL = "53100"
+
+# Class 53 but for the full disk: memory, connections, a configured limit; 58030 is an input or output error. The server
+# is there, and cannot do it now (PostgreSQL manual, appendix A).
+_OVERBURDENED = frozenset({"53000", "53200", "53300", "53400", "58030"})
+_SQLITE_OVERBURDENED = frozenset({sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+
 # Class 08 and these: the server ended the connection, or takes no more (PostgreSQL manual, appendix A).
-_SERVER_GONE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
+_SERVER_GONE = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "53300"})
 
 
 class DatabaseUnavailable(Unavailable, status=503, title="The database is unavailable", type="database-unavailable"):
@@ -23,6 +30,10 @@ class DatabaseUnavailable(Unavailable, status=503, title="The database is unavai
 
 class PoolExhausted(DatabaseUnavailable, status=503, title="The database is unavailable", type="database-unavailable"):
     """All connections stayed in use for as long as one may wait. Trying again at once would add to the load."""
+
+
+class StorageFull(Problem, status=507, title="There is no room left to store this", type="storage-full"):
+    """The database's disk, or the size it may have, is full. What only reads goes on; nothing of the work stands."""
 
 
 class CommitUnknown(MicrokitError):
@@ -78,6 +89,16 @@ def is_interrupted(error: BaseException) -> bool:
 def is_busy(error: BaseException) -> bool:
     """Whether SQLite found the file locked by another process."""
     return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room to write."""
+    return sqlstate(error) == DISK_FULL or _sqlite_code(error) == sqlite3.SQLITE_FULL
+
+
+def is_overburdened(error: BaseException) -> bool:
+    """Whether the database lacks something else that it may have again later: memory, connections, a file."""
+    return sqlstate(error) in _OVERBURDENED or _sqlite_code(error) in _SQLITE_OVERBURDENED
 
 
 def _sqlite_code(error: BaseException) -> int:

@@ -1,6 +1,9 @@
 """Connections lent out one by one: a bounded number, a bounded wait, and a wait that can be cancelled.
 
-The semaphore stands in front of SQLAlchemy's pool, which therefore never has to wait itself.
+The semaphore stands in front of SQLAlchemy's pool, which therefore never has to wait itself. It serves in the order of
+arrival. From how long connections were used lately the pool knows how long a wait will be: who would get one too late
+is told so at once, and a connection is not lent to who has no time left to use it. Without that, under more load than
+the database takes, all are served just too late.
 """
 
 from __future__ import annotations
@@ -21,6 +24,11 @@ from microkit.db.limit import allowed
 from microkit.db.metrics import PoolMetrics
 from microkit.db.one_trip import Held
 from microkit.errors import DefinitionError
+
+_WEIGHT = 0.1
+"""Of the latest use in the average."""
+_MARGIN = 2.0
+"""How many average uses a taker must have time for."""
 
 
 class Driver(Protocol):
@@ -50,6 +58,7 @@ class Pool:
         self.used = 0
         self.pending = 0
         self.metrics = metrics
+        self._use = 0.0  # seconds, on average
         self._free = asyncio.Semaphore(size)
         metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending, size=size)
 
@@ -63,7 +72,7 @@ class Pool:
         """Takes a place.
 
         Raises:
-            PoolExhausted: none became free in time.
+            PoolExhausted: none became free in time, or will not.
             DeadlineExceeded: the caller's time was up before.
         """
         if self._free.locked():
@@ -76,6 +85,10 @@ class Pool:
     async def _wait(self) -> None:
         started = time.monotonic()
         timeout = allowed(self.timeout)
+        # The wait before one's own turn; the first round in the queue is let in on trust, for averages err.
+        if self.pending >= self.size and self._too_late(self.pending / self.size * self._use):
+            self.metrics.timed_out()
+            raise self._exhausted(f"{self.pending} wait for {self.size} connections already")
         self.pending += 1
         try:
             async with asyncio.timeout(timeout):
@@ -83,16 +96,31 @@ class Pool:
         except TimeoutError:
             self.metrics.timed_out()
             context.remaining()  # says so where it was the caller's deadline that ended the wait
-            raise PoolExhausted(
-                f"No connection of {self.size} became free within {timeout:.3g} s", headers={"Retry-After": "1"}
-            ) from None
+            raise self._exhausted(f"No connection of {self.size} became free within {timeout:.3g} s") from None
         finally:
             self.pending -= 1
             self.metrics.waited(time.monotonic() - started)
+        if self.pending >= self.size and self._too_late(0.0):
+            self._free.release()
+            self.metrics.timed_out()
+            raise self._exhausted("A connection became free too late to be used")
 
-    def leave(self) -> None:
+    def _too_late(self, wait: float) -> bool:
+        """Whether a connection in ``wait`` seconds is none in time."""
+        deadline = context.current().deadline
+        needed = wait + _MARGIN * self._use
+        return wait > self.timeout or (deadline is not None and needed > deadline - time.monotonic())
+
+    def _exhausted(self, detail: str) -> PoolExhausted:
+        return PoolExhausted(detail, headers={"Retry-After": "1"})
+
+    def leave(self, seconds: float) -> None:
+        """Gives a place back that was used for so long."""
         self.used -= 1
         self._free.release()
+        # One that took minutes says little about the others.
+        self._use += _WEIGHT * (min(seconds, self.timeout) - self._use)
+        self.metrics.used(seconds)
 
 
 class Lease:
@@ -159,8 +187,7 @@ class Lease:
         finally:
             if self._entered:
                 self._entered = False
-                self._pool.leave()
-                self._pool.metrics.used(time.monotonic() - self._since)
+                self._pool.leave(time.monotonic() - self._since)
 
     def cut(self) -> None:
         """Ends the connection without a word to the server, so that who still waits for an answer gets an error."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from microkit.db import Database
+from microkit.context import deadline_within
+from microkit.db import Database, PoolExhausted
 from microkit.errors import ConfigurationError
 from microkit.telemetry import Telemetry
 
@@ -51,6 +52,55 @@ async def test_the_pool_is_measured_under_opentelemetrys_names(database_url: str
     uses = value(telemetry, "db_client_connection_use_time_seconds_count", **pool)
     assert uses is not None
     assert uses >= 2
+    await database.close()
+
+
+async def test_a_burst_is_served_in_the_order_it_came_in_for_as_long_as_one_may_wait(
+    database_url: str, telemetry: Telemetry
+) -> None:
+    database = Database(database_url, telemetry=telemetry, pool_size=2, max_overflow=0, pool_timeout=1.0)
+    served: list[int] = []
+
+    async def use(number: int) -> None:
+        async with database.transaction(read_only=True) as tx:
+            await tx.execute(text("SELECT 1"))
+            served.append(number)
+            await asyncio.sleep(0.05)
+
+    found = await asyncio.gather(*(use(number) for number in range(200)), return_exceptions=True)
+    refused = [number for number, error in enumerate(found) if error is not None]
+    assert sorted(served) == list(range(len(served)))
+    # Neighbours run on two connections, and either may be the first to have its answer.
+    assert all(abs(number - place) <= 2 for place, number in enumerate(served))
+    assert len(served) >= 4
+    assert refused == list(range(len(served), 200))
+    assert all(isinstance(error, PoolExhausted) for error in found if error is not None)
+    assert database._readers._free._value == 2
+    await use(200)
+    await database.close()
+
+
+async def test_who_would_get_a_connection_too_late_is_told_at_once(database_url: str, telemetry: Telemetry) -> None:
+    database = Database(database_url, telemetry=telemetry, pool_size=1, max_overflow=0, pool_timeout=3600.0)
+    pool = database._writers
+    pool._use = 10.0  # as if connections had been in use for ten seconds each
+
+    async def use() -> None:
+        async with database.transaction() as tx:
+            await tx.execute(text("SELECT 1"))
+
+    async with database.transaction() as holder:
+        await holder.execute(text("SELECT 1"))
+        waiting = asyncio.create_task(use())
+        while not pool.pending:
+            await asyncio.sleep(0)
+        with pytest.raises(PoolExhausted, match="wait for 1 connections"), deadline_within(29.0):
+            await use()  # while the holder keeps its connection
+        patient = asyncio.create_task(use())  # nobody's deadline, and less than the pool's patience
+        while pool.pending < 2:
+            await asyncio.sleep(0)
+    await asyncio.gather(waiting, patient)
+    assert pool._free._value == 1
     await database.close()
 
 
