@@ -24,7 +24,8 @@ pytestmark = pytest.mark.anyio
 
 KEYS = 11
 TOTAL = 120
-ALL = "drop_ack:0.1,duplicate:0.2,reorder:0.7,stall:0.05,crash:0.05"
+MOST = 3_000
+ALL = "drop_ack:0.1,duplicate:0.2,reorder:0.7,stall:0.1,crash:0.1"
 
 effects = sa.Table(
     "effect", sa.MetaData(), sa.Column("place", sa.Integer, primary_key=True), sa.Column("number", sa.Integer)
@@ -62,8 +63,11 @@ async def test_every_effect_is_there_once_and_in_order(database: Any, telemetry:
     for each in members:
         each.add(Subscription("ledger", (BillPaid.event_topic,), handle, attempts=1_000, backoff=0.01))
         await each.start()
-    for start in range(0, TOTAL, 20):
-        await bus.publish([message(number) for number in range(start, start + 20)])
+    chosen = [fault.partition(":")[0] for fault in faults.split(",")]
+    total = 0
+    while total < TOTAL or (total < MOST and not all(bus.met[fault] for fault in chosen)):
+        await bus.publish([message(number) for number in range(total, total + 10)])
+        total += 10
         await asyncio.sleep(0.005)
 
     async def waiting() -> int:
@@ -77,13 +81,12 @@ async def test_every_effect_is_there_once_and_in_order(database: Any, telemetry:
     async with database.transaction(read_only=True) as tx:
         found = list(await tx.scalars(sa.select(effects.c.number).order_by(effects.c.place)))
     await bus.close()
-    assert sorted(found) == list(range(TOTAL))
+    assert sorted(found) == list(range(total))
     lanes: dict[int, list[int]] = defaultdict(list)
     for number in found:
         lanes[number % KEYS].append(number)
     assert all(lane == sorted(lane) for lane in lanes.values())
-    for fault in faults.split(","):
-        assert bus.met[fault.partition(":")[0]], f"{fault} never happened"
+    assert all(bus.met[fault] for fault in chosen), f"not all happened: {bus.met}"
 
 
 class TestFaultyMemoryBus(BusSuite):
