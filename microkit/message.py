@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
-from uuid import uuid4
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import Enum
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
@@ -21,6 +24,7 @@ from microkit.errors import DefinitionError, UndecodableMessage
 Payload = dict[str, Any]
 """An event as JSON has it."""
 
+_KEYS = (str, int, UUID, Decimal, date, Enum)
 _TOPIC = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*\Z")
 
 
@@ -74,6 +78,20 @@ def upcast(*, from_version: int) -> Callable[[Callable[[Payload], Payload]], Upc
     return declare
 
 
+def _orders(kind: Any) -> bool:
+    """Whether values of this type, as text, tell which events belong together."""
+    if get_origin(kind) is Annotated:
+        return _orders(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return True
+    if isinstance(kind, TypeVar):  # of a generic event; what it becomes is looked at then
+        return True
+    if get_origin(kind) in (Union, UnionType):
+        return all(_orders(one) for one in get_args(kind))
+    kind = getattr(kind, "__supertype__", kind)  # a NewType
+    return isinstance(kind, type) and issubclass(kind, _KEYS)
+
+
 class Event(BaseModel):
     """Something that happened, in the past tense::
 
@@ -116,6 +134,13 @@ class Event(BaseModel):
         if cls.event_key not in cls.model_fields:
             raise DefinitionError(
                 f"{cls.__name__}: key {cls.event_key!r} is none of its fields ({', '.join(cls.model_fields)})"
+            )
+        kind = cls.model_fields[cls.event_key].annotation
+        if not _orders(kind):
+            raise DefinitionError(
+                f"{cls.__name__}: its key {cls.event_key!r} is a {getattr(kind, '__name__', kind)}. Events of one key "
+                "stay in order, so a key is one value that is always written the same, and never absent: take a field "
+                "that is a UUID, str, int, date or enumeration, such as bill_id: UUID"
             )
         if cls.event_version < 1:
             raise DefinitionError(f"{cls.__name__}: versions are counted from 1, so {cls.event_version} is none")

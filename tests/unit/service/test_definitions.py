@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar
+from datetime import date
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NewType, ParamSpec, TypeVar
 from uuid import UUID
 
 import aiohttp
@@ -74,6 +76,14 @@ def open_to(roles: Any) -> None:
         async def read(self) -> int: ...
 
 
+BillId = NewType("BillId", UUID)
+
+
+def keyed(kind: Any) -> None:
+    class Broken(Event, topic="billing.broken", key="what"):
+        what: kind
+
+
 # What is written, and what the sentence says: where it stands, what it is, what to write instead.
 WRONG: dict[str, tuple[Callable[[Any], object], tuple[str, ...]]] = {
     "an int as an event": (lambda s: s.on(int), ("@service.on", "the class int", "@service.on(BillPaid)")),
@@ -103,6 +113,11 @@ WRONG: dict[str, tuple[Callable[[Any], object], tuple[str, ...]]] = {
     "a number as a resource": (lambda s: s.resource(5), ("5 is no resource", "yield the thing once")),
     "an exception that is no problem": (lambda _: raising((ValueError,)), ("ValueError is none", "raises=(BillPaid,)")),
     "a problem outside of a tuple": (lambda _: raising(KeyError), ("Broken.read", "KeyError")),
+    "a dict as an event's key": (lambda _: keyed(dict[str, int]), ("Broken", "'what' is a dict", "bill_id: UUID")),
+    "a list as an event's key": (lambda _: keyed(list[str]), ("'what' is a list", "bill_id: UUID")),
+    "a model as an event's key": (lambda _: keyed(BillPaid), ("'what' is a BillPaid", "bill_id: UUID")),
+    "an event's key that may be absent": (lambda _: keyed(UUID | None), ("never absent", "bill_id: UUID")),
+    "an event's key that rounds": (lambda _: keyed(float), ("'what' is a float", "bill_id: UUID")),
     "a negative port": (lambda _: Service("shop", port=-1), ("shop", "-1 is no port", "1 to 65535")),
     "an absurd port": (lambda _: Service("shop", port=70_000), ("70000 is no port", "port=8000")),
     "a text as a port": (lambda _: Service("shop", port="80"), ("'80' is no port",)),  # type: ignore[arg-type]
@@ -146,3 +161,10 @@ async def test_a_handler_behind_a_decorator_is_taken_for_what_it_wraps() -> None
         session.get(f"{instance.url}/bills") as answer,
     ):
         assert await answer.json() == 1
+
+
+@pytest.mark.parametrize(
+    "kind", [str, int, UUID, date, Literal["a", "b"], StrEnum, Annotated[str, "x"], str | int, BillId]
+)
+def test_what_is_always_written_the_same_may_be_an_events_key(kind: Any) -> None:
+    keyed(kind)
