@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, get_type_hints
@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from microkit.asyncapi import document
 from microkit.auth import ServiceTokens, SigningKey, Verifier, verifier_for
 from microkit.bus.connect import connect
 from microkit.bus.consumer import ConsumerRuntime, Subscription
@@ -254,6 +255,7 @@ class Assembly:
             operations=list(declared.handlers.items()),
             routes=routes,
             mounts=[await self._mount(mounted, parts, routes) for mounted in declared.mounts],
+            asyncapi=self._events() if declared.sent() or declared.listeners else None,
         )
         return WebApp(
             surface,
@@ -269,6 +271,11 @@ class Assembly:
             health=self._health,
             access_log=settings.access_log,
         )
+
+    def _events(self) -> Callable[[], Mapping[str, Any]]:
+        """Without the broker's address, which is nobody's business who can reach the service."""
+        declared = self._declared
+        return lambda: document([declared], title=declared.title, version=declared.version)
 
     def _proxies(self, telemetry: Telemetry) -> Proxies:
         """Who is believed about a client's address. In production somebody should be, where handlers ask for it."""

@@ -75,7 +75,20 @@ def builtin_routes(
         "/metrics": metrics,
         "/openapi.json": openapi,
         "/docs": docs,
+        **_of_events(surface),
     }
+
+
+def _of_events(surface: Surface) -> Mapping[str, Answer]:
+    written = surface.asyncapi
+    if written is None:
+        return {}
+    document_of_events = cache(lambda: orjson.dumps(written()))
+
+    async def asyncapi(_: Call) -> Reply:
+        return Reply(200, [(b"content-type", JSON)], document_of_events())
+
+    return {"/asyncapi.json": asyncapi}
 
 
 def _status(good: bool, yes: str, no: str, **more: Any) -> Reply:

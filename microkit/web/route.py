@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -68,6 +68,8 @@ class Surface:
     operations: Sequence[tuple[Operation[..., Any], Handler]] = ()
     routes: Sequence[InlineRoute] = ()
     mounts: Sequence[Mount] = ()
+    asyncapi: Callable[[], Mapping[str, Any]] | None = None
+    """Writes the document of its events, where it has some."""
 
 
 @dataclass(frozen=True, slots=True)

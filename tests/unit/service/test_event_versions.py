@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import sqlalchemy as sa
 
@@ -108,3 +109,21 @@ async def test_an_id_that_comes_again_with_other_bytes_is_told_though_both_are_u
     await running.running.bus.publish(twice)
     ((value, reason, _),) = await letters(running, 1)
     assert (value, reason) == (twice[1].value, "id-reused")
+
+
+async def test_a_service_with_events_serves_their_document(running: SystemUnderTest) -> None:
+    url = running.running.instances["depot"].url
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/asyncapi.json") as answer:
+        found = await answer.json()
+
+    assert answer.status == 200
+    assert "servers" not in found
+    assert found["operations"]["depot.pack.receive"]["action"] == "receive"
+    assert found["components"]["messages"]["shop.orders.Ordered"]["x-microkit"]["upcasts"] == [2]
+
+
+async def test_a_service_without_events_serves_none(anyio_backend: str, tmp_path: Path) -> None:
+    async with run_system(System("quiet", [Service("silent")]), tmp_path) as started:
+        url = started.running.instances["silent"].url
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/asyncapi.json") as answer:
+            assert answer.status == 404
