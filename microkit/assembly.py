@@ -255,6 +255,7 @@ class Assembly:
             operations=list(declared.handlers.items()),
             routes=routes,
             mounts=[await self._mount(mounted, parts, routes) for mounted in declared.mounts],
+            internals=self._exposes_internals(),
             asyncapi=self._events() if declared.sent() or declared.listeners else None,
         )
         return WebApp(
@@ -271,6 +272,12 @@ class Assembly:
             health=self._health,
             access_log=settings.access_log,
         )
+
+    def _exposes_internals(self) -> bool:
+        if self._settings.expose_internals is not None:
+            return self._settings.expose_internals
+        gateway = any(isinstance(mounted.app, Gateway) for mounted in self._declared.mounts)
+        return not (gateway and self._settings.environment == "production")
 
     def _events(self) -> Callable[[], Mapping[str, Any]]:
         """Without the broker's address, which is nobody's business who can reach the service."""

@@ -102,6 +102,11 @@ class ServiceSettings(BaseSettings):
     log_level: LogLevel = Field("INFO", description="least severe line that is written")
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people")
     access_log: bool = Field(True, description="one line for each request")
+    expose_internals: bool | None = Field(
+        None,
+        description="whether this port serves /metrics and the parts in /health; "
+        "unset: everywhere but on a gateway in production, which the outside reaches",
+    )
     trace_sampling: float = Field(
         1.0, ge=0, le=1, allow_inf_nan=False, description="share of new traces that is recorded", examples=["0.1"]
     )

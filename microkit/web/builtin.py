@@ -68,11 +68,11 @@ def builtin_routes(
         return Reply(200, _PAGE_HEADERS, page(orjson.loads(answer.body)).encode())
 
     return {
-        "/health": parts,
+        "/health": parts if surface.internals else ready,
         "/health/live": live,
         "/health/ready": ready,
         "/health/startup": startup,
-        "/metrics": metrics,
+        **({"/metrics": metrics} if surface.internals else {}),
         "/openapi.json": openapi,
         "/docs": docs,
         **_of_events(surface),

@@ -60,7 +60,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Everything that one service serves, and what it is called."""
+    """Everything that one service serves, and what it is called.
+
+    Without ``internals`` there is no ``/metrics``, and ``/health`` names no parts: for a port that the outside reaches.
+    """
 
     service: str
     title: str = ""
@@ -68,6 +71,7 @@ class Surface:
     operations: Sequence[tuple[Operation[..., Any], Handler]] = ()
     routes: Sequence[InlineRoute] = ()
     mounts: Sequence[Mount] = ()
+    internals: bool = True
     asyncapi: Callable[[], Mapping[str, Any]] | None = None
     """Writes the document of its events, where it has some."""
 
