@@ -15,13 +15,13 @@ from starlette.types import ASGIApp
 from microkit.asyncapi import document
 from microkit.auth import ServiceTokens, SigningKey, Verifier, verifier_for
 from microkit.bus.connect import connect
-from microkit.bus.consumer import ConsumerRuntime, Subscription
+from microkit.bus.consumer import ConsumerRuntime
 from microkit.bus.port import Bus
 from microkit.client import HttpCaller, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate, pending
-from microkit.declared import Declared, Mounted, topics_of
+from microkit.declared import Declared, Mounted
 from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.port import Resolver
 from microkit.discovery.static import StaticResolver
@@ -29,7 +29,7 @@ from microkit.errors import ConfigurationError, DefinitionError
 from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
-from microkit.listening import GroupHandler
+from microkit.listening import subscription_of
 from microkit.outbox import Relay, burial, install
 from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
@@ -233,8 +233,7 @@ class Assembly:
     def _consumers(self, database: Database, bus: Bus, parts: Parts) -> ConsumerRuntime:
         consumers = ConsumerRuntime(bus, parts.telemetry, bury=burial(database, bus))
         for group, listeners in self._declared.groups().items():
-            handler = GroupHandler(listeners, parts.resources, database)
-            consumers.add(Subscription(group, topics_of(listeners), handler))
+            consumers.add(subscription_of(group, listeners, parts.resources, database))
         return consumers
 
     async def web(self, parts: Parts) -> WebApp:

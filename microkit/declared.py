@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sqlalchemy import MetaData
 from starlette.types import ASGIApp
@@ -23,12 +23,38 @@ Handler = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """How a consumer group handles its events. See :meth:`microkit.Service.on`."""
+
+    concurrency: int = 8
+    attempts: int = 10
+    backoff: float = 0.1
+    timeout: float = 30.0
+    batch: int | None = None
+    wait: float = 0.0
+    dead_letter: tuple[type[Exception], ...] = ()
+    ignore: tuple[type[Exception], ...] = ()
+    outages: tuple[type[Exception], ...] = ()
+
+    def named(self) -> frozenset[type[Exception]]:
+        """The classes of errors that it says something about."""
+        return frozenset((*self.dead_letter, *self.ignore, *self.outages))
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """One handler of one event, within a consumer group."""
 
     group: str
     event: type[Event]
     handler: Handler
+    options: ListenOptions = ListenOptions()
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the handler takes several events at once."""
+        hints = get_type_hints(self.handler).values()
+        return any(get_origin(hint) in {list, Sequence} and get_args(hint) == (self.event,) for hint in hints)
 
     def siblings(self) -> frozenset[str]:
         """The types of all events that the event's own module declares for its topic.

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from microkit import definitions
 from microkit.bus.port import Bus
 from microkit.contract import Contract, Operation, Roles, roles_of
-from microkit.declared import Declared, Listener, Mounted, Resource
+from microkit.declared import Declared, Listener, ListenOptions, Mounted, Resource
 from microkit.discovery.memory import MemoryRegistry
 from microkit.errors import DefinitionError
 from microkit.gateway import Gateway
@@ -100,25 +100,64 @@ class Service:
 
         return register
 
-    def on(
-        self, event: type[Event], *, group: str | None = None
+    def on(  # noqa: PLR0913  each is a word that a reader understands where it stands
+        self,
+        event: type[Event],
+        *,
+        group: str | None = None,
+        concurrency: int = 8,
+        attempts: int = 10,
+        backoff: float = 0.1,
+        timeout: float = 30.0,
+        batch: int | None = None,
+        wait: float = 0.0,
+        dead_letter: tuple[type[Exception], ...] = (),
+        ignore: tuple[type[Exception], ...] = (),
+        outages: tuple[type[Exception], ...] = (),
     ) -> Callable[[Callable[H, Awaitable[None]]], Callable[H, Awaitable[None]]]:
-        """Handles an event, as a durable consumer group of its own (``billing.mark_paid``).
+        """Handles an event, as a durable consumer group of its own.
 
-        The function has a parameter ``event``. With a ``Transaction`` its effect happens once, however often the event
-        is delivered; without one it must bear repetition.
+        The function takes the event (``event: BillPaid``), or several at once (``events: list[BillPaid]``). With a
+        ``Transaction`` its effect happens once, however often the event is delivered; without one it must bear
+        repetition. Events of one key are handled one after the other.
+
+        The group is called ``<service>.<function>``. It is what the broker knows: under another name it would begin
+        with the first event that is there. So name the group when you rename the function
+        (``group="billing.mark_paid"``).
+
+        ``concurrency`` keys, or batches, are worked on at once. What the handler raises is tried again, ``attempts``
+        times in all, with random pauses up to ``backoff`` seconds, doubled each time up to 30; then the message goes to
+        ``<topic>.dead-letter``. An attempt may last ``timeout`` seconds. Errors of the classes in ``dead_letter``, and
+        :class:`~microkit.DeadLetter`, go there at once; those in ``ignore`` mean that there was nothing to do; those in
+        ``outages`` that something else is away, and are waited out for as long as it takes, as is an outage of the
+        service's own database. Of several classes that fit, the nearest counts.
+
+        ``batch`` is how many messages one call, or one transaction, may have (100): the effects of handlers that take
+        one event and a ``Transaction`` are committed several at a time, too, while they are fast. When it fails, its
+        messages are handled one by one. With ``batch=1`` every event has a transaction of its own. ``wait`` is how many
+        seconds a list may wait to fill.
 
         Raises:
-            DefinitionError: it is no event, or the group handles it already.
+            DefinitionError: it is no event, the group handles it already, or an option makes no sense.
         """
         definitions.an_event(event, self.name)
+        options = ListenOptions(
+            concurrency, attempts, backoff, timeout, batch, wait, tuple(dead_letter), tuple(ignore), tuple(outages)
+        )
 
         def register(handler: Callable[H, Awaitable[None]]) -> Callable[H, Awaitable[None]]:
             definitions.an_async_function(handler, f"@service.on({event.__name__})")
             name = group or f"{self.name}.{handler.__name__}"
-            if any(listener.group == name and listener.event is event for listener in self.declared.listeners):
-                raise DefinitionError(f"{name} handles {event.__name__} twice; give one of them another group")
-            self.declared.listeners.append(Listener(name, event, handler))
+            for listener in self.declared.listeners:
+                if listener.group == name and listener.event is event:
+                    raise DefinitionError(f"{name} handles {event.__name__} twice; give one of them another group")
+                if listener.group == name and group is None and listener.handler is not handler:
+                    raise DefinitionError(
+                        f"two functions are called {handler.__name__}, so both would be the group {name}: name the "
+                        f'group of one of them, such as @service.on({event.__name__}, group="{name}_2"), or of both, '
+                        "to have one group with two handlers"
+                    )
+            self.declared.listeners.append(Listener(name, event, handler, options))
             return handler
 
         return register

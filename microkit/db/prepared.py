@@ -1,4 +1,4 @@
-"""An INSERT that nearly every request sends, made ready once and handed to the driver past most of SQLAlchemy."""
+"""Statements that are sent all the time, made ready once and handed to the driver past most of SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Insert
+from sqlalchemy import Connection, Dialect, Executable, Insert
 
 from microkit.db.failure import wrapped
 from microkit.db.one_trip import Held
@@ -78,3 +78,47 @@ class PreparedInsert:
                 parameters.append((None, process(value) if process else value))
         ready = self._ready[dialect.name] = _Ready(str(compiled), tuple(parameters))
         return ready
+
+
+class PreparedSelect:
+    """``statement``, a SELECT whose rows are wanted as the driver gives them: for :meth:`Transaction.fetch`.
+
+    On PostgreSQL they are asyncpg's records, at a third of the cost of SQLAlchemy's rows; JSON comes as text there.
+    ``parameters`` are the names of its bound parameters, of types that the driver takes as they are.
+    """
+
+    def __init__(self, statement: Executable, parameters: Sequence[str]) -> None:
+        self._statement = statement
+        self._parameters = frozenset(parameters)
+        self._ready: tuple[str, tuple[tuple[str | None, Any], ...]] | None = None
+
+    def fetch(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Any]:
+        """All rows; called inside SQLAlchemy's greenlet.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: as ``Connection.execute`` would.
+        """
+        if connection.dialect.name != "postgresql":
+            return connection.execute(self._statement, values).all()
+        sql, parameters = self._ready or self._make_ready(connection.dialect)
+        arguments = [fixed if name is None else values[name] for name, fixed in parameters]
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(sql, arguments)
+            rows: Sequence[Any] = cursor.fetchall()
+        except Exception as error:
+            raise wrapped(connection, sql, error) from error
+        except BaseException as error:
+            connection.invalidate(error)
+            raise
+        cursor.close()
+        return rows
+
+    def _make_ready(self, dialect: Dialect) -> tuple[str, tuple[tuple[str | None, Any], ...]]:
+        compiled: Any = self._statement.compile(dialect=dialect)
+        names = [
+            (name, None) if name in self._parameters else (None, compiled.binds[name].effective_value)
+            for name in compiled.positiontup or ()
+        ]
+        self._ready = str(compiled), tuple(names)
+        return self._ready

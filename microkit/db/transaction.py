@@ -14,10 +14,11 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from microkit.db import pagination
 from microkit.db.failure import CommitUnknown, is_disconnect
 from microkit.db.pool import Lease
-from microkit.db.prepared import PreparedInsert
+from microkit.db.prepared import PreparedInsert, PreparedSelect
 from microkit.errors import DefinitionError
 from microkit.message import Event
 from microkit.page import PageRequest
+from microkit.telemetry.propagation import inject
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,17 @@ class Transaction:
     ``session`` is the SQLAlchemy session, for all that has no method here.
     """
 
-    __slots__ = ("_after_commit", "_events", "_lease", "_outbox_writer", "_wake", "dialect", "read_only", "session")
+    __slots__ = (
+        "_after_commit",
+        "_events",
+        "_lease",
+        "_outbox_writer",
+        "_wake",
+        "dialect",
+        "read_only",
+        "session",
+        "traces",
+    )
 
     def __init__(
         self,
@@ -67,6 +78,8 @@ class Transaction:
         self._outbox_writer = outbox_writer
         self._wake = wake
         self._events: list[Event] = []
+        self.traces: list[Mapping[str, str]] = []
+        """The trace headers of the published events, for the outbox writer: one transaction may serve several."""
         self._after_commit: list[Callable[[], None]] = []
 
     def add(self, row: object) -> None:
@@ -134,6 +147,10 @@ class Transaction:
         self._writes("insert")
         await self.session.run_sync(self._flush_and_insert, statement, rows)
 
+    async def fetch(self, statement: PreparedSelect, values: Params) -> Sequence[Any]:
+        """The rows as the driver gives them, at least cost; for a loop that reads thousands. It flushes nothing."""
+        return await self.session.run_sync(lambda session: statement.fetch(session.connection(), values))
+
     async def flush(self) -> None:
         """Sends what was added or changed now, so that its errors come here and not at COMMIT.
 
@@ -167,6 +184,7 @@ class Transaction:
         if self._outbox_writer is None:
             raise DefinitionError("publish() needs the outbox: the database of this service was made without one")
         self._events.extend(events)
+        self.traces.extend([inject()] * len(events))
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` once COMMIT is confirmed. What must not be lost belongs in a table instead.

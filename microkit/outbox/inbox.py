@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -21,6 +21,22 @@ _INSERTS: Final = {
     "postgresql": postgresql.insert(inbox).values(received_at=database_now()).on_conflict_do_nothing(),
     "sqlite": sqlite.insert(inbox).values(received_at=database_now()).on_conflict_do_nothing(),
 }
+_ROWS: Final = sa.func.unnest(
+    sa.bindparam("sources", type_=postgresql.ARRAY(sa.Text)),
+    sa.bindparam("ids", type_=postgresql.ARRAY(sa.Text)),
+    sa.bindparam("digests", type_=postgresql.ARRAY(sa.LargeBinary)),
+).table_valued("source", "id", "digest")
+# One text however many rows there are, so that it is prepared once.
+_INSERT_MANY: Final = (
+    postgresql.insert(inbox)
+    .from_select(
+        ["consumer", "source", "id", "digest", "received_at"],
+        sa.select(sa.bindparam("consumer", type_=sa.Text), _ROWS.c.source, _ROWS.c.id, _ROWS.c.digest, database_now()),
+    )
+    .on_conflict_do_nothing()
+    .returning(inbox.c.source, inbox.c.id)
+)
+_INSERT_EACH: Final = _INSERTS["sqlite"].returning(inbox.c.source, inbox.c.id)
 _KNOWN: Final = sa.select(inbox.c.digest).where(
     inbox.c.consumer == sa.bindparam("consumer"),
     inbox.c.source == sa.bindparam("source"),
@@ -50,10 +66,71 @@ async def effect_once(
             return True
         known = (await tx.execute(_KNOWN, name)).scalar_one_or_none()
         if known is not None and known != digest:
-            raise UndecodableMessage("id-reused", f"{message.id} came before, with another type or payload")
+            raise _reused(message)
         return False
 
     return await database.run(unit)
+
+
+async def effects_once(
+    database: Database,
+    group: str,
+    messages: Sequence[Message],
+    work: Callable[[Transaction, Sequence[Message]], Awaitable[None]],
+) -> int:
+    """Does ``work`` in one transaction with the inbox rows of all ``messages``; for how many it was.
+
+    ``work`` is given those whose effect is not there yet, in their order, each once; it is not called when there are
+    none. Everything happens or nothing, and nothing is tried again: that is for :func:`effect_once`, one by one.
+
+    Raises:
+        UndecodableMessage: one of them has no id, none that can be kept, or the id of another message.
+    """
+    named = [(_name(group, message), message) for message in messages]
+    digests: dict[tuple[str, str], bytes] = {}
+    for name, message in named:
+        digest = _digest(message)
+        if digests.setdefault((name["source"], name["id"]), digest) != digest:
+            raise _reused(message)
+    rows = sorted(digests.items())  # in one order everywhere, so that two transactions never wait for each other
+
+    async def unit(tx: Transaction) -> int:
+        fresh = await _insert(tx, group, rows)
+        todo = []
+        for name, message in named:
+            key = (name["source"], name["id"])
+            if key in fresh:
+                fresh.discard(key)  # a second copy of it has nothing left to do
+                todo.append(message)
+            else:
+                known = (await tx.execute(_KNOWN, name)).scalar_one_or_none()
+                if known is not None and known != digests[key]:
+                    raise _reused(message)
+        if todo:
+            await work(tx, todo)
+        return len(todo)
+
+    return await database.run(unit, attempts=1)
+
+
+async def _insert(tx: Transaction, group: str, rows: Sequence[tuple[tuple[str, str], bytes]]) -> set[tuple[str, str]]:
+    """Marks these as handled; those that were not before."""
+    if tx.dialect == "postgresql":
+        columns = {
+            "consumer": group,
+            "sources": [source for (source, _), _ in rows],
+            "ids": [each for (_, each), _ in rows],
+            "digests": [digest for _, digest in rows],
+        }
+        found = await tx.execute(_INSERT_MANY, columns)
+    else:
+        each = [{"consumer": group, "source": name[0], "id": name[1], "digest": digest} for name, digest in rows]
+        found = await tx.execute(_INSERT_EACH, each)
+    return {(source, each) for source, each in found}
+
+
+def _reused(message: Message) -> UndecodableMessage:
+    return UndecodableMessage("id-reused", f"{message.id} came before, with another type or payload")
 
 
 async def prune(database: Database, *, older_than: float, most: int = 1000) -> int:

@@ -15,7 +15,6 @@ from microkit.db.prepared import PreparedInsert
 from microkit.db.transaction import Transaction
 from microkit.message import Event, Message
 from microkit.outbox.tables import SHARDS, outbox
-from microkit.telemetry.propagation import inject
 
 SIGNAL: Final = "outbox"
 """The name of the database's signal that wakes the relay."""
@@ -32,10 +31,11 @@ _INSERT: Final = PreparedInsert(
 def install(database: Database, source: str) -> None:
     """Lets ``tx.publish`` write into the outbox, in the name of the service ``source``."""
     database.outbox_writer = partial(write, source=source)
+    database.share(SIGNAL)
 
 
 async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> None:
-    """Inserts the events, in their order, in one statement, with the trace of the work under way.
+    """Inserts the events, in their order, in one statement, each with the trace that it was published in.
 
     It runs last in the transaction. Transactions that change the same row are serialized by its lock, so the numbers
     that their events get here are in the order of their commits: that is what makes order per key hold.
@@ -43,8 +43,8 @@ async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> Non
     Raises:
         ValueError: an event is larger than 1 MiB.
     """
-    trace = inject()
-    await tx.insert(_INSERT, [_row(event.to_message(source, trace=trace)) for event in events])
+    rows = [_row(event.to_message(source, trace=trace)) for event, trace in zip(events, tx.traces, strict=True)]
+    await tx.insert(_INSERT, rows)
     tx.wake(SIGNAL)
 
 
