@@ -29,7 +29,7 @@ app.add_typer(events_app, name="events")
 SystemArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODULE:SYSTEM]",
+        metavar="MODULE:SYSTEM",
         help="The system, as module and variable. The default is `system` under [tool.microkit] in pyproject.toml.",
         show_default=False,
     ),

@@ -137,13 +137,17 @@ async def test_health_names_every_part(notes: Instance) -> None:
     assert set(report["parts"]) == {"database", "bus", "relay", "consumers"}
 
 
-async def test_two_instances_of_one_service_share_nothing(tmp_path: Path) -> None:
+async def test_two_instances_of_one_service_share_nothing(
+    settings: dict[str, object], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     service = notes_service()
-    urls = [f"sqlite+aiosqlite:///{tmp_path}/{name}.db" for name in ("one", "two")]
-    async with (
-        service.instance({"database_url": urls[0], "port": 0, "migrate_on_start": True}) as one,
-        service.instance({"database_url": urls[1], "port": 0, "migrate_on_start": True}) as two,
-    ):
+    other = f"sqlite+aiosqlite:///{tmp_path}/other.db"
+    if str(settings["database_url"]).startswith("postgresql"):
+        cluster = request.getfixturevalue("postgres_cluster")
+        name = cluster.create()
+        request.addfinalizer(lambda: cluster.drop(name))
+        other = cluster.url(name)
+    async with service.instance(settings) as one, service.instance({**settings, "database_url": other}) as two:
         await ask(f"{one.url}/notes", "POST", {"text": "milk"})
         await eventually_seen(one, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -60,16 +60,34 @@ def slow_listener() -> System:
     return System("talk", [talker, listener])
 
 
-async def test_what_is_left_in_an_outbox_waits_for_a_neighbour_that_starts_later(tmp_path: Path) -> None:
+Databases = dict[str, dict[str, object]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """Settings of the talker's and the listener's databases: files in their folder, or PostgreSQL."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    cluster: Cluster = request.getfixturevalue("postgres_cluster")
+    names = {service: cluster.create() for service in ("talker", "listener")}
+    yield {service: {"database_url": cluster.url(name)} for service, name in names.items()}
+    for name in names.values():
+        cluster.drop(name)
+
+
+async def test_what_is_left_in_an_outbox_waits_for_a_neighbour_that_starts_later(
+    tmp_path: Path, databases: Databases
+) -> None:
     system = slow_listener()
-    async with run_system(system, tmp_path) as talk:
+    async with run_system(system, tmp_path, settings=databases) as talk:
         relay = talk["talker"].parts.relay
         assert relay is not None
         await relay.stop(1)  # as a kill would: committed, not published
         async with talk["talker"].database.transaction() as tx:
             tx.publish(*(Said(id=uuid4()) for _ in range(20)))
 
-    async with run_system(system, tmp_path) as talk, asyncio.timeout(15):
+    async with run_system(system, tmp_path, settings=databases) as talk, asyncio.timeout(60):
         heard = 0
         while heard != 20:
             await asyncio.sleep(0.05)
@@ -77,9 +95,9 @@ async def test_what_is_left_in_an_outbox_waits_for_a_neighbour_that_starts_later
                 heard = await tx.scalar(select(func.count()).select_from(HeardRow)) or 0
 
 
-async def test_a_dead_letter_is_kept_where_no_broker_keeps_it(tmp_path: Path) -> None:
+async def test_a_dead_letter_is_kept_where_no_broker_keeps_it(tmp_path: Path, databases: Databases) -> None:
     system = slow_listener()
-    async with run_system(system, tmp_path) as talk:
+    async with run_system(system, tmp_path, settings=databases) as talk:
         message = Said(id=uuid4()).to_message("talker")
         broken = type(message)(message.topic, message.key, b"{", message.headers)
         await talk.running.bus.publish([broken])
@@ -260,6 +278,14 @@ async def test_a_broker_that_would_be_ignored_is_refused(tmp_path: Path, monkeyp
     with pytest.raises(ConfigurationError, match="TALKER_BUS_URL"):
         async with run_system(slow_listener(), tmp_path):
             pytest.fail("it must not run")
+
+
+async def test_a_broker_that_is_away_is_one_sentence_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        async with slow_listener().running(tmp_path, bus="redis://:s3cretword@127.0.0.1:1/0"):
+            pytest.fail("it must not run")
+
+    assert str(refused.value).startswith("The bus redis://:***@127.0.0.1:1/0 cannot be reached: ")
 
 
 async def test_a_page_elsewhere_cannot_speak_to_a_development_system_under_a_name_of_its_own(tmp_path: Path) -> None:

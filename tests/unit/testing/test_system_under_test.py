@@ -36,8 +36,9 @@ async def answer(event: Asked, tx: Transaction) -> None:
 
 
 @pytest.fixture
-async def running(anyio_backend: str, tmp_path: Path) -> AsyncIterator[SystemUnderTest]:
-    async with run_system(System("echoes", [echo]), tmp_path) as started:
+async def running(anyio_backend: str, tmp_path: Path, database_url: str) -> AsyncIterator[SystemUnderTest]:
+    settings = {"echo": {"database_url": database_url}}
+    async with run_system(System("echoes", [echo]), tmp_path, settings=settings) as started:
         yield started
 
 
