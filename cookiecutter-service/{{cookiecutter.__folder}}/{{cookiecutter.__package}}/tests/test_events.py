@@ -18,5 +18,5 @@ def test_no_event_changes_in_a_way_that_breaks_who_reads_it() -> None:
 
     findings = check(json.loads(IN_FORCE.read_text(encoding="utf-8")), written)
 
-    # What is not refused is put in force by: microkit asyncapi {{ cookiecutter.service_name }} > {{ cookiecutter.__package }}/events.json
+    # What is not refused is put in force by `microkit asyncapi {{ cookiecutter.service_name }}`, written to events.json.
     assert [finding for finding in findings if finding.breaks] == []
