@@ -41,7 +41,9 @@ class TerminalNarrator:
             table.add_column(heading, header_style="dim", overflow="fold")
         for event in events:
             name = event["type"].rpartition(".")[2]
-            table.add_row(self._service(event["service"]), name, f"[dim]{event['key']}[/]", event["state"])
+            group = event.get("redriven_for")
+            state = f"{event['state']}, redriven for {escape(group)}" if group else event["state"]
+            table.add_row(self._service(event["service"]), name, f"[dim]{event['key']}[/]", state)
         self._console.print(table)
 
     def sagas(self, sagas: list[Document]) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 import sqlalchemy as sa
 
+from microkit.bus.letter import REDRIVE_GROUP
 from microkit.db import Database
 from microkit.errors import NotFound
 from microkit.instance import Instance
@@ -129,6 +130,7 @@ def _event(service: str, row: Mapping[str, Any]) -> Document:
         "state": _OUTBOX_STATE.get(row["state"], str(row["state"])),
         "time": row["created_at"],
         "error": row["error"],
+        "redriven_for": row["headers"].get(REDRIVE_GROUP) if isinstance(row["headers"], Mapping) else None,
     }
 
 

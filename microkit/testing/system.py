@@ -84,15 +84,20 @@ class SystemUnderTest:
 
 @asynccontextmanager
 async def run_system(
-    system: System, folder: Path, *, settings: Mapping[str, Mapping[str, object]] | None = None
+    system: System,
+    folder: Path,
+    *,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    bus: str = "memory://",
 ) -> AsyncIterator[SystemUnderTest]:
     """Runs all services of ``system`` on free ports, with their files in ``folder``; stops them at the end.
 
-    ``settings``, by service, win over the environment.
+    ``settings``, by service, win over the environment. ``bus`` may be a broker's URL, such as the fixtures ``redis_url``
+    and ``kafka_url`` give.
     """
     names = [service.name for service in system.services]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    async with system.running(folder, ports=ports, settings=settings) as running:
+    async with system.running(folder, ports=ports, settings=settings, bus=bus) as running:
         yield SystemUnderTest(running, system.issuer)
 
 

@@ -48,6 +48,7 @@ class Billpay:
 
     folder: Path
     environment: dict[str, str]
+    bus: str
     ports: dict[str, int] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
 
@@ -62,6 +63,8 @@ class Billpay:
             "0",
             "--folder",
             str(self.folder),
+            "--bus",
+            self.bus,
         ]
         with (self.folder / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -92,10 +95,22 @@ class Billpay:
         return f"http://127.0.0.1:{self.ports[service]}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def databases(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+@pytest.fixture(params=["sqlite", "postgresql", *(["sqlite over redis"] if FULL else [])])
+def places(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def bus(request: pytest.FixtureRequest, places: str) -> str:
+    """In the process that is killed, or a broker that stays."""
+    return f"{request.getfixturevalue('redis_url')}&lease=2s" if places.endswith("redis") else "memory://"
+
+
+@pytest.fixture
+def databases(request: pytest.FixtureRequest, places: str) -> Iterator[dict[str, str]]:
     """Where each service keeps its data: the files that ``up`` chooses, or PostgreSQL."""
-    if request.param == "sqlite":
+    if places.startswith("sqlite"):
         yield {}
         return
     cluster = request.getfixturevalue("postgres_cluster")
@@ -106,7 +121,7 @@ def databases(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-async def billpay(tmp_path: Path, databases: dict[str, str]) -> AsyncIterator[Billpay]:
+async def billpay(tmp_path: Path, databases: dict[str, str], bus: str) -> AsyncIterator[Billpay]:
     ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
     environment = {
         **databases,
@@ -114,7 +129,7 @@ async def billpay(tmp_path: Path, databases: dict[str, str]) -> AsyncIterator[Bi
         "LEDGER_CLOSE_INTERVAL": "200ms",
         "PAYMENT_HORIZON_URL": f"http://127.0.0.1:{ports['ledger']}",
     }
-    running = Billpay(tmp_path, environment, ports)
+    running = Billpay(tmp_path, environment, bus, ports)
     await running.start()
     yield running
     await running.end()
