@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -20,7 +23,8 @@ _EXAMPLES = "sqlite+aiosqlite:///billing.db or postgresql+asyncpg://user:passwor
 class Engines:
     """``write`` and ``read`` are one and the same where the database needs no two. ``writers`` may write at a time.
 
-    ``where`` is the URL without its password, for messages.
+    ``where`` is the URL without its password, for messages. ``connect`` opens a connection of the driver's own, in no
+    pool, to hear other processes on.
     """
 
     dialect: Dialect
@@ -30,6 +34,7 @@ class Engines:
     driver: Driver
     where: str
     file: Path | None = None
+    connect: Callable[[], Awaitable[Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,9 @@ def _postgresql(url: URL, limits: Limits, application: str) -> Engines:
     engine = postgresql.engine(
         url, size=limits.size, statement_timeout=limits.statement_timeout, application=application
     )
-    return Engines("postgresql", engine, engine, limits.size, postgresql.PostgresDriver(), _where(url))
+    connect = partial(postgresql.connect_alone, engine, application)
+    driver = postgresql.PostgresDriver()
+    return Engines("postgresql", engine, engine, limits.size, driver, _where(url), connect=connect)
 
 
 def _sqlite(url: URL, limits: Limits, foreign_keys: bool) -> Engines:

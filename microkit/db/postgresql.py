@@ -143,6 +143,17 @@ def engine(url: URL, *, size: int, statement_timeout: float, application: str) -
     return made
 
 
+async def connect_alone(engine: AsyncEngine, application: str) -> Any:
+    """A connection of asyncpg that is in no pool."""
+    _, options = engine.dialect.create_connect_args(engine.url)
+    for ours in ("prepared_statement_cache_size", "prepared_statement_name_func"):  # SQLAlchemy's, in the URL
+        options.pop(ours, None)
+    settings = {"application_name": application}
+    return await asyncpg.connect(
+        **options, timeout=_CONNECT_TIMEOUT, command_timeout=_CONNECT_TIMEOUT, server_settings=settings
+    )
+
+
 def _about_to_execute(cursor: Any, sql: str, arguments: tuple[Any, ...], context: object) -> bool:
     """Returns whether the statement is taken care of."""
     held = cursor._connection.held  # noqa: SLF001  the event gives no other way to it

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Executable, Insert
+from sqlalchemy import Connection, Dialect, Insert, Select
 
 from microkit.db.failure import wrapped
 from microkit.db.one_trip import Held
@@ -87,7 +87,7 @@ class PreparedSelect:
     ``parameters`` are the names of its bound parameters, of types that the driver takes as they are.
     """
 
-    def __init__(self, statement: Executable, parameters: Sequence[str]) -> None:
+    def __init__(self, statement: Select[*tuple[Any, ...]], parameters: Sequence[str]) -> None:
         self._statement = statement
         self._parameters = frozenset(parameters)
         self._ready: tuple[str, tuple[tuple[str | None, Any], ...]] | None = None

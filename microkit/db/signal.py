@@ -10,12 +10,15 @@ class Signal:
 
     A :meth:`set` while nobody waits is kept; several of them wake once. It is a hint only: what must not be missed is
     in the table.
+
+    ``alone`` is set by who waits for it, and says that nobody in another process needs to be woken, too.
     """
 
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "alone")
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.alone = False
 
     def set(self) -> None:
         self._event.set()

@@ -144,6 +144,7 @@ async def _count(database: Database, chosen: list[Any]) -> int:
 
 async def _reopen(database: Database, chosen: list[Any]) -> int:
     """Puts rows back to pending, the oldest first, in transactions that no writer has to wait long for."""
+    database.share(SIGNAL)
     last = 0
 
     async def unit(tx: Transaction) -> tuple[int, int]:

@@ -19,7 +19,7 @@ class RelayOptions:
     batch) are on their way.
     """
 
-    batch: int = 500
+    batch: int = 1000
     lease: float = 15.0
     poll: float = 1.0
     attempts: int = 10

@@ -6,15 +6,17 @@ that the condition fits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from microkit.db.clock import database_now
+from microkit.db.jsontext import loads
+from microkit.db.prepared import PreparedSelect
 from microkit.db.transaction import Transaction
 from microkit.message import Message
 from microkit.outbox.tables import FAILING, PARKED, PUBLISHED, outbox
@@ -41,8 +43,7 @@ _COLUMNS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """An event that waits in the outbox."""
 
     seq: int
@@ -92,9 +93,12 @@ class Queue:
     def __init__(self, dialect: str, batch: int) -> None:
         limit: sa.ColumnElement[int] = sa.literal_column(str(int(batch)), sa.Integer)
         pending = _oldest(dialect, _PENDING, ~_KEY_FAILS)
-        self._first = pending.limit(limit)
-        self._next = pending.where(~_among(outbox.c.seq, "held", dialect)).limit(limit)
-        self._due = _oldest(dialect, _FAILING, outbox.c.next_at <= database_now()).limit(limit)
+        self.first = pending.limit(limit)
+        self.next = pending.where(~_among(outbox.c.seq, "held", dialect)).limit(limit)
+        self._first = PreparedSelect(self.first, ["shards"])
+        self._next = PreparedSelect(self.next, ["shards", "held"])
+        due = _oldest(dialect, _FAILING, outbox.c.next_at <= database_now()).limit(limit)
+        self._due = PreparedSelect(due, ["shards"])
         self._published = (
             sa.update(outbox)
             .where(_OPEN, _among(outbox.c.seq, "seqs", dialect))
@@ -105,12 +109,12 @@ class Queue:
         """The oldest pending rows of the shards, without those ``held`` and those whose key is failing."""
         parameters: dict[str, Any] = {"shards": list(shards)}
         if held:
-            return _rows(await tx.execute(self._next, {**parameters, "held": list(held)}))
-        return _rows(await tx.execute(self._first, parameters))
+            return _rows(await tx.fetch(self._next, {**parameters, "held": list(held)}))
+        return _rows(await tx.fetch(self._first, parameters))
 
     async def due(self, tx: Transaction, shards: Collection[int]) -> list[Row]:
         """Rows that failed and are to be tried again now."""
-        return _rows(await tx.execute(self._due, {"shards": list(shards)}))
+        return _rows(await tx.fetch(self._due, {"shards": list(shards)}))
 
     async def published(self, tx: Transaction, seqs: Sequence[int], fence: sa.ColumnElement[bool]) -> int:
         """Marks rows as done; how many were. Fewer than given: a lease was lost meanwhile."""
@@ -168,10 +172,10 @@ async def prune(tx: Transaction, older_than: float, most: int = 1000) -> int:
     return int(gone.rowcount)  # type: ignore[attr-defined]  # a DELETE's result is a CursorResult
 
 
-def _rows(result: sa.Result[*tuple[Any, ...]]) -> list[Row]:
+def _rows(found: Iterable[Any]) -> list[Row]:
     return [
-        Row(seq, Message(topic, key, bytes(payload), headers), shard, attempts)
-        for seq, topic, key, payload, headers, shard, attempts in result
+        Row(seq, Message(topic, key, payload, headers if type(headers) is dict else loads(headers)), shard, attempts)
+        for seq, topic, key, payload, headers, shard, attempts in found
     ]
 
 

@@ -24,12 +24,13 @@ from microkit.outbox.metrics import RelayMetrics
 from microkit.outbox.options import RelayHealth, RelayOptions
 from microkit.outbox.queue import Backlog, Queue, Refusal, Row
 from microkit.outbox.settling import Unsettled
-from microkit.outbox.tables import outbox
+from microkit.outbox.tables import SHARDS, outbox
 from microkit.outbox.writer import SIGNAL
 from microkit.telemetry import Telemetry
 
 LONGEST_PAUSE: Final = 5.0
 PRUNE_EVERY: Final = 60.0
+HEARING_POLL: Final = 5.0
 GRACE: Final = 5.0
 
 
@@ -54,7 +55,7 @@ class Relay:
         telemetry: Telemetry,
         *,
         source: str,
-        batch: int = 500,
+        batch: int = 1000,
         options: RelayOptions | None = None,
     ) -> None:
         self.options = options or RelayOptions(batch=batch)
@@ -63,7 +64,12 @@ class Relay:
         self._source = source
         self._logger = telemetry.logger
         self._metrics = RelayMetrics(telemetry.metrics)
-        self._queue = Queue(database.dialect, self.options.batch)
+        # Half of a batch is marked while the other half is published, so that no more than one is in flight.
+        self._half = max(1, self.options.batch // 2)
+        self._queue = Queue(database.dialect, self._half)
+        self._ahead: asyncio.Task[list[Row]] | None = None
+        self._marking: asyncio.Task[None] | None = None
+        self._marked: Sequence[Row] = ()
         self._leases = ShardLeases(database, self.options.lease)
         self._signal = database.signal(SIGNAL)
         self._unsettled = Unsettled(bus, source, self.options.unsettled, self._signal.set)
@@ -84,6 +90,7 @@ class Relay:
         """
         await self._leases.seed()
         self._unsettled.listen()
+        self._database.listen(SIGNAL)
         self._stopping = False
         self._beat = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=f"relay {self._source}")
@@ -97,6 +104,7 @@ class Relay:
         if task is None:
             return
         self._stopping = True
+        self._signal.alone = False
         self._signal.set()
         await asyncio.wait({task}, timeout=flush_timeout)
         task.cancel()
@@ -105,6 +113,7 @@ class Relay:
         # The database may be away; then rows stay pending and are published again, and the leases run out.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(GRACE):
+                await self._drain()
                 await self._write_settled()
                 await self._leases.release()
         self._unsettled.leave(self._unsettled.shards)
@@ -127,6 +136,8 @@ class Relay:
                 await self._keep_house()
                 more = await self._pass()
             except Exception as error:  # noqa: BLE001  database or bus are away: the loop outlives that
+                with contextlib.suppress(Exception):
+                    await self._drain()
                 self._troubled(error)
                 await asyncio.sleep(_pause(self._failures))
                 continue
@@ -154,6 +165,8 @@ class Relay:
         """Seconds until the next look at the table, should nobody wake us."""
         if self._some_fail:
             return min(self.options.poll, self.options.backoff)
+        if self._database.hears:  # whoever commits says so; a notice that was lost costs no more than this
+            return min(max(self.options.poll, HEARING_POLL), self._leases.heartbeat)
         return min(self.options.poll, self._leases.heartbeat)
 
     # Leases, backlog, pruning.
@@ -162,9 +175,11 @@ class Relay:
         now = time.monotonic()
         heartbeat = min(self._leases.heartbeat, self.options.poll) if self._leases.hungry else self._leases.heartbeat
         if now - self._held_at >= heartbeat or self._leases.left < 0:
+            await self._drain()
             before = self._leases.epochs
             await self._leases.hold(busy=self._unsettled.shards)
             self._held_at = now
+            self._signal.alone = len(self._leases.epochs) == SHARDS
             self._unsettled.leave(lost(before, self._leases.epochs))
             self._backlog = await self._database.run(queue.backlog, read_only=True)
             self._some_fail = self._backlog.failing > 0
@@ -180,27 +195,68 @@ class Relay:
         more = await self._database.run(unit) + await inbox.prune(self._database, older_than=self.options.keep_inbox)
         self._pruned_at = time.monotonic() - (PRUNE_EVERY - 1 if more else 0)
 
-    # One pass.
+    # One pass: a batch is published while the one before it is marked and the next one is claimed.
 
     async def _pass(self) -> bool:
         """Publishes one batch; whether there may be another at once."""
         was_full = self._unsettled.full
         await self._write_settled()
-        rows = await self._claim()
-        if rows:
-            await self._mark(rows, await self._publish(rows))
-        return bool(rows) or (was_full and not self._unsettled.full)
+        rows = await self._claimed()
+        if not rows:
+            await self._all_marked()
+            return was_full and not self._unsettled.full
+        if len(rows) >= self._half and not self._some_fail:
+            under_way = [row.seq for batch in (self._marked, rows) for row in batch]
+            self._ahead = asyncio.create_task(self._claim(under_way))
+        failed = await self._publish(rows)
+        await self._all_marked()
+        if failed or self._some_fail:
+            await self._drop_ahead()  # it may hold later rows of a key that failed
+            await self._mark(rows, failed)
+        else:
+            self._marked = rows
+            self._marking = asyncio.create_task(self._mark(rows, failed))
+        return True
 
-    async def _claim(self) -> list[Row]:
+    async def _claimed(self) -> list[Row]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            return await ahead
+        return await self._claim([row.seq for row in self._marked])
+
+    async def _claim(self, under_way: Sequence[int] = ()) -> list[Row]:
+        """The oldest rows to publish, without those ``under_way``."""
         shards = self._leases.epochs
         if not shards or self._unsettled.full:
             return []
+        held = [*under_way, *self._unsettled.seqs]
 
         async def unit(tx: Transaction) -> list[Row]:
             due = await self._queue.due(tx, shards) if self._some_fail else []
-            return due + await self._queue.pending(tx, shards, self._unsettled.seqs)
+            return due + await self._queue.pending(tx, shards, held)
 
         return await self._database.run(unit, read_only=True)
+
+    async def _all_marked(self) -> None:
+        """Waits until what was published before is marked."""
+        marking, self._marking = self._marking, None
+        try:
+            if marking is not None:
+                await marking
+        finally:
+            self._marked = ()
+
+    async def _drop_ahead(self) -> None:
+        """Forgets what was claimed and not yet published; it is claimed again."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.wait({ahead})
+
+    async def _drain(self) -> None:
+        """Ends what goes on beside the loop."""
+        await self._drop_ahead()
+        await self._all_marked()
 
     async def _publish(self, rows: Sequence[Row]) -> dict[int, Exception]:
         """Publishes the rows; those that failed, by their index.

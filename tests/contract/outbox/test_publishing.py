@@ -237,7 +237,7 @@ class TestHoles:
         sqlalchemy_event.listen(engine, "before_cursor_execute", explain, retval=True)
         try:
             async with box.database.transaction(read_only=True) as tx:
-                statement = relay._queue._next if held else relay._queue._first
+                statement = relay._queue.next if held else relay._queue.first
                 parameters: dict[str, Any] = {"shards": list(range(16)), **({"held": held} if held else {})}
                 connection = await tx.session.connection()
                 raw = await connection.execute(statement, parameters)

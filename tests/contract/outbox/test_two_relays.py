@@ -163,6 +163,7 @@ async def test_a_relay_that_slept_through_its_lease_changes_nothing_when_it_wake
         slept = await box.relay(sleeper, lease=3600.0)
         await until(lambda: len(broker.published) >= 30, lambda: f"{len(broker.published)} published")
         slept._held_at = before - 3600.0  # its next heartbeat
+        slept._signal.alone = False  # as it would be, had the lease run out by this clock, too
         await box.publish_numbers(range(20, 30))
         await published(broker, 30)
     assert first_comings(numbers(broker.published)) == list(range(30))

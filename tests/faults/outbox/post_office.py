@@ -88,7 +88,7 @@ class Broker:
         self.crash.point("before publish")
         for index, message in enumerate(messages):
             append(self.folder / "broker", str(json.loads(message.value)["number"]))
-            if index == BATCH // 2:
+            if index == BATCH // 4:  # half of it is marked meanwhile
                 self.crash.point("in the middle of a batch")
         self.crash.point("between publish and mark")
 
