@@ -83,6 +83,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def stress(session: nox.Session) -> None:
+    """The conformance suite of the buses ten times over, on every adapter."""
+    install(session, "dev")
+    session.run("pytest", "-n", "2", "--timeout", "600", "tests/contract/bus", "--bus-stress", "10", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Every benchmark, each with its peer beside it, as a table."""
     install(session, "dev", "bench")

@@ -96,7 +96,7 @@ class FaultyMemoryBus(MemoryBus):
 
     def happens(self, fault: str) -> bool:
         """Whether a fault happens now."""
-        chosen = self.random.random() < getattr(self.faults, fault)
+        chosen: bool = self.random.random() < getattr(self.faults, fault)
         self.met[fault] += chosen
         return chosen
 

@@ -20,7 +20,7 @@ import pytest
 
 from microkit.bus.port import Bus, Consumer, Delivery, PublishFailed
 from microkit.message import Message
-from microkit.testing.bus_suite import BusScenarios, end, ids, new_name, numbered, until
+from microkit.testing.bus_suite import BusScenarios, end, ids, needs, new_name, numbered, until
 
 LARGE = 2_000
 """Bytes of a message in the scenario of the slow consumer."""
@@ -38,8 +38,8 @@ class BusFaultSuite(BusScenarios):
         """Kills the broker as a crash does and starts it again, with the data it had confirmed."""
         pytest.skip("this broker cannot be restarted with its data")
 
+    @needs("persistent")
     async def test_the_broker_may_be_restarted_in_mid_stream(self) -> None:
-        self.needs("persistent")
         topic, group, total = new_name(), new_name(), 3_000 * self.SCALE
         done: list[Delivery] = []
         async with self.bus() as bus:
@@ -57,9 +57,9 @@ class BusFaultSuite(BusScenarios):
             await end(tasks)
         self._check_order(done)
 
+    @needs("persistent")
     async def test_a_slow_consumer_takes_no_more_memory_than_what_it_works_on(self) -> None:
         topic, group, total = new_name(), new_name(), 60_000
-        self.needs("persistent")
         async with self.bus() as bus:
             bus.declare(group, [topic])
             for start in range(0, total, 500):

@@ -21,7 +21,7 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -31,6 +31,21 @@ from microkit.message import Message
 
 PATIENCE = 60.0
 """Seconds until a message that has not arrived is lost."""
+
+
+Need = str | type[Any]
+
+Scenario = TypeVar("Scenario", bound=Callable[..., Any])
+
+
+def needs(*these: Need) -> Callable[[Scenario], Scenario]:
+    """Marks a scenario that only an adapter with these promises and abilities can show."""
+
+    def mark(scenario: Scenario) -> Scenario:
+        scenario.needs = these  # type: ignore[attr-defined]  # functions take attributes
+        return scenario
+
+    return mark
 
 
 class BusScenarios:
@@ -45,10 +60,19 @@ class BusScenarios:
     url: str | None = None
     """What ``microkit.bus.connect`` takes to the same broker, for scenarios with other processes."""
 
+    scenario = ""
+    """The one that is being held."""
+
     @pytest.fixture(autouse=True)
     def _excuse(self, request: pytest.FixtureRequest) -> None:
-        if reason := self.excused.get(request.node.originalname):
+        self.scenario = request.node.originalname
+        if reason := self.why_not(self.scenario):
             pytest.skip(reason)
+
+    @pytest.fixture(autouse=True)
+    def bus_round(self, request: pytest.FixtureRequest) -> int:
+        """Which of the rounds this is that ``--bus-stress`` asks for."""
+        return getattr(request, "param", 0)
 
     async def connect(self) -> Bus:
         """A new connection, not started."""
@@ -57,15 +81,25 @@ class BusScenarios:
     @asynccontextmanager
     async def bus(self) -> AsyncIterator[Bus]:
         bus = await self.connect()
+        if reason := self.why_not(self.scenario, bus):
+            pytest.skip(reason)
         await bus.start()
         try:
             yield bus
         finally:
             await bus.close()
 
-    def needs(self, promise: str) -> None:
-        if not getattr(self.promises, promise):
-            pytest.skip(f"this adapter does not promise {promise!r}")
+    def why_not(self, scenario: str, bus: Bus | None = None) -> str | None:
+        """Why a scenario cannot be held here, ``None`` where it can; with ``bus``, its abilities count."""
+        if reason := self.excused.get(scenario):
+            return reason
+        for need in getattr(getattr(type(self), scenario, None), "needs", ()):
+            if isinstance(need, str):
+                if not getattr(self.promises, need):
+                    return f"this adapter does not promise {need!r}"
+            elif bus is not None and not isinstance(bus, need):
+                return f"this adapter is none that {need.__name__}"
+        return None
 
     async def _publish(self, bus: Bus, messages: Sequence[Message], batch: int) -> None:
         for start in range(0, len(messages), batch):
@@ -160,8 +194,8 @@ class BusSuite(BusScenarios):
             expected = numbers(5) if self.promises.history else ["3", "4"]
             assert ids(await receive(late, len(expected))) == expected
 
+    @needs("persistent")
     async def test_a_confirmed_message_survives_the_connection(self) -> None:
-        self.needs("persistent")
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
             bus.declare(group, [topic])
@@ -223,8 +257,8 @@ class BusSuite(BusScenarios):
 
     # Groups.
 
+    @needs("groups")
     async def test_every_group_sees_every_message(self) -> None:
-        self.needs("groups")
         topic = new_name()
         async with self.bus() as bus:
             consumers = [await bus.subscribe(new_name(), [topic]) for _ in range(3)]
@@ -232,8 +266,8 @@ class BusSuite(BusScenarios):
             for consumer in consumers:
                 assert sorted(ids(await receive(consumer, 30)), key=int) == numbers(30)
 
+    @needs("groups")
     async def test_members_of_a_group_share_its_messages(self) -> None:
-        self.needs("groups")
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
             members = [await bus.subscribe(group, [topic]) for _ in range(3)]
@@ -243,7 +277,56 @@ class BusSuite(BusScenarios):
                 await until(lambda: len(seen) >= 300, lambda: f"{len(seen)} of 300 arrived")
         assert sorted(ids(seen), key=int) == numbers(300)
 
+    async def test_many_topics_at_once_each_reach_their_group(self) -> None:
+        topics = [new_name() for _ in range(10)]
+        async with self.bus() as bus:
+            consumers = await asyncio.gather(*(bus.subscribe(new_name(), [topic]) for topic in topics))
+            await asyncio.gather(*(bus.publish(numbered(topic, 50, keys=5)) for topic in topics))
+            received = await asyncio.gather(*(receive(consumer, 50) for consumer in consumers))
+        for topic, got in zip(topics, received, strict=True):
+            assert {delivery.message.topic for delivery in got} == {topic}
+            assert sorted(ids(got), key=int) == numbers(50)
+            self._check_order(got)
+
+    async def test_members_that_leave_as_soon_as_they_join_spoil_nothing(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            bus.declare(group, [topic])
+
+            async def come_and_go() -> None:
+                await (await bus.subscribe(group, [topic])).close()
+
+            await asyncio.gather(*(come_and_go() for _ in range(5)))
+            await bus.publish(numbered(topic, 50, keys=5))
+            assert sorted(ids(await receive(await bus.subscribe(group, [topic]), 50)), key=int) == numbers(50)
+
     # Acknowledgement.
+
+    async def test_what_is_in_flight_does_not_come_again(self) -> None:
+        topic = new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(new_name(), [topic])
+            await bus.publish(numbered(topic, 4, keys=2))
+            got = await receive(consumer, 4, ack=False)
+            assert not await consumer.fetch(10, 0.3)
+            await consumer.ack(got)
+            assert not await consumer.fetch(10, 0.3)
+
+    @needs("redelivers")
+    async def test_of_a_batch_in_which_one_message_fails_only_that_one_comes_again(self) -> None:
+        topic, group = new_name(), new_name()
+        async with self.bus() as bus:
+            consumer = await bus.subscribe(group, [topic])
+            await bus.publish(numbered(topic, 20, keys=20))
+            got = await receive(consumer, 20, ack=False)
+            (failed,) = [delivery for delivery in got if delivery.message.id == "7"]
+            await consumer.ack([delivery for delivery in got if delivery is not failed])
+            await consumer.release([failed])
+            again = await receive(consumer, 1)
+            assert ids(again) == ["7"]
+            assert again[0].attempt > 1
+            await consumer.close()
+            assert not await (await bus.subscribe(group, [topic])).fetch(10, self.JOINING + 0.1)
 
     async def test_what_was_acknowledged_does_not_come_again(self) -> None:
         topic, group = new_name(), new_name()
@@ -268,8 +351,8 @@ class BusSuite(BusScenarios):
             await bus.publish(numbered(topic, 1, start=3))
             assert ids(await receive(consumer, 1)) == ["3"]
 
+    @needs("redelivers")
     async def test_what_was_not_acknowledged_goes_to_another_member(self) -> None:
-        self.needs("redelivers")
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
             gone = await bus.subscribe(group, [topic])
@@ -281,8 +364,8 @@ class BusSuite(BusScenarios):
         assert sorted(ids(rest), key=int) == numbers(10)[4:]
         self._check_order(rest)
 
+    @needs("redelivers")
     async def test_an_acknowledgement_after_leaving_does_nothing(self) -> None:
-        self.needs("redelivers")
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
             gone = await bus.subscribe(group, [topic])
@@ -294,8 +377,8 @@ class BusSuite(BusScenarios):
                 await gone.ack(late)
             assert ids(await receive(other, 2)) == numbers(2)
 
+    @needs("redelivers")
     async def test_what_was_released_comes_again_in_its_old_order(self) -> None:
-        self.needs("redelivers")
         topic = new_name()
         async with self.bus() as bus:
             consumer = await bus.subscribe(new_name(), [topic])
@@ -309,8 +392,8 @@ class BusSuite(BusScenarios):
 
     # Order.
 
+    @needs("ordered")
     async def test_messages_of_one_key_arrive_in_their_order(self) -> None:
-        self.needs("ordered")
         topic = new_name()
         async with self.bus() as bus:
             consumer = await bus.subscribe(new_name(), [topic])
@@ -318,9 +401,8 @@ class BusSuite(BusScenarios):
                 await bus.publish(numbered(topic, 50, keys=7, start=start))
             self._check_order(await receive(consumer, 300))
 
+    @needs("ordered", "groups")
     async def test_a_key_is_never_with_two_members_at_once(self) -> None:
-        self.needs("ordered")
-        self.needs("groups")
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
             one, two = await bus.subscribe(group, [topic]), await bus.subscribe(group, [topic])
@@ -364,8 +446,8 @@ class BusSuite(BusScenarios):
                 await until(lambda: len(set(ids(seen))) >= total, lambda: f"{len(set(ids(seen)))} of {total} arrived")
         self._check_order(seen)
 
+    @needs("groups")
     async def test_fifty_groups_at_once_each_see_everything(self) -> None:
-        self.needs("groups")
         topic, total = new_name(), 100 * self.SCALE
         async with self.bus() as bus:
             consumers = [await bus.subscribe(new_name(), [topic]) for _ in range(50)]
@@ -374,8 +456,8 @@ class BusSuite(BusScenarios):
             for task in receiving:
                 assert sorted(ids(await task), key=int) == numbers(total)
 
+    @needs("redelivers")
     async def test_a_storm_of_releases_loses_nothing(self) -> None:
-        self.needs("redelivers")
         topic, group, total = new_name(), new_name(), 1_000 * self.SCALE
         async with self.bus() as bus:
             consumer = await bus.subscribe(group, [topic])
@@ -398,8 +480,8 @@ class BusSuite(BusScenarios):
         assert sorted(ids(done), key=int) == numbers(total)
         self._check_order(done)
 
+    @needs("redelivers")
     async def test_members_that_come_and_go_lose_nothing(self) -> None:
-        self.needs("redelivers")
         topic, group = new_name(), new_name()
         at_once = self.JOINING < 1  # else each coming and going takes its time, and that of the others
         total, members = (1_000 * self.SCALE, 4) if at_once else (40 * self.SCALE, 2)
@@ -425,9 +507,8 @@ class BusSuite(BusScenarios):
         assert set(ids(done)) == set(numbers(total))
         self._check_order(done)
 
+    @needs("ordered", "groups")
     async def test_members_that_join_and_leave_under_load_change_no_order(self) -> None:
-        self.needs("ordered")
-        self.needs("groups")
         topic, group, total = new_name(), new_name(), 600 * self.SCALE
         async with self.bus() as bus:
             done: list[Delivery] = []
@@ -466,8 +547,8 @@ class BusSuite(BusScenarios):
         assert not met, "a key was with two members at once"
         self._check_order(done)
 
+    @needs("redelivers")
     async def test_what_a_killed_process_held_is_delivered_again(self) -> None:
-        self.needs("redelivers")
         if self.url is None:
             pytest.skip("this adapter's bus is in one process")
         topic, group = new_name(), new_name()
@@ -492,11 +573,11 @@ class BusSuite(BusScenarios):
         assert set(ids(again)) == set(numbers(20)[5:])
         self._check_order(again)
 
+    @needs(ShowsLag)
     async def test_the_lag_is_what_is_not_acknowledged(self) -> None:
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
-            if not isinstance(bus, ShowsLag):
-                pytest.skip("this adapter shows no lag")
+            assert isinstance(bus, ShowsLag)
             consumer = await bus.subscribe(group, [topic])
             await bus.publish(numbered(topic, 30, keys=7))
             assert await self._lag(bus, group, topic) == 30
@@ -512,11 +593,11 @@ class BusSuite(BusScenarios):
 
     # Looking in.
 
+    @needs(Inspects)
     async def test_topics_are_listed_with_their_groups(self) -> None:
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
-            if not isinstance(bus, Inspects):
-                pytest.skip("this adapter cannot be looked into")
+            assert isinstance(bus, Inspects)
             consumer = await bus.subscribe(group, [topic])
             await bus.publish(numbered(topic, 20, keys=7))
             await receive(consumer, 20)
@@ -524,20 +605,20 @@ class BusSuite(BusScenarios):
         assert found.partitions >= 1
         assert found.groups == (group,)
 
+    @needs(Inspects)
     async def test_topics_are_listed_with_the_number_of_their_messages(self) -> None:
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
-            if not isinstance(bus, Inspects):
-                pytest.skip("this adapter cannot be looked into")
+            assert isinstance(bus, Inspects)
             bus.declare(group, [topic])
             await bus.publish(numbered(topic, 20, keys=7))
             assert [each.messages for each in await bus.topics() if each.name == topic] == [20]
 
+    @needs(Inspects)
     async def test_a_topic_is_read_without_moving_any_group(self) -> None:
         topic, group = new_name(), new_name()
         async with self.bus() as bus:
-            if not isinstance(bus, Inspects):
-                pytest.skip("this adapter cannot be looked into")
+            assert isinstance(bus, Inspects)
             bus.declare(group, [topic])
             await bus.publish(numbered(topic, 600, keys=7))
             found = [stored async for stored in bus.read(topic)]
@@ -553,6 +634,7 @@ class BusSuite(BusScenarios):
             consumer = await bus.subscribe(group, [topic])
             assert sorted(ids(await receive(consumer, 600)), key=int) == numbers(600)
 
+    @needs(Inspects)
     async def test_a_topic_can_be_followed(self) -> None:
         topic, group = new_name(), new_name()
         seen: list[str] = []
@@ -563,8 +645,7 @@ class BusSuite(BusScenarios):
                     seen.append(stored.message.id)  # noqa: PERF401  it is looked at meanwhile
 
         async with self.bus() as bus:
-            if not isinstance(bus, Inspects):
-                pytest.skip("this adapter cannot be looked into")
+            assert isinstance(bus, Inspects)
             bus.declare(group, [topic])
             await bus.publish(numbered(topic, 3))
             following = asyncio.create_task(follow(bus))
@@ -575,11 +656,12 @@ class BusSuite(BusScenarios):
         assert seen[0] == "2"
         assert sorted(seen, key=int) == numbers(33)[2:]
 
+    @needs(Inspects, Removes)
     async def test_what_was_removed_is_read_no_more(self) -> None:
         topic = new_name()
         async with self.bus() as bus:
-            if not (isinstance(bus, Inspects) and isinstance(bus, Removes)):
-                pytest.skip("this adapter cannot remove single messages")
+            assert isinstance(bus, Inspects)
+            assert isinstance(bus, Removes)
             await bus.publish(numbered(topic, 20, keys=7))
             found = [stored async for stored in bus.read(topic)]
             gone = [stored for stored in found if int(stored.message.id) % 3]
@@ -617,11 +699,11 @@ class BusSuite(BusScenarios):
 
     # A bus that keeps nothing.
 
+    @needs(Settles)
     async def test_a_message_is_settled_when_every_group_has_acknowledged_it(self) -> None:
         topic = new_name()
         async with self.bus() as bus:
-            if not isinstance(bus, Settles):
-                pytest.skip("this adapter keeps messages itself and does not settle them")
+            assert isinstance(bus, Settles)
             settled: list[str] = []
             forget = bus.on_settled("billing", settled.extend)
             one, two = await bus.subscribe(new_name(), [topic]), await bus.subscribe(new_name(), [topic])
@@ -642,11 +724,11 @@ class BusSuite(BusScenarios):
             await asyncio.sleep(0.05)
         assert settled == ["1", "0", "7"]
 
+    @needs(Settles)
     async def test_a_copy_of_a_message_elsewhere_does_not_settle_it(self) -> None:
         topic = new_name()
         async with self.bus() as bus:
-            if not isinstance(bus, Settles):
-                pytest.skip("this adapter keeps messages itself and does not settle them")
+            assert isinstance(bus, Settles)
             settled: list[str] = []
             bus.on_settled("billing", settled.extend)
             consumer = await bus.subscribe(new_name(), [topic])

@@ -16,6 +16,18 @@ import pytest
 # Everything else is imported where it is used: pytest loads this module at every start, whatever is tested.
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bus-stress", type=int, default=1, metavar="N", help="hold each scenario of the bus suites N times"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    rounds = metafunc.config.getoption("--bus-stress")
+    if rounds > 1 and "bus_round" in metafunc.fixturenames:
+        metafunc.parametrize("bus_round", range(1, rounds + 1), indirect=True, ids=lambda number: f"round{number}")
+
+
 @pytest.fixture(scope="session")
 def postgres_cluster() -> Iterator[Any]:
     """One :class:`microkit.testing.postgres.Cluster` for the whole run."""

@@ -91,7 +91,8 @@ class KafkaBus:
         if self._threads is not None:
             return
         try:
-            self._admin = AdminClient({**self._client, "error_cb": self._heard}, logger=self._logger)
+            config: dict[str, Any] = {**self._client, "error_cb": self._heard}
+            self._admin = AdminClient(config, logger=self._logger)
         except (KafkaException, ValueError, TypeError) as error:
             raise ConfigurationError(f"bus_url: {error}") from None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="kafka")

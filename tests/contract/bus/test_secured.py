@@ -107,7 +107,7 @@ class Front:
 def server() -> Iterator[ValkeyServer]:
     """A Valkey with a password for the default user, and a user of its own."""
     with valkey() as running:
-        client = SyncRedis(port=running.port)
+        client: Any = SyncRedis(port=running.port)
         client.execute_command("ACL", "SETUSER", "shop", "on", f">{PASSWORD}", "~*", "&*", "+@all")
         client.config_set("requirepass", PASSWORD)
         client.close()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from microkit.bus import Bus, Delivery, MemoryBus, Promises
+from microkit.bus.kafka import KafkaBus
+from microkit.bus.redis import RedisBus
 from microkit.message import Message
 from microkit.testing import bus_suite
-from microkit.testing.bus_suite import BusSuite
+from microkit.testing.bus_faults import BusFaultSuite
+from microkit.testing.bus_suite import BusScenarios, BusSuite
 
 pytestmark = pytest.mark.anyio
 
@@ -174,3 +179,73 @@ async def test_a_wrong_adapter_is_refused(change: Change, scenario: str, monkeyp
 
     with pytest.raises((AssertionError, TimeoutError)):
         await getattr(Suite(), scenario)()
+
+
+def adapters(suite: type[BusScenarios]) -> list[type[BusScenarios]]:
+    """The repository's runs of a suite, one a broker."""
+    redis, kafka = load("test_redis_bus"), load("test_kafka_bus")
+    if suite is BusSuite:
+        return [
+            load("test_memory_bus").TestMemoryBus,
+            redis.TestRedisBus,
+            kafka.TestKafkaBus,
+            kafka.TestKafkaBusOnTheMockCluster,
+        ]
+    return [redis.TestRedisBusFaults, kafka.TestKafkaBusFaults]
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"{name}_for_its_classes", Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUSES = {"Memory": MemoryBus, "Redis": RedisBus, "Kafka": KafkaBus}
+ABOUT_ORDER = frozenset(
+    {
+        "test_messages_of_one_key_arrive_in_their_order",
+        "test_a_key_is_never_with_two_members_at_once",
+        "test_members_that_join_and_leave_under_load_change_no_order",
+        "test_many_publishers_and_members_lose_nothing",
+        "test_what_was_released_comes_again_in_its_old_order",
+    }
+)
+
+
+@pytest.mark.parametrize("suite", [BusSuite, BusFaultSuite])
+async def test_every_scenario_is_held_on_some_adapter_and_those_about_order_on_all(suite: type[BusScenarios]) -> None:
+    scenarios = {name for name in dir(suite) if name.startswith("test_")}
+    held: dict[str, list[str]] = {name: [] for name in scenarios}
+    for adapter in adapters(suite):
+        kind = next(bus for name, bus in BUSES.items() if name in adapter.__name__)
+        bus = kind.__new__(kind)  # abilities are the class's, and no broker is asked
+        for name in scenarios:
+            if adapter().why_not(name, bus) is None:
+                held[name].append(adapter.__name__)
+        assert set(adapter.excused) <= scenarios, "an excuse for a scenario that is not there"
+    assert [name for name, where in held.items() if not where] == []
+    if suite is BusSuite:
+        everywhere = {name for name, where in held.items() if len(where) == len(adapters(suite))}
+        assert everywhere >= ABOUT_ORDER
+    # What one broker for Kafka cannot show, the other one does.
+    if suite is BusSuite:
+        one, other = adapters(suite)[2:]
+        assert not set(one.excused) & set(other.excused)
+
+
+async def test_a_scenario_that_is_not_held_says_why() -> None:
+    class Suite(BusSuite):
+        promises = Promises(persistent=False, ordered=False, groups=True, redelivers=True, history=False)
+        excused = {"test_publishing_nothing_does_nothing": "its broker is asleep"}  # noqa: RUF012  it is the class's
+
+    bus = MemoryBus()
+    suite = Suite()
+    assert suite.why_not("test_publishing_nothing_does_nothing", bus) == "its broker is asleep"
+    assert suite.why_not("test_messages_of_one_key_arrive_in_their_order", bus) == (
+        "this adapter does not promise 'ordered'"
+    )
+    assert suite.why_not("test_what_was_removed_is_read_no_more", bus) == "this adapter is none that Removes"
+    assert suite.why_not("test_a_message_arrives_as_it_was_sent", bus) is None
