@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Protocol
 
-PARTS = ("redis", "kafka")
+PARTS = ("redis", "kafka", "inbox")
 
 
 class Part(Protocol):

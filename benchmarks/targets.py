@@ -29,6 +29,15 @@ TARGETS: Final = {
     "bus": {
         "redis_publish": Target("≥", 25_000),
         "redis_consume": Target("≥", 20_000),
+        "kafka_publish": Target("≥", 30_000),
+        "kafka_consume": Target("≥", 20_000),
+        "inbox_effects": Target("≥", 4_000),
+    },
+    "outbox": {
+        "relay": Target("≥", 15_000),
+        "relay_million_done": Target("≥", 13_500),
+        "relay_million_pending": Target("≥", 13_500),
+        "idle_latency_ms_p50": Target("≤", 15),
     },
     "startup": {
         "import_ms": Target("≤", 250),

@@ -20,9 +20,9 @@ from microkit.outbox import effect_once, effects_once
 MOST_TOGETHER: Final = 100
 """Messages in one transaction, or in one call of a handler of lists, unless its ``batch`` says otherwise."""
 
-TARGET: Final = 0.05
-"""Seconds that a transaction with several messages may take before fewer are put into the next: its rows stay locked
-for as long."""
+TARGET: Final = 0.1
+"""Seconds that the handlers of one transaction may take together before fewer messages are put into the next: they run
+one after the other, and its rows stay locked for as long."""
 
 
 @dataclass(frozen=True, slots=True)

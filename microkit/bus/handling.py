@@ -108,17 +108,24 @@ class Handling:
 
     async def attempt_batch(
         self, batching: Batching, deliveries: Sequence[Delivery], alarm: Alarm
-    ) -> tuple[Sequence[Delivery], Failure | None]:
-        """Handles several at once; what was left undone, and why if that is all of them."""
+    ) -> tuple[Sequence[Delivery], Failure | None, float]:
+        """Handles several at once; what was left undone, why if that is all of them, and the seconds that the handlers
+        of single messages took."""
         begun = time.perf_counter()
+        scopes: list[Scope] = []
         number = len(deliveries)
         until = self._watch.begin(alarm)
         token = context.enter(WorkContext(deadline=until))
         span, attached = (None, None) if batching.each else self._batch_span(deliveries)
         failure: Failure | None = None
         left: Sequence[Delivery] = deliveries
+
+        def within(delivery: Delivery) -> Scope:
+            scopes.append(scope := Scope(self, delivery, 1, until, number))
+            return scope
+
         try:
-            left = await batching.handle(deliveries, lambda delivery: Scope(self, delivery, 1, until, number))
+            left = await batching.handle(deliveries, within)
             alarm.over()
         except asyncio.CancelledError:
             failure = self._cancelled(alarm)
@@ -135,7 +142,7 @@ class Handling:
         if done := number - len(left):
             self._metrics.handled(deliveries[0].message.topic, time.perf_counter() - begun, done)
         self._metrics.batch("split" if failure is not None or left else "done")
-        return left, failure
+        return left, failure, sum(scope.seconds for scope in scopes)
 
     def _cancelled(self, alarm: Alarm) -> Failure:
         task = asyncio.current_task()
@@ -209,7 +216,7 @@ class Handling:
 class Scope:
     """One message while it is handled: its span, and its context with the deadline, are current inside the block."""
 
-    __slots__ = ("_attached", "_attempt", "_delivery", "_handling", "_span", "_together", "_token", "_until")
+    __slots__ = ("_attached", "_attempt", "_delivery", "_handling", "_span", "_together", "_token", "_until", "seconds")
 
     def __init__(self, handling: Handling, delivery: Delivery, attempt: int, until: float, together: int = 1) -> None:
         self._handling = handling
@@ -217,9 +224,11 @@ class Scope:
         self._attempt = attempt
         self._until = until
         self._together = together
+        self.seconds = 0.0
 
     def __enter__(self) -> None:
         delivery = self._delivery
+        self.seconds = -time.perf_counter()
         self._span = span = self._handling.start_span(delivery, self._attempt, self._together)
         self._attached = attach(set_span_in_context(span))
         self._token = context.enter(WorkContext(request_id=delivery.message.id, deadline=self._until))
@@ -231,6 +240,7 @@ class Scope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self.seconds += time.perf_counter()
         context.leave(self._token)
         detach(self._attached)
         if isinstance(error, Exception):

@@ -39,9 +39,9 @@ class Batching:
     leave the later ones of the same topic and key.
 
     A batch is what is there; one that is not full waits ``wait`` seconds for more. ``each``: it calls :data:`Within`
-    for each message, else the batch has one span. With a ``target``, in seconds, the number of messages follows it:
-    from one, doubled while calls are faster, halved when one is slower or fails, so that handlers that take their time
-    are given one message at a time and run side by side.
+    for each message, else the batch has one span. With a ``target`` the number of messages follows the seconds that are
+    spent in these: it grows while calls are faster, and is halved when one is slower or fails, so that handlers that
+    take their time are given one message at a time and run side by side.
     """
 
     handle: Callable[[Sequence[Delivery], Within], Awaitable[Sequence[Delivery]]]

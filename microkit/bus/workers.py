@@ -156,11 +156,10 @@ class Workers:
         attempt = delivery.attempt + lane.failures
         failure = lane.verdict
         if failure is None:
-            begun = time.perf_counter() if self._pace is not None else 0.0
             failure = await self._handling.attempt(delivery, attempt, alarm)
             if failure is None:
                 if self._pace is not None:
-                    self._pace.worked(1, time.perf_counter() - begun)
+                    self._pace.worked(1, 0.0)
                 if self.outage is not None:
                     self._recovered()
                 return None
@@ -281,10 +280,9 @@ class Workers:
             await self._work_off(batch[0], alarm)
             return
         deliveries = [delivery for lane in batch for delivery in islice(lane.queue, lane.begun)]
-        begun = time.perf_counter()
-        left, failure = await self._handling.attempt_batch(batching, deliveries, alarm)
+        left, failure, busy = await self._handling.attempt_batch(batching, deliveries, alarm)
         if failure is None:
-            pace.worked(len(deliveries), time.perf_counter() - begun)
+            pace.worked(len(deliveries), busy)
             if self.outage is not None:
                 self._recovered()
         elif failure.fate is not Fate.OUTAGE:
