@@ -1,0 +1,254 @@
+"""What the Kafka adapter does when the broker stands still, forgets, or has more than fits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from microkit.bus import Bus, Delivery, MessagesLost, PublishFailed, connect
+from microkit.bus.kafka import KafkaBus
+from microkit.bus.kafka import consumer as consumer_module
+from microkit.bus.kafka.partition import Partition
+from microkit.bus.kafka.poller import Poller
+from microkit.bus.kafka.wire import BrokerRefused
+from microkit.errors import ConfigurationError
+from microkit.message import Message
+from microkit.testing.bus_suite import ids, new_name, numbered, numbers, receive, until
+from microkit.testing.kafka import KafkaServer, kafka
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[KafkaServer]:
+    """A broker that may be frozen and killed."""
+    with kafka() as running:
+        yield running
+
+
+async def publish_until_confirmed(bus: Bus, batch: Sequence[Message]) -> None:
+    """As the outbox relay does: what was not confirmed is published again before anything else."""
+    async with asyncio.timeout(60):
+        while batch:
+            try:
+                await bus.publish(batch)
+                return
+            except PublishFailed as error:
+                batch = [batch[index] for index in sorted(error.failed)]
+            except ConnectionError:
+                await asyncio.sleep(0.1)
+
+
+async def test_a_send_to_a_broker_that_stands_still_ends_and_order_holds_when_it_goes_on(
+    own_server: KafkaServer,
+) -> None:
+    topic = new_name()
+    bus = connect(f"{own_server.url}&delivery_timeout=1s")
+    await bus.start()
+    await publish_until_confirmed(bus, numbered(topic, 5))
+    own_server.freeze()
+    try:
+        with pytest.raises(ConnectionError, match="not confirmed within 1 s"):
+            await bus.publish(numbered(topic, 5, start=5))
+    finally:
+        own_server.thaw()
+    for start in (5, 10):
+        await publish_until_confirmed(bus, numbered(topic, 5, start=start))
+    got = await receive(await bus.subscribe(new_name(), [topic]), 15)
+    first = list(dict.fromkeys(ids(got)))  # what was not confirmed may have arrived: it is there twice
+    assert first == numbers(15)
+    await bus.close()
+
+
+async def test_a_topic_that_was_deleted_is_made_anew(own_server: KafkaServer) -> None:
+    topic = new_name()
+    bus = connect(f"{own_server.url}&delivery_timeout=2s")
+    await bus.start()
+    await publish_until_confirmed(bus, numbered(topic, 3))
+    own_server.restart()  # it comes back without any topic
+    await publish_until_confirmed(bus, numbered(topic, 3, start=3))
+    got = await receive(await bus.subscribe(new_name(), [topic]), 3)
+    assert list(dict.fromkeys(ids(got))) == ["3", "4", "5"]
+    await bus.close()
+
+
+async def test_a_message_that_is_too_large_takes_the_later_ones_of_its_key_and_no_others(kafka_url: str) -> None:
+    topic = new_name()
+    bus = connect(kafka_url)
+    await bus.start()
+    batch = numbered(topic, 9, keys=3)
+    batch[4] = Message(topic, "1", b"x" * 17 * 1024 * 1024, {"ce_id": "4"})
+    with pytest.raises(PublishFailed) as refused:
+        await bus.publish(batch)
+    assert sorted(refused.value.failed) == [4, 7]
+    assert all(isinstance(cause, BrokerRefused) for cause in refused.value.failed.values())
+    got = await receive(await bus.subscribe(new_name(), [topic]), 7)
+    assert sorted(ids(got)) == ["0", "1", "2", "3", "5", "6", "8"]
+    await bus.close()
+
+
+async def test_what_is_read_ahead_is_bounded_in_bytes(kafka_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "_BYTES_AHEAD", 2 * 1024 * 1024)
+    topic = new_name()
+    bus = connect(
+        f"{kafka_url}&queued.max.messages.kbytes=1024&fetch.max.bytes=1048576&max.partition.fetch.bytes=1048576"
+    )
+    await bus.start()
+    for number in range(40):
+        await bus.publish([Message(topic, "a", b"x" * 500_000, {"ce_id": str(number)})])
+    consumer: Any = await bus.subscribe(new_name(), [topic])
+    got: list[Delivery] = []
+    most = 0
+    while len(got) < 40:
+        part = await consumer.fetch(1, 5.0)
+        await asyncio.sleep(0.02)
+        most = max(most, consumer._poller.passed_bytes - consumer._taken_bytes)
+        got += part
+    assert ids(got) == numbers(40)
+    assert most < 8 * 1024 * 1024, "of 20 MB that waited"
+    await bus.close()
+
+
+async def test_what_is_acknowledged_behind_something_open_comes_again_after_the_end_of_its_member(
+    kafka_url: str,
+) -> None:
+    topic, group = new_name(), new_name()
+    bus = connect(kafka_url)
+    await bus.start()
+    gone = await bus.subscribe(group, [topic])
+    await bus.publish(numbered(topic, 6))
+    got = await receive(gone, 6, ack=False)
+    await gone.ack([got[0], got[1], got[3], got[5]])
+    await gone.close()
+    assert ids(await receive(await bus.subscribe(group, [topic]), 4)) == ["2", "3", "4", "5"]
+    await bus.close()
+
+
+async def test_a_broker_that_is_not_there_is_said_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microkit.bus.kafka.bus._ASK_SECONDS", 0.5)
+    bus = connect("kafka://127.0.0.1:1")
+    with pytest.raises(ConnectionError, match="kafka"):
+        await bus.start()
+    await bus.close()
+
+
+async def test_a_property_that_librdkafka_does_not_know_is_refused() -> None:
+    bus = connect("kafka://127.0.0.1:1?unheard.of=1")
+    assert isinstance(bus, KafkaBus)
+    with pytest.raises(ConfigurationError, match=r"unheard\.of"):
+        await bus.start()
+
+
+# The parts.
+
+
+def test_only_the_contiguous_prefix_is_committed() -> None:
+    partition = Partition("bills", 0, first=5)
+    for offset in (5, 6, 8, 9):  # 7 was compacted away
+        partition.hand_out(offset)
+    partition.done(6)
+    partition.done(9)
+    assert partition.position == 5
+    partition.done(5)
+    assert partition.position == 7
+    partition.take_back(8)
+    partition.hand_out_again(8, 2)
+    partition.done(8)
+    partition.done(8)
+    assert partition.position == 10
+
+
+class Owner:
+    """What the poller works for, writing down what it is told."""
+
+    def __init__(self) -> None:
+        self.free = 10
+        self.losses: list[MessagesLost] = []
+
+    def room(self) -> int:
+        return self.free
+
+    def assigned(self, marks: Any) -> None: ...
+    def arrived(self, records: Any) -> None: ...
+    def lost(self, keys: Any) -> None: ...
+    def troubled(self, trouble: Any) -> None: ...
+
+    async def revoked(self, keys: Any) -> Any:
+        return []
+
+    def missed(self, loss: MessagesLost) -> None:
+        self.losses.append(loss)
+
+
+class Record:
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def __len__(self) -> int:
+        return 10
+
+    def error(self) -> None: ...
+    def topic(self) -> str:
+        return "bills"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+
+class Client:
+    """As much of confluent's consumer as a turn of the poller needs."""
+
+    def __init__(self) -> None:
+        self.partitions = ["one"]
+        self.paused: set[str] = set()
+
+    def assignment(self) -> list[str]:
+        return list(self.partitions)
+
+    def pause(self, partitions: list[str]) -> None:
+        self.paused |= set(partitions)
+
+    def resume(self, partitions: list[str]) -> None:
+        self.paused -= set(partitions)
+
+    def poll(self, _timeout: float) -> None: ...
+    def committed(self, _partitions: Any, timeout: float) -> list[Any]:
+        return []
+
+    def list_topics(self, *_: Any, timeout: float) -> None: ...
+
+
+async def test_partitions_that_were_paused_before_a_rebalance_go_on_after_it() -> None:
+    owner, client = Owner(), Client()
+    poller = Poller(owner, {"group.id": "shop"}, ["bills"], logging.getLogger("test"))
+    untyped: Any = client
+    owner.free = 0
+    poller._full_since = 0.0  # it has been full for long
+    poller._turn(untyped)
+    assert client.paused == {"one"}
+    poller._on_assign(untyped, [])
+    client.partitions.append("two")
+    poller._turn(untyped)
+    assert client.paused == {"one", "two"}, "a newcomer is paused too"
+    poller._on_assign(untyped, [])
+    owner.free = 10
+    poller._turn(untyped)
+    assert client.paused == set()
+
+
+async def test_a_log_that_begins_anew_is_told() -> None:
+    owner = Owner()
+    poller = Poller(owner, {"group.id": "shop"}, ["bills"], logging.getLogger("test"))
+    untyped: Any = Client()
+    poller._pass_on(untyped, [Record(7), Record(8)])
+    poller._pass_on(untyped, [Record(0), Record(1)])
+    await until(lambda: bool(owner.losses), lambda: "nothing was told")
+    assert [loss.lost for loss in owner.losses] == [None]
+    assert "began anew at offset 0; shop was at 9" in str(owner.losses[0])
