@@ -213,7 +213,7 @@ async def idle(url: str, broker: str) -> dict[str, float]:
         )
         said, _ = await writer.communicate()
         committed: list[float] = json.loads(said)
-        while len(watched.confirmed) < COMMITS:  # noqa: ASYNC110  as above
+        while len(watched.confirmed) <= COMMITS:  # noqa: ASYNC110  as above
             await asyncio.sleep(0.01)
         await running.relay.stop(10)
     waits = sorted((watched.confirmed[number] - at) * 1e3 for number, at in enumerate(committed))

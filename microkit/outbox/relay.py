@@ -30,6 +30,7 @@ from microkit.telemetry import Telemetry
 
 LONGEST_PAUSE: Final = 5.0
 PRUNE_EVERY: Final = 60.0
+PRUNE_AGAIN: Final = 0.2
 HEARING_POLL: Final = 5.0
 GRACE: Final = 5.0
 
@@ -80,6 +81,7 @@ class Relay:
         self._backlog = Backlog()
         self._some_fail = False
         self._beat = time.monotonic()
+        self._pruned_to = 0
         self._held_at = self._pruned_at = float("-inf")
 
     async def start(self) -> None:
@@ -188,12 +190,15 @@ class Relay:
             await self._prune()
 
     async def _prune(self) -> None:
-        async def unit(tx: Transaction) -> int:
-            return await queue.prune(tx, self.options.keep)
+        async def unit(tx: Transaction) -> int | None:
+            return await queue.prune(tx, self.options.keep, self._pruned_to)
 
         # In small transactions, and one of each a turn while there is something to publish: SQLite has one writer.
-        more = await self._database.run(unit) + await inbox.prune(self._database, older_than=self.options.keep_inbox)
-        self._pruned_at = time.monotonic() - (PRUNE_EVERY - 1 if more else 0)
+        reached = await self._database.run(unit)
+        gone = await inbox.prune(self._database, older_than=self.options.keep_inbox)
+        self._pruned_to = reached or 0
+        more = reached is not None or gone
+        self._pruned_at = time.monotonic() - (PRUNE_EVERY - PRUNE_AGAIN if more else 0)
 
     # One pass: a batch is published while the one before it is marked and the next one is claimed.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -22,14 +22,6 @@ pytestmark = pytest.mark.anyio
 TOPIC = "shop.orders"
 ALL = Redriving()
 Bury = Callable[..., Awaitable[Message]]
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[MemoryBus]:
-    bus = MemoryBus()
-    await bus.start()
-    yield bus
-    await bus.close()
 
 
 @pytest.fixture
