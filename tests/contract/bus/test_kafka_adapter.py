@@ -36,7 +36,7 @@ async def publish_until_confirmed(bus: Bus, batch: Sequence[Message]) -> None:
         while batch:
             try:
                 await bus.publish(batch)
-                return
+                batch = []
             except PublishFailed as error:
                 batch = [batch[index] for index in sorted(error.failed)]
             except ConnectionError:
