@@ -92,8 +92,8 @@ async def run_system(
 ) -> AsyncIterator[SystemUnderTest]:
     """Runs all services of ``system`` on free ports, with their files in ``folder``; stops them at the end.
 
-    ``settings``, by service, win over the environment. ``bus`` may be a broker's URL, such as the fixtures ``redis_url``
-    and ``kafka_url`` give.
+    ``settings``, by service, win over the environment. ``bus`` may be a broker's URL, such as the fixtures
+    ``redis_url`` and ``kafka_url`` give.
     """
     names = [service.name for service in system.services]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
