@@ -30,7 +30,7 @@ from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
 from microkit.listening import subscription_of
-from microkit.outbox import Relay, burial, install
+from microkit.outbox import Relay, RelayOptions, burial, install
 from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
 from microkit.saga import SagaEngine, SagaRetention
@@ -65,6 +65,7 @@ class Parts:
     call_timeout: float
     callers: dict[str, HttpCaller] = field(default_factory=dict)
     relay: Relay | None = None
+    consumers: ConsumerRuntime | None = None
     workers: list[Worker] = field(default_factory=list)
     resources: dict[Any, object] = field(default_factory=dict)
 
@@ -218,7 +219,8 @@ class Assembly:
             return
         health.part("database", answering(database.ping))
         health.part("bus", answering(bus.ping), critical=False)
-        relay = Relay(database, bus, parts.telemetry, source=declared.name)
+        options = RelayOptions(keep_inbox=self._settings.inbox_retention)
+        relay = Relay(database, bus, parts.telemetry, source=declared.name, options=options)
         health.part("relay", relay_probe(relay), critical=False)
         parts.relay = relay
         if declared.sagas:
@@ -226,7 +228,7 @@ class Assembly:
             health.part("sagas", saga_probe(engine), critical=False)
             parts.workers += [engine, SagaRetention(database, parts.telemetry, keep=self._settings.saga_retention)]
         if declared.listeners:
-            consumers = self._consumers(database, bus, parts)
+            parts.consumers = consumers = self._consumers(database, bus, parts)
             health.part("consumers", consumer_probe(consumers), critical=False, liveness=True)
             parts.workers.append(consumers)
 

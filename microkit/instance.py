@@ -78,6 +78,10 @@ class Instance:
         self._task: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
         self._stopping = asyncio.Event()
+        self.failed = asyncio.Event()
+        """Set when the instance can no longer do its work, and only a new process will help; :attr:`failure` says why.
+        It answers requests still, and its liveness says no. Whoever runs it ends it, and exits with an error."""
+        self.failure: MicrokitError | None = None
 
     def __repr__(self) -> str:
         return f"<Instance of {self.name}>"
@@ -180,10 +184,25 @@ class Instance:
             try:
                 await self._go(server, parts)
                 self._started.set()
-                await self._stopping.wait()
+                await self._stay(parts)
             finally:
                 await self._stop(server, parts)
         self._parts = self._server = None
+
+    async def _stay(self, parts: Parts) -> None:
+        """Returns when the instance is to stop."""
+        if parts.consumers is not None:
+            tasks = [asyncio.create_task(event.wait()) for event in (self._stopping, parts.consumers.failed)]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+            if parts.consumers.failure is not None:
+                self.failure = parts.consumers.failure
+                _log.critical("events are not handled any more: %s", self.failure)
+                self.failed.set()
+        await self._stopping.wait()
 
     async def _go(self, server: Server, parts: Parts) -> None:
         await server.start()

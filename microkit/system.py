@@ -128,6 +128,17 @@ class RunningSystem:
         """Where each service listens."""
         return {name: instance.url for name, instance in self.instances.items()}
 
+    async def failure(self) -> MicrokitError:
+        """Waits until an instance can no longer do its work, and says which and why."""
+        waiting = {asyncio.create_task(instance.failed.wait()): name for name, instance in self.instances.items()}
+        try:
+            ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        name = waiting[ended.pop()]
+        return MicrokitError(f"{name} cannot go on: {self.instances[name].failure}")
+
 
 async def _reach(system: RunningSystem) -> None:
     try:

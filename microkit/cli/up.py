@@ -23,7 +23,7 @@ from rich.table import Table
 from microkit.cli.folder import Note, noted, sole_use
 from microkit.cli.load import load_system
 from microkit.console.api import api
-from microkit.errors import ConfigurationError
+from microkit.errors import ConfigurationError, MicrokitError
 from microkit.redaction import redact_text
 from microkit.system import RunningSystem, System
 from microkit.telemetry.logs import configure
@@ -94,9 +94,11 @@ class Up:
                 gc.collect()
                 gc.freeze()  # what start-up made stays for good: no collection need walk through it again
                 self._announce(running, console, seconds, credentials)
-                await stop.wait()
+                failure = await _first(stop, running)
             self._say("Draining: what is under way is finished, the rest goes on at the next start. ^C again: now.")
         self._say("Stopped.")
+        if failure is not None:
+            raise failure
 
     @asynccontextmanager
     async def _console(self, running: RunningSystem) -> AsyncIterator[str]:
@@ -164,6 +166,17 @@ class Up:
     def _say(self, sentence: str) -> None:
         if not self._json:
             self._out.print(f"[dim]{sentence}[/]")
+
+
+async def _first(stop: asyncio.Event, running: RunningSystem) -> MicrokitError | None:
+    """Waits until it is told to end, or a service fails; why, if that is so."""
+    told, failed = asyncio.create_task(stop.wait()), asyncio.create_task(running.failure())
+    try:
+        await asyncio.wait({told, failed}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        failed.cancel()
+    return failed.result() if failed.done() and not failed.cancelled() else None
 
 
 def _ports(system: System, offset: int) -> dict[str, int]:

@@ -83,6 +83,13 @@ class ServiceSettings(BaseSettings):
 
     bus_url: SecretUrl = Field(SecretUrl("memory://"), description="where events go", examples=["redis://redis:6379/0"])
 
+    inbox_retention: Duration = Field(
+        14 * 86_400.0,
+        ge=3600,
+        description="how long it is remembered that an event was handled; longer than the bus keeps events and than "
+        "any replay goes back",
+        examples=["30d"],
+    )
     saga_retention: Duration = Field(30 * 86_400.0, description="how long a saga that ended is kept", examples=["30d"])
 
     request_timeout: Timeout = Field(10.0, description="longest a request may take")
