@@ -167,7 +167,8 @@ class Relay:
         """Seconds until the next look at the table, should nobody wake us."""
         if self._some_fail:
             return min(self.options.poll, self.options.backoff)
-        if self._database.hears:  # whoever commits says so; a notice that was lost costs no more than this
+        if self._database.hears and not self._leases.hungry:
+            # Whoever commits says so; a notice that was lost costs no more than this.
             return min(max(self.options.poll, HEARING_POLL), self._leases.heartbeat)
         return min(self.options.poll, self._leases.heartbeat)
 
