@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from microkit.db import Transaction
 from microkit.errors import UndecodableMessage
 from microkit.message import Message
-from microkit.outbox import effect_once
+from microkit.outbox import effect_once, effects_once
 from microkit.outbox.inbox import prune
 from microkit.outbox.tables import inbox
 
@@ -137,3 +138,69 @@ async def test_old_rows_are_pruned_in_portions_and_young_ones_stay(ledger: Any) 
     assert await rows(ledger, inbox) == 3
     assert await prune(ledger, older_than=-1.0) == 3
     assert await prune(ledger, older_than=-1.0) == 0
+
+
+def numbered(*numbers: int) -> list[Message]:
+    return [replace(MESSAGE, headers={**MESSAGE.headers, "ce_id": str(number)}) for number in numbers]
+
+
+async def credit_each(tx: Transaction, fresh: Sequence[Message]) -> None:
+    for message in fresh:
+        await tx.execute(sa.insert(effects).values(number=int(message.id)))
+
+
+async def credited(database: Any) -> list[int]:
+    async with database.transaction(read_only=True) as tx:
+        return sorted(await tx.scalars(sa.select(effects.c.number)))
+
+
+async def test_several_messages_have_their_effects_in_one_transaction_each_once(ledger: Any) -> None:
+    assert await effect_once(ledger, "ledger", numbered(2)[0], credit)
+    assert await effects_once(ledger, "ledger", numbered(5, 3, 2, 3, 4), credit_each) == 3
+    assert await credited(ledger) == [1, 3, 4, 5]  # that of 2 was a 1
+    assert await effects_once(ledger, "ledger", numbered(3, 4, 5), credit_each) == 0
+    assert await effects_once(ledger, "audit", numbered(3), credit_each) == 1
+    assert await rows(ledger, inbox) == 5
+
+
+async def test_work_is_given_what_is_fresh_in_its_order(ledger: Any) -> None:
+    seen: list[str] = []
+
+    async def work(tx: Transaction, fresh: Sequence[Message]) -> None:
+        seen.extend(message.id for message in fresh)
+
+    await effects_once(ledger, "ledger", numbered(9, 1, 5, 1), work)
+    assert seen == ["9", "1", "5"]
+
+
+async def test_when_one_of_several_fails_none_has_an_effect_and_all_may_have_it_later(ledger: Any) -> None:
+    async def failing(tx: Transaction, fresh: Sequence[Message]) -> None:
+        await credit_each(tx, fresh)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await effects_once(ledger, "ledger", numbered(1, 2), failing)
+    assert await rows(ledger, effects) == await rows(ledger, inbox) == 0
+    assert await effects_once(ledger, "ledger", numbered(1, 2), credit_each) == 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_among_several_the_id_of_another_message_is_refused(ledger: Any, before: bool) -> None:
+    first, second = numbered(1, 2)
+    other = replace(first, value=b"another")
+    if before:
+        await effect_once(ledger, "ledger", first, credit)
+    with pytest.raises(UndecodableMessage) as refused:
+        await effects_once(ledger, "ledger", [second, other] if before else [first, second, other], credit_each)
+    assert refused.value.reason == "id-reused"
+    assert await rows(ledger, effects) == before
+
+
+async def test_overlapping_batches_at_once_have_each_effect_once(ledger: Any) -> None:
+    async def batch(start: int) -> int:
+        numbers = [*range(start, start + 20)]
+        return await effects_once(ledger, "ledger", numbered(*reversed(numbers)), credit_each)
+
+    done = await asyncio.gather(*(batch(start) for start in range(0, 50, 5)))
+    assert sum(done) == 65
+    assert await credited(ledger) == list(range(65))
