@@ -4,8 +4,9 @@
 
 Events are 250 bytes of JSON, validated into a pydantic model where they are consumed, in messages a second. microkit's
 figures have everything on: the CloudEvents envelope, a span and two metrics a message, deadline, retries and order per
-key; what is "consumed" is acknowledged after its handler. Each contender runs in a process of its own, and what it did
-is counted on the broker afterwards.
+key; what is "consumed" is acknowledged after its handler. ``inbox_effects`` are rows in PostgreSQL, each once;
+``behind_mb`` is what a consumer holds, in MiB, that falls a million messages behind. Each contender runs in a process
+of its own, and what it did is counted on the broker afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Protocol
 
-PARTS = ("redis", "kafka", "inbox")
+PARTS = ("redis", "kafka", "inbox", "behind")
 
 
 class Part(Protocol):
@@ -69,7 +70,8 @@ def main() -> None:
         for name, figure in figures(part):
             found[name] = round(figure)
             if not options.json:
-                print(f"{name:28} {figure:>10,.0f} /s", flush=True)
+                unit = "" if name.startswith("behind") or name.endswith("_us") else " /s"
+                print(f"{name:28} {figure:>10,.0f}{unit}", flush=True)
     if options.json:
         print(json.dumps(found))
 

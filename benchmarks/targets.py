@@ -32,6 +32,7 @@ TARGETS: Final = {
         "kafka_publish": Target("≥", 30_000),
         "kafka_consume": Target("≥", 20_000),
         "inbox_effects": Target("≥", 4_000),
+        "behind_mb": Target("≤", 150),
     },
     "outbox": {
         "relay": Target("≥", 15_000),
