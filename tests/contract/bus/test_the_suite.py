@@ -203,7 +203,7 @@ def load(name: str) -> Any:
     return module
 
 
-BUSES = {"Memory": MemoryBus, "Redis": RedisBus, "Kafka": KafkaBus}
+BUSES: dict[str, Any] = {"Memory": MemoryBus, "Redis": RedisBus, "Kafka": KafkaBus}
 ABOUT_ORDER = frozenset(
     {
         "test_messages_of_one_key_arrive_in_their_order",
