@@ -77,7 +77,7 @@ async def _fall_behind(url: str) -> dict[str, float]:
     publisher = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.bus", "--contender", "behind:publish", url
     )
-    while publisher.returncode is None:  # noqa: ASYNC110  it is watched meanwhile
+    while publisher.returncode is None:
         await asyncio.sleep(0.1)
         most = max(most, _resident())
     assert publisher.returncode == 0
