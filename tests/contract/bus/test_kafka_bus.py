@@ -11,7 +11,6 @@ from microkit.testing.bus_faults import BusFaultSuite
 from microkit.testing.bus_suite import BusSuite
 from microkit.testing.kafka import mock_kafka
 
-
 ABOUT_ORDER = frozenset(
     {
         "test_messages_of_one_key_arrive_in_their_order",
@@ -58,7 +57,7 @@ class TestKafkaBusOnTheMockCluster(BusSuite):
 
     @pytest.fixture(autouse=True)
     def _broker(self, mock_url: str, request: pytest.FixtureRequest) -> None:
-        """Members join slowly here: in the short form it holds what the other broker cannot, and what is about order."""
+        """Members join slowly here: the short form is what the other broker cannot hold, and what is about order."""
         name = request.node.originalname
         short = request.config.getoption("--bus-stress") == 1
         if short and name not in TestKafkaBus.excused and name not in ABOUT_ORDER:
