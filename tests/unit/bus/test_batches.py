@@ -189,7 +189,7 @@ async def test_a_batch_that_takes_too_long_is_ended_and_falls_apart(bus: MemoryB
     handler = Handler()
     deadlines: list[float | None] = []
 
-    async def slow(_deliveries: Sequence[Delivery], _: Within) -> Sequence[Delivery]:
+    async def slow(deliveries: Sequence[Delivery], _: Within) -> Sequence[Delivery]:
         deadlines.append(context.remaining())
         await asyncio.sleep(60)
         return ()
@@ -218,7 +218,7 @@ async def test_in_an_outage_nothing_is_given_up_however_long_it_lasts(bus: Memor
     async def alone(delivery: Delivery) -> None:
         await needing([delivery], lambda _: None)  # type: ignore[arg-type, return-value]
 
-    handler.together, handler.alone = needing, alone  # type: ignore[method-assign]
+    handler.together, handler.alone = needing, alone  # type: ignore[assignment, method-assign]
     bus.declare("ledger", [TOPIC])
     await bus.publish(numbered(TOPIC, 20, keys=5))
     runtime = await run(handler, attempts=1, outages=(BlockingIOError,))

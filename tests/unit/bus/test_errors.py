@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -70,7 +70,7 @@ async def test_errors_are_retried_ignored_dead_lettered_or_waited_out_by_their_n
     await runtime.start()
     await bus.publish(numbered(TOPIC, 6, keys=6))
     await until(lambda: runtime.progress()[0].in_flight == 0 and len(tried) >= 6, lambda: f"tried: {tried}")
-    letters = {}
+    letters: dict[str, Mapping[str, str]] = {}
     while len(letters) < 3:
         for delivery in await graves.fetch(10, 30):
             letters[delivery.message.id] = delivery.message.headers
