@@ -76,7 +76,7 @@ class GroupRunner:
         batching = self._subscription.batching
         most = self._limits.in_flight
         if batching is not None:
-            most = max(most, 2 * batching.most)  # so that one can be full while another is being handled
+            most = max(most, 4 * batching.most)  # so that some can be full while others are being handled
         self._least = max(1, min(most // 4, most - self._subscription.concurrency))
         self._lanes = Lanes(most, self._limits.bytes)
         self._watch = Watch(self._subscription.timeout)
