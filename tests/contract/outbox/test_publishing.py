@@ -11,10 +11,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event as sqlalchemy_event
 
-from microkit.db import Database, PreparedInsert
+from microkit.db import Database, PreparedInsert, Transaction
 from microkit.message import Event, Message
 from microkit.outbox.tables import PENDING, PUBLISHED, outbox
-from microkit.outbox.writer import MOST_BYTES, write
+from microkit.outbox.writer import MOST_BYTES
 from microkit.telemetry import Telemetry
 from microkit.testing.bus_suite import until
 from microkit.testing.faulty_bus import FaultyBus
@@ -26,6 +26,13 @@ class BillPaid(Event, topic="billing.bills", key="bill"):
     bill: str
     number: int = 0
     note: str = ""
+
+
+async def write(tx: Transaction, events: list[Event]) -> None:
+    """Sends the events now, and not just before COMMIT."""
+    await tx.execute(sa.text("SELECT 1"))  # else they would be held back until then
+    tx.publish(*events)
+    await tx.prepare()
 
 
 def numbers(messages: list[Message]) -> list[int]:
@@ -41,7 +48,7 @@ async def test_an_event_of_a_rolled_back_transaction_is_never_published(box: Any
     with pytest.raises(ZeroDivisionError):
         async with box.database.transaction() as tx:
             tx.publish(BillPaid(bill="1", number=1))
-            await write(tx, [BillPaid(bill="1", number=2)], source="billing")
+            await write(tx, [BillPaid(bill="1", number=2)])
             raise ZeroDivisionError
     await box.publish(BillPaid(bill="1", number=3))
     await published(broker, 1)
@@ -55,7 +62,7 @@ async def test_an_event_of_a_cancelled_transaction_is_never_published(box: Any, 
 
     async def cancelled() -> None:
         async with box.database.transaction() as tx:
-            await write(tx, [BillPaid(bill="1", number=1)], source="billing")
+            await write(tx, [BillPaid(bill="1", number=1)])
             inside.set()
             await asyncio.sleep(60)
 
@@ -147,7 +154,7 @@ class TestHoles:
         await box.relay(broker)
         slow: Database = await box.reopen()
         async with slow.transaction() as tx:
-            await write(tx, [BillPaid(bill="slow", number=1)], source="billing")
+            await write(tx, [BillPaid(bill="slow", number=1)])
             for number in range(2, 40):
                 await box.publish(BillPaid(bill=str(number), number=number))
             await published(broker, 38)
@@ -167,11 +174,11 @@ class TestHoles:
         async def writer(key: int) -> None:
             for number in range(25):
                 async with box.database.transaction() as tx:
-                    await write(tx, [BillPaid(bill=str(key), number=key * 1000 + number)], source="billing")
+                    await write(tx, [BillPaid(bill=str(key), number=key * 1000 + number)])
                     await asyncio.sleep(random.uniform(0, 0.01))
                     if random.random() < 0.2:
                         await tx.session.rollback()
-                        await write(tx, [BillPaid(bill=str(key), number=key * 1000 + number)], source="billing")
+                        await write(tx, [BillPaid(bill=str(key), number=key * 1000 + number)])
 
         await asyncio.gather(*(writer(key) for key in range(12)))
         await published(broker, 12 * 25)

@@ -4,18 +4,21 @@
 share a memory bus, and the effects are rows of the same database. Each run is forked from this process, which has
 imported everything and started nothing. In round N a run is ended by SIGKILL at the N-th passing of each crash point in
 turn; the last run of all is left alone. The points at which runs ended go to the file ``killed``, one a line.
+``slowly``: two relays at once, one of which is stopped for longer than its lease, ROUNDS times.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ POINTS = {
         "after settling",
     ),
 }
+SHORT_LEASE = 1.0
 OPTIONS = RelayOptions(batch=BATCH, lease=60.0, poll=0.02, unsettled=2 * BATCH)
 
 effects = sa.Table(
@@ -138,6 +142,21 @@ async def run_broker(database: Database, folder: Path, crash: Crash) -> None:
     await relay.stop(5)
 
 
+async def run_slowly(database: Database, folder: Path, crash: Crash) -> None:
+    """A relay among others, with a lease that runs out soon, at a broker that takes its time."""
+
+    class Slow(Broker):
+        async def publish(self, messages: Sequence[Message]) -> None:
+            await asyncio.sleep(0.03)
+            await super().publish(messages)
+
+    options = replace(OPTIONS, lease=SHORT_LEASE)
+    relay = Relay(database, Slow(folder, crash), Telemetry("relay"), source="billing", options=options)
+    await relay.start()
+    await until_done(database)
+    await relay.stop(5)
+
+
 async def run_memory(database: Database, folder: Path, crash: Crash) -> None:
     bus = MemoryBus()
     consumers = ConsumerRuntime(bus, Telemetry("consumer"))
@@ -171,7 +190,9 @@ async def run_memory(database: Database, folder: Path, crash: Crash) -> None:
 async def work(url: str, folder: Path, mode: str, where: str, at: int) -> None:
     database = Database(url, telemetry=Telemetry("billing"))
     await database.start()
-    await {"broker": run_broker, "memory": run_memory}[mode](database, folder, Crash(folder, where, at))
+    await {"broker": run_broker, "memory": run_memory, "slowly": run_slowly}[mode](
+        database, folder, Crash(folder, where, at)
+    )
     await database.close()
 
 
@@ -200,7 +221,32 @@ def forked(task: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def relays(url: str, folder: Path, rounds: int) -> int:
+    """Two relays at once, of which now one, now the other is stopped for longer than a lease, and goes on."""
+    running = [multiprocessing.get_context("fork").Process(target=alone, args=(url, folder)) for _ in range(2)]
+    for process in running:
+        process.start()
+    for turn in range(rounds):
+        time.sleep(0.7)
+        pid = running[turn % 2].pid
+        if pid is None or not running[turn % 2].is_alive():
+            break
+        os.kill(pid, signal.SIGSTOP)
+        append(folder / "killed", "stopped")
+        time.sleep(1.5 * SHORT_LEASE)
+        os.kill(pid, signal.SIGCONT)
+    for process in running:
+        process.join(90)
+    return max(process.exitcode or 0 for process in running)
+
+
+def alone(url: str, folder: Path) -> None:
+    asyncio.run(work(url, folder, "slowly", "", 0))
+
+
 def main(url: str, folder: Path, mode: str, rounds: int) -> int:
+    if mode == "slowly":
+        return forked(partial(fill, url)) or relays(url, folder, rounds)
     if forked(partial(fill, url)):
         return 1
     for at in range(1, rounds + 1):
