@@ -21,11 +21,15 @@ _INSERTS: Final = {
     "postgresql": postgresql.insert(inbox).values(received_at=database_now()).on_conflict_do_nothing(),
     "sqlite": sqlite.insert(inbox).values(received_at=database_now()).on_conflict_do_nothing(),
 }
-_ROWS: Final = sa.func.unnest(
-    sa.bindparam("sources", type_=postgresql.ARRAY(sa.Text)),
-    sa.bindparam("ids", type_=postgresql.ARRAY(sa.Text)),
-    sa.bindparam("digests", type_=postgresql.ARRAY(sa.LargeBinary)),
-).table_valued("source", "id", "digest").render_derived()
+_ROWS: Final = (
+    sa.func.unnest(
+        sa.bindparam("sources", type_=postgresql.ARRAY(sa.Text)),
+        sa.bindparam("ids", type_=postgresql.ARRAY(sa.Text)),
+        sa.bindparam("digests", type_=postgresql.ARRAY(sa.LargeBinary)),
+    )
+    .table_valued("source", "id", "digest")
+    .render_derived()
+)
 # One text however many rows there are, so that it is prepared once.
 _INSERT_MANY: Final = (
     postgresql.insert(inbox)
