@@ -1,0 +1,56 @@
+"""From outbox to inbox, while producer, relays, consumers, connections and broker are killed at random."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COPYING = Path(__file__).with_name("copying.py")
+FULL = os.environ.get("MICROKIT_FAULTS") == "full"
+EVENTS, BLOWS = (100_000, 120) if FULL else (3_000, 8)
+
+
+@pytest.fixture
+def second_database_url(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Another empty database of the same kind."""
+    if database_url.startswith("sqlite"):
+        yield f"sqlite+aiosqlite:///{tmp_path / 'second.db'}"
+        return
+    cluster = request.getfixturevalue("postgres_cluster")
+    name = cluster.create()
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.mark.timeout(1500 if FULL else 240)
+@pytest.mark.parametrize("bus", ["memory", "redis", "kafka"])
+def test_what_was_committed_is_what_has_its_effect_once_and_in_order(
+    bus: str, database_url: str, second_database_url: str, tmp_path: Path, record_property: Any
+) -> None:
+    seed = int(os.environ.get("MICROKIT_SEED") or random.randrange(2**32))
+    plan: dict[str, Any] = {
+        "source": database_url,
+        "target": second_database_url,
+        "bus": bus,
+        "events": EVENTS,
+        "blows": BLOWS,
+        "seconds": 0.5,
+        "seed": seed,
+        "folder": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, COPYING, json.dumps(plan)], capture_output=True, text=True, check=False)
+    blows = (tmp_path / "blows").read_text()
+    assert done.returncode == 0, f"MICROKIT_SEED={seed}\n{blows}\n{done.stderr[-6000:]}"
+    told = json.loads(done.stdout)
+    record_property("copied", {"seed": seed, **told})
+    assert told["events"] >= EVENTS
+    assert told["effects"] == [told["events"]] * 2
+    assert sum(told["kills"].values()) == BLOWS
