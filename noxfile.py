@@ -57,7 +57,7 @@ def tests(session: nox.Session) -> None:
     """
     install(session, "dev")
     coverage = ["--cov", "--cov-report=term:skip-covered", "--cov-report=xml"] if session.python == OWN_PYTHON else []
-    workers = ["-n", "2", "--dist", "loadgroup", "--timeout", "600"]
+    workers = ["-n", "4", "--dist", "loadgroup", "--timeout", "600"]
     session.run("pytest", *workers, "--ignore", "tests/typing", *coverage, *session.posargs)
 
 
