@@ -1,10 +1,12 @@
 """Sagas: work across services that ends completed, compensated, or parked where an operator sees it."""
 
-from microkit.saga.definition import (
+from microkit.saga.definition import Saga
+from microkit.saga.engine import EngineHealth, SagaEngine
+from microkit.saga.retention import SagaRetention
+from microkit.saga.step import (
     NO_EFFECT,
     Failure,
     Retry,
-    Saga,
     StepContext,
     StepNotYet,
     StepRefused,
@@ -12,8 +14,6 @@ from microkit.saga.definition import (
     pivot,
     retriable,
 )
-from microkit.saga.engine import EngineHealth, SagaEngine
-from microkit.saga.retention import SagaRetention
 
 __all__ = [
     "NO_EFFECT",

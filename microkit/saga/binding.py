@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from microkit.db import Transaction
 from microkit.errors import DefinitionError
 from microkit.injection import Bound, Getter, bind
-from microkit.saga.definition import Action, Saga, Step, StepContext
+from microkit.saga.definition import Saga
+from microkit.saga.step import Action, Step, StepContext
 from microkit.saga.tables import Direction
 
 

@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from microkit.errors import Problem
-from microkit.saga.definition import Failure, Saga, Step, StepKind, StepNotYet, StepRefused
+from microkit.saga.definition import Saga
+from microkit.saga.step import Failure, Step, StepKind, StepNotYet, StepRefused
 from microkit.saga.tables import Direction, Status
 
 

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from microkit.db import Transaction, database_now
 from microkit.errors import MicrokitError
-from microkit.saga.definition import Failure
 from microkit.saga.progress import Attempt, Move, Outcome
+from microkit.saga.step import Failure
 from microkit.saga.tables import Direction, Status, saga, saga_step
 
 

@@ -11,8 +11,9 @@ from microkit.context import WorkContext
 from microkit.db import Transaction
 from microkit.errors import MicrokitError
 from microkit.saga.binding import BoundSaga, Scope
-from microkit.saga.definition import Retry, Saga, StepContext, told
+from microkit.saga.definition import Saga, told
 from microkit.saga.progress import DONE, Attempt, Outcome, after
+from microkit.saga.step import Retry, StepContext
 from microkit.saga.store import Held, Transition, record
 from microkit.saga.tables import Direction
 

@@ -12,7 +12,7 @@ from microkit import Contract, get
 from microkit.db import Transaction
 from microkit.errors import DefinitionError
 from microkit.saga import NO_EFFECT, Retry, Saga, compensatable, pivot, retriable
-from microkit.saga.definition import Step
+from microkit.saga.step import Step
 
 
 class Transfer(BaseModel):

@@ -21,8 +21,8 @@ from microkit.errors import (
     Unavailable,
 )
 from microkit.saga import NO_EFFECT, Failure, Retry, Saga, StepNotYet, StepRefused, compensatable, pivot, retriable
-from microkit.saga.definition import Action, Step, StepKind
 from microkit.saga.progress import DONE, Attempt, Ended, Move, Outcome, after, in_patience, outcome_of
+from microkit.saga.step import Action, Step, StepKind
 from microkit.saga.tables import Direction, Status
 
 TWICE = Retry(attempts=2)
@@ -181,7 +181,7 @@ def test_a_reason_can_be_stored_whatever_an_error_says() -> None:
 
 def random_saga(choose: random.Random) -> Saga[Nothing]:
     def step(make: Callable[..., Step], name: str) -> Step:
-        retry = Retry(attempts=choose.randint(1, 3))
+        retry = Retry(attempts=choose.randint(2 if make is retriable else 1, 3))
         actions: list[Action] = [here, away]
         action = choose.choice(actions)
         if make is compensatable:
