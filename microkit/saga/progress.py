@@ -15,7 +15,7 @@ from microkit.saga.tables import Direction, Status
 
 class Ended(StrEnum):
     """How an attempt of a step ended. ``lost``: with the process, or the lease, that made it. ``not-yet``: it was none,
-    the step did nothing and asked to be called again."""
+    the step did nothing and asked to be called again. ``skipped``: an operator said that it counts as done."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -23,6 +23,7 @@ class Ended(StrEnum):
     TIMED_OUT = "timed-out"
     LOST = "lost"
     NOT_YET = "not-yet"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def after(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     if outcome.ended is Ended.REFUSED and attempt.step.kind is not StepKind.RETRIABLE:
         # A first attempt that refuses has left nothing. An earlier one may have, before its answer was lost.
         own = not attempt.local and attempt.number > 1
-        return _turn_back(saga, attempt, Failure(attempt.step.name, outcome.reason, outcome.type), own=own)
+        return turn_back(saga, attempt, Failure(attempt.step.name, outcome.reason, outcome.type), own=own)
     return _after_failure(saga, attempt, outcome)
 
 
@@ -138,7 +139,7 @@ def _after_failure(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
         return _wait(Status.RUNNING, attempt, outcome, step.retry.delay(attempt.number))
     if step.kind is StepKind.COMPENSATABLE or (step.kind is StepKind.PIVOT and attempt.local):
         reason = _clean(f"gave up after {attempt.number} attempts: {outcome.reason}")
-        return _turn_back(saga, attempt, Failure(step.name, reason, outcome.type), own=not attempt.local)
+        return turn_back(saga, attempt, Failure(step.name, reason, outcome.type), own=not attempt.local)
     return Move(Status.STUCK, Direction.ACTION, step.name, None, error=outcome.reason)
 
 
@@ -164,7 +165,9 @@ def _put_off(attempt: Attempt, outcome: Outcome) -> Move:
     return Move(status, attempt.direction, attempt.step.name, wait, attempt.failure, outcome.reason, put_off=True)
 
 
-def _turn_back(saga: Saga[Any], attempt: Attempt, failure: Failure, *, own: bool) -> Move:
+def turn_back(saga: Saga[Any], attempt: Attempt, failure: Failure, *, own: bool) -> Move:
+    """The first move of a compensation, for ``failure``. ``own``: the attempt's own step may have taken effect, so that
+    it is undone too."""
     position = saga.positions[attempt.step.name]
     return _undo_from(saga, position if own else position - 1, failure)
 

@@ -1,4 +1,4 @@
-"""The tables of the saga engine: one row a saga, one row an ended attempt of a step.
+"""The tables of the saga engine: one row a saga, one row an ended attempt of a step, one row an operator's command.
 
 ``saga`` is the truth and all that the engine reads. ``saga_step`` is only ever added to: the history for people.
 Its ``seq`` is the transition's; of a step that was put off there is none.
@@ -77,3 +77,18 @@ saga_step = sa.Table(
     sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("error", sa.Text, nullable=True),
 )
+
+saga_operation = sa.Table(
+    "saga_operation",
+    metadata,
+    sa.Column("saga_id", sa.Uuid, sa.ForeignKey("saga.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False, comment="that it raised the saga to"),
+    sa.Column("operation", sa.String(20), nullable=False),
+    sa.Column("operator", sa.String(200), nullable=False),
+    sa.Column("reason", sa.Text, nullable=True),
+    sa.Column("status", sa.String(12), nullable=False, comment="of the saga before"),
+    sa.Column("direction", sa.String(6), nullable=False, comment="of the saga before"),
+    sa.Column("step", sa.String(100), nullable=False, comment="of the saga before"),
+    sa.Column("done_at", sa.DateTime(timezone=True), nullable=False),
+)
+"""The audit trail. It is deleted with the saga, when that has ended and is older than the service keeps them."""

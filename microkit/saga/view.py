@@ -1,4 +1,4 @@
-"""What people see of sagas: a list, newest first, or one with the history of its steps; how a stuck one goes on."""
+"""What people see of sagas: a list, newest first, or one with the history of its steps and of what operators did."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from microkit.db import Transaction, database_now
-from microkit.errors import Conflict, NotFound
+from microkit.db import Transaction
+from microkit.errors import NotFound
 from microkit.page import Page, PageRequest, cursor_after
-from microkit.saga.enrol import SIGNAL
-from microkit.saga.tables import Direction, Status, saga, saga_step
+from microkit.saga.tables import Direction, Status, saga, saga_operation, saga_step
 
 
 class StepView(BaseModel):
-    """An attempt of a step. ``status``: done, refused, failed, timed-out, lost, or under-way while it has not ended."""
+    """An attempt of a step. ``status``: done, refused, failed, timed-out, lost, skipped (by an operator), or under-way
+    while it has not ended."""
 
     step: str
     direction: Direction
@@ -37,9 +37,24 @@ class FailureView(BaseModel):
     type: str | None
 
 
+class OperationView(BaseModel):
+    """What an operator did: ``resume``, ``retry-step``, ``skip-step`` or ``compensate``, to a saga that had ``status``
+    and was at ``step`` in ``direction``. ``epoch`` is the fencing token that it raised the saga to."""
+
+    operation: str
+    operator: str
+    reason: str | None
+    status: Status
+    direction: Direction
+    step: str
+    epoch: int
+    done_at: datetime
+
+
 class SagaView(BaseModel):
     """A saga. ``step`` is under way or next, ``None`` at the end; ``next_at`` when its next attempt is due;
-    ``not_yet_since`` when the step first said that its turn had not come, if it did."""
+    ``not_yet_since`` when the step first said that its turn had not come, if it did; ``epoch`` counts the leases and
+    the operations: whoever acts on what they saw names it."""
 
     id: UUID
     name: str
@@ -55,19 +70,26 @@ class SagaView(BaseModel):
     updated_at: datetime
     next_at: datetime | None
     not_yet_since: datetime | None
+    epoch: int
 
 
 class SagaStory(SagaView):
-    """A saga with its state and the history of its steps, in the order they happened."""
+    """A saga with its state, the history of its steps, and the operations on it, each in the order they happened."""
 
     state: Any
     steps: list[StepView]
+    operations: list[OperationView]
 
 
 async def list_sagas(
-    tx: Transaction, page: PageRequest, *, name: str | None = None, status: Status | None = None
+    tx: Transaction,
+    page: PageRequest,
+    *,
+    name: str | None = None,
+    status: Status | None = None,
+    since: datetime | None = None,
 ) -> Page[SagaView]:
-    """Sagas, newest first.
+    """Sagas, newest first; ``since``: those that began then or later.
 
     Raises:
         BadRequest: the cursor is not one of ours.
@@ -78,6 +100,8 @@ async def list_sagas(
         statement = statement.where(saga.c.name == name)
     if status is not None:
         statement = statement.where(saga.c.status == status)
+    if since is not None:
+        statement = statement.where(saga.c.created_at >= since)
     after = page.after(tuple[datetime, UUID])
     if after is not None:
         created_at, id_ = after
@@ -105,36 +129,9 @@ async def show_saga(tx: Transaction, saga_id: UUID) -> SagaStory:
     steps = [StepView.model_validate(dict(step)) for step in (await tx.execute(history)).mappings()]
     if row["lease_owner"] is not None:
         steps.append(_under_way(row))
-    return SagaStory.model_validate({**_saga(row), "state": row["state"], "steps": steps})
-
-
-async def resume_saga(tx: Transaction, saga_id: UUID) -> None:
-    """Lets a stuck saga go on with the step and in the direction that it was parked in, its attempts counted anew.
-
-    Raises:
-        NotFound: there is none of this id.
-        Conflict: it is not stuck.
-    """
-    statement = (
-        sa.update(saga)
-        .where(saga.c.id == saga_id, saga.c.status == Status.STUCK)
-        .values(
-            status=sa.case((saga.c.direction == Direction.UNDO, Status.COMPENSATING), else_=Status.RUNNING),
-            # What was tried before is still unknown: not a first attempt again.
-            attempts=sa.case((saga.c.attempts > 0, 1), else_=0),
-            epoch=saga.c.epoch + 1,
-            next_at=database_now(),
-            updated_at=database_now(),
-            not_yet_since=None,
-        )
-        .returning(saga.c.id)
-    )
-    if (await tx.execute(statement)).first() is None:
-        found = (await tx.execute(sa.select(saga.c.status).where(saga.c.id == saga_id))).scalar()
-        if found is None:
-            raise NotFound(f"There is no saga {saga_id}")
-        raise Conflict(f"Saga {saga_id} is {found}, not stuck")
-    tx.wake(SIGNAL)
+    operations = sa.select(saga_operation).where(saga_operation.c.saga_id == saga_id).order_by(saga_operation.c.epoch)
+    done = [OperationView.model_validate(dict(each)) for each in (await tx.execute(operations)).mappings()]
+    return SagaStory.model_validate({**_saga(row), "state": row["state"], "steps": steps, "operations": done})
 
 
 def _saga(row: sa.RowMapping) -> dict[str, Any]:

@@ -93,7 +93,7 @@ async def rows(database: Database, query: str) -> list[tuple[Any, ...]]:
 
 
 async def test_a_new_database_is_brought_to_the_head_and_then_misses_nothing(database: Database, scripts: Path) -> None:
-    everything = ["microkit 0001", "microkit 0002", "library % ü;: 0001", "library % ü;: 0002"]
+    everything = [*OURS, "library % ü;: 0001", "library % ü;: 0002"]
     assert await pending(database, scripts) == everything
     assert await migrate(database, scripts) == everything
     assert await pending(database, scripts) == []

@@ -16,12 +16,15 @@ from microkit.errors import Conflict, DefinitionError, NotFound, Unavailable
 from microkit.message import Event
 from microkit.page import PageRequest
 from microkit.saga import Failure, Saga, SagaEngine, StepNotYet, StepRefused, pivot, retriable
+from microkit.saga.operations import Operator, resume
 from microkit.saga.tables import Status
-from microkit.saga.view import list_sagas, resume_saga, show_saga
+from microkit.saga.view import list_sagas, show_saga
 from microkit.telemetry import Telemetry
 from tests.contract.saga.trips import AT_ONCE, Bench, Deed, Trip, history
 
 pytestmark = pytest.mark.anyio
+
+OPERATOR = Operator("ada")
 
 
 async def test_steps_happen_in_order_and_their_state_travels(bench: Bench) -> None:
@@ -127,7 +130,7 @@ async def test_a_compensation_that_never_holds_is_stuck_until_somebody_resumes_i
         assert b'microkit_saga_ended_total{saga="trip",status="stuck"} 1.0' in bench.telemetry.exposition()
         assert engine.health().ok
 
-        await bench.database.run(lambda tx: resume_saga(tx, saga_id))
+        await bench.database.run(lambda tx: resume(tx, saga_id, OPERATOR))
         story = await bench.until(saga_id, "compensated")
 
     assert bench.called().count("free_room") == 6
@@ -369,10 +372,10 @@ async def test_only_a_stuck_saga_can_be_resumed(bench: Bench) -> None:
         saga_id = await bench.begin(trip)
         await bench.until_rest(saga_id)
 
-    with pytest.raises(Conflict, match="is completed, not stuck"):
-        await bench.database.run(lambda tx: resume_saga(tx, saga_id))
+    with pytest.raises(Conflict, match="has ended: it is completed"):
+        await bench.database.run(lambda tx: resume(tx, saga_id, OPERATOR))
     with pytest.raises(NotFound):
-        await bench.database.run(lambda tx: resume_saga(tx, uuid4()))
+        await bench.database.run(lambda tx: resume(tx, uuid4(), OPERATOR))
     with pytest.raises(NotFound):
         await bench.database.run(lambda tx: show_saga(tx, uuid4()))
 

@@ -11,14 +11,16 @@ from pydantic import BaseModel
 
 from microkit.db import Transaction
 from microkit.saga import Saga, SagaEngine, StepContext, StepRefused, leases, retriable
+from microkit.saga.operations import Operator, resume
 from microkit.saga.progress import DONE
 from microkit.saga.store import LeaseLost, record
 from microkit.saga.tables import saga as saga_table
-from microkit.saga.view import resume_saga
 from microkit.saga.work import Work
 from tests.contract.saga.trips import Bench, Trip, effect, history
 
 pytestmark = pytest.mark.anyio
+
+OPERATOR = Operator("ada")
 
 LEASE = 0.3
 
@@ -217,7 +219,7 @@ async def test_a_saga_whose_definition_is_gone_is_parked_and_goes_on_when_it_is_
     assert story.error is not None
     assert "definition is gone or was changed" in story.error
 
-    await bench.database.run(lambda tx: resume_saga(tx, saga_id))
+    await bench.database.run(lambda tx: resume(tx, saga_id, OPERATOR))
     async with bench.engine(began_with):
         assert (await bench.until_rest(saga_id)).status == "completed"
 
