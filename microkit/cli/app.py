@@ -10,6 +10,7 @@ import typer
 from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
+from microkit.cli.saga_commands import saga_app
 
 app = typer.Typer(
     help="Runs and looks after systems of microkit services.",
@@ -23,6 +24,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(bus_app, name="bus")
 app.add_typer(outbox_app, name="outbox")
+app.add_typer(saga_app, name="saga")
 app.command("asyncapi", epilog="Example: microkit asyncapi billing --yaml")(asyncapi)
 app.add_typer(events_app, name="events")
 

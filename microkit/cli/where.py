@@ -6,11 +6,11 @@ The settings' word counts: where a service's own name a broker, that is asked, w
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -26,12 +26,24 @@ from microkit.db.migration import pending
 from microkit.declared import Declared, topics_of
 from microkit.errors import ConfigurationError
 from microkit.redaction import redact_text
+from microkit.saga import Saga
+from microkit.service import Service
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry
 
-About = Literal["letters", "bus", "outbox"]
+About = Literal["letters", "bus", "outbox", "sagas"]
 
 _IN_MEMORY: Final = "memory:"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The database of a service that has sagas, with the definitions that are known of them. The service is ``""``
+    where only a database was named."""
+
+    service: str
+    database: Database
+    sagas: Sequence[Saga[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,29 @@ class Where:
         async with AsyncExitStack() as owned:
             yield await _Opening(self, about, owned).desk()
 
+    @asynccontextmanager
+    async def stores(self) -> AsyncIterator[list[Store]]:
+        """The databases with the sagas that are meant: of the service, or of all that have any.
+
+        Raises:
+            ConfigurationError: there is none; the sentence says what to do.
+        """
+        async with AsyncExitStack() as owned:
+            yield await _Opening(self, "sagas", owned).stores()
+
+    def sagas(self) -> list[tuple[str, Saga[Any]]]:
+        """The definitions of the service, or of all, each with its service's name.
+
+        Raises:
+            ConfigurationError: there is no such system or service.
+        """
+        return [(service.name, saga) for service in self.services() for saga in service.declared.sagas]
+
+    def services(self) -> list[Service]:
+        """The service that is meant, or all of the system."""
+        _, system = load_system(self.system)
+        return [find_service(system, self.service)] if self.service else list(system.services)
+
 
 class _Opening:
     def __init__(self, where: Where, about: About, owned: AsyncExitStack) -> None:
@@ -72,6 +107,29 @@ class _Opening:
             return LocalDesk([Post(where.service or "", None, await self._database(where.database, None))])
         return await self._by_settings()
 
+    async def stores(self) -> list[Store]:
+        where = self._where
+        if where.database is not None:
+            database = await self._database(where.database, None)
+            return [Store(where.service or "", database, self._known())]
+        declared = [service for service in where.services() if service.declared.sagas]
+        if not declared:
+            raise ConfigurationError(f"{where.service or 'The system'} has no sagas")
+        urls = {each.name: self._database_url(each.name, each.settings()) for each in declared}
+        return [
+            Store(each.name, await self._database(urls[each.name], each.declared), each.declared.sagas)
+            for each in declared
+        ]
+
+    def _known(self) -> list[Saga[Any]]:
+        """The definitions beside a database that was named. To look into it none are needed."""
+        try:
+            return [saga for _, saga in self._where.sagas()]
+        except ConfigurationError:
+            if self._where.service is not None or self._where.system is not None:
+                raise
+            return []
+
     def _refuse(self, about: About, given: str, wanted: str) -> None:
         if self._about == about:
             raise ConfigurationError(f"{given} does not help here: name where to look with {wanted} or --service")
@@ -79,7 +137,7 @@ class _Opening:
     async def _by_settings(self) -> Desk:
         where = self._where
         _, system = load_system(where.system)
-        services = [find_service(system, where.service)] if where.service else system.services
+        services = where.services()
         storing = [service for service in services if service.declared.stores]
         if not storing:
             raise ConfigurationError(
@@ -135,8 +193,9 @@ class _Opening:
         await database.start()
         if await pending(database, None):
             migrate = f"`microkit migrate {name}`" if declared is not None else "`microkit migrate SERVICE`"
+            what = "sagas" if self._about == "sagas" else "outbox"
             raise ConfigurationError(
-                f"The database {redact_text(url)} has no outbox of this version: run {migrate}, or see that it is the "
+                f"The database {redact_text(url)} has no {what} of this version: run {migrate}, or see that it is the "
                 "right one"
             )
         return database

@@ -91,6 +91,8 @@ class SagaEngine:
         self._known = list(self._bound)
         self._metrics = SagaMetrics(telemetry)
         self._metrics.in_flight.set_function(lambda: len(self._runs))
+        for bound in self._bound.values():
+            self._metrics.known(bound.saga.name)
         self._log = telemetry.logger.getChild("saga")
         self._runner = Runner(database, telemetry, self._bound, self._metrics, owner=self.owner, due_in=self._due_in)
         self._runs: dict[UUID, _Run] = {}

@@ -24,7 +24,7 @@ from microkit.saga.binding import BoundSaga
 from microkit.saga.metrics import SagaMetrics
 from microkit.saga.progress import DONE, Ended, Outcome, in_patience, outcome_of
 from microkit.saga.store import Held, LeaseLost, Transition, record
-from microkit.saga.tables import Status
+from microkit.saga.tables import Direction, Status
 from microkit.saga.work import Unfit, Work
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import extract
@@ -164,6 +164,8 @@ class Runner:
 
     def _tell(self, work: Work, transition: Transition) -> None:
         move = transition.move
+        if transition.attempt.direction is Direction.ACTION and move.direction is Direction.UNDO:
+            self._metrics.turned_back(work.saga.name, work.attempt.step.name)
         if move.wait is not None:
             if not move.goes_on:
                 self._due_in(move.wait)

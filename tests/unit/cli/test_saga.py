@@ -1,0 +1,224 @@
+"""``microkit saga``: on a service's database, on SQLite and on PostgreSQL, as operators use it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from microkit.cli import main
+from microkit.cli.load import load_system
+from microkit.db import Database
+from microkit.db.migration import migrate
+from microkit.page import PageRequest
+from microkit.saga import Saga, SagaEngine
+from microkit.saga.view import list_sagas
+from microkit.system import free_ports
+from microkit.telemetry import Telemetry
+
+TRIPS = """
+from pydantic import BaseModel
+from microkit import NO_EFFECT, Retry, Saga, Service, System, Transaction, compensatable, pivot, retriable
+
+class Trip(BaseModel):
+    person: str
+
+async def seat(state: Trip, tx: Transaction) -> None: ...
+async def free_seat(state: Trip, tx: Transaction) -> None: ...
+async def pay(state: Trip) -> None:
+    raise TimeoutError("the [bank] does not \\x1b[31manswer")
+async def tell(state: Trip, tx: Transaction) -> None: ...
+
+trip = Saga("trip", Trip, [
+    compensatable(seat, undo=free_seat),
+    pivot(pay, timeout=5, retry=Retry(2, 0, 0)),
+    retriable(tell),
+])
+service = Service("travel", port={port})
+service.saga(trip)
+system = System("trips", services=[service, Service("other", port={other})])
+"""
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Desk:
+    """The folder of an operator, beside a database in which two trips are stuck at their pivot."""
+
+    folder: Path
+    url: str
+    run: Callable[..., Ended]
+
+    def work(self, do: Callable[[Database, Saga[Any]], Awaitable[Any]]) -> Any:
+        async def inside() -> Any:
+            telemetry = Telemetry("travel", exporter="none")
+            database = Database(self.url, telemetry=telemetry)
+            await database.start()
+            try:
+                _, system = load_system(None)
+                return await do(database, system.services[0].declared.sagas[0])
+            finally:
+                await database.close()
+                await telemetry.close()
+
+        return asyncio.run(inside())
+
+    def carry_on(self) -> None:
+        """Has an engine work until nothing is left to do."""
+
+        async def until_rest(database: Database, saga: Saga[Any]) -> None:
+            engine = SagaEngine(database, Telemetry("travel", exporter="none"), [saga], {}, poll=0.05)
+            await engine.start()
+            async with asyncio.timeout(60):
+                while True:
+                    async with database.transaction(read_only=True) as tx:
+                        found = (await list_sagas(tx, PageRequest(limit=100))).items
+                    if all(each.status in ("completed", "compensated", "stuck") for each in found):
+                        break
+                    await asyncio.sleep(0.01)
+            await engine.stop(timeout=5)
+
+        self.work(until_rest)
+
+    def status(self, saga_id: str) -> str:
+        return str(self.run("saga", "show", saga_id, "--json").document["status"])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def desk(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Desk]:
+    url = f"sqlite+aiosqlite:///{tmp_path}/.microkit/travel.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        monkeypatch.setenv("TRAVEL_DATABASE_URL", url)
+    (tmp_path / ".microkit").mkdir()
+    module = f"trips_{uuid4().hex[:8]}"
+    port, other = free_ports(2)
+    (tmp_path / f"{module}.py").write_text(TRIPS.format(port=port, other=other))
+    (tmp_path / "pyproject.toml").write_text(f'[tool.microkit]\nsystem = "{module}:system"\n')
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["microkit", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
+
+    made = Desk(tmp_path, url, run)
+
+    async def begin(database: Database, saga: Saga[Any]) -> None:
+        await migrate(database, None)
+        async with database.transaction() as tx:
+            for person in ("Ada", "Bob"):
+                await saga.start(tx, saga.state(person=person))
+
+    made.work(begin)
+    made.carry_on()
+    yield made
+    del sys.modules[module]
+
+
+def test_an_operator_finds_what_is_stuck_and_ends_it_and_the_audit_trail_says_so(desk: Desk) -> None:
+    listed = desk.run("saga", "ls", "--stuck", "--name", "trip", "--since", "1h", "--json").document
+    assert [(each["service"], each["status"], each["step"]) for each in listed["sagas"]] == [
+        ("travel", "stuck", "pay")
+    ] * 2
+    assert not listed["more"]
+    assert len(desk.run("saga", "ls", "--limit", "1", "--json").document["sagas"]) == 1
+    assert desk.run("saga", "ls", "--name", "no-such", "--json").document["sagas"] == []
+    assert desk.run("saga", "ls", "--since", "2999-01-01", "--json").document["sagas"] == []
+    first, second = (each["id"] for each in listed["sagas"])
+
+    skipped = desk.run("saga", "skip-step", first, "pay", "--as", "ada", "--reason", "paid in cash", "--json")
+    assert (skipped.code, skipped.document["status"], skipped.document["step"]) == (0, "running", "tell")
+    sure = ("--pivot-did-not-happen", "--as", "bob")
+    refused = desk.run("saga", "compensate", second, "--as", "bob")
+    assert (refused.code, refused.out) == (1, "")
+    assert "may have happened: nothing was changed" in refused.err
+    assert desk.run("saga", "compensate", second, *sure).out.startswith(
+        f"compensate of step pay by bob: saga {second} is"
+    )
+    desk.carry_on()
+
+    assert (desk.status(first), desk.status(second)) == ("completed", "compensated")
+    operations = desk.run("saga", "show", first, "--json").document["operations"]
+    assert [(each["operation"], each["operator"], each["reason"]) for each in operations] == [
+        ("skip-step", "ada", "paid in cash")
+    ]
+    late = desk.run("saga", "resume", first, "--json")
+    assert late.code == 1
+    assert late.document["error"].startswith(f"Saga {first} has ended: it is completed since ")
+    assert desk.run("saga", "ls", "--stuck").out.strip() == "No saga is stuck."
+
+
+def test_resume_and_retry_try_again(desk: Desk) -> None:
+    first, second = (each["id"] for each in desk.run("saga", "ls", "--json").document["sagas"])
+    assert desk.run("saga", "resume", first, "--as", "ada").code == 0
+    assert desk.run("saga", "retry-step", second, "pay", "--as", "ada").code == 0
+    again = desk.run("saga", "resume", first, "--as", "bob")
+    assert again.code == 1
+    assert "is running, not stuck: nothing was changed" in again.err
+    assert "not at 'tell': nothing was changed" in desk.run("saga", "retry-step", second, "tell").err
+    desk.carry_on()
+
+    for saga_id in (first, second):
+        steps = desk.run("saga", "show", saga_id, "--json").document["steps"]
+        assert [each["step"] for each in steps] == ["seat", "pay", "pay", "pay"]
+
+
+def test_people_get_tables_and_what_is_not_there_is_a_sentence(desk: Desk) -> None:
+    saga_id = desk.run("saga", "ls", "--json").document["sagas"][0]["id"]
+    desk.run("saga", "retry-step", saga_id)
+    desk.carry_on()
+    for arguments, told in (
+        (["saga", "ls"], ["Sagas", saga_id, "travel", "stuck", r"the [bank] does not \x1b[31manswer"]),
+        (["saga", "show", saga_id], ["Steps", "timed-out", "Operators", "retry-step", "It waits for you", "'person'"]),
+        (["saga", "ls", "--database", desk.url], [saga_id]),
+        (["saga", "diagram", "trip"], ["flowchart TD", "pivot"]),
+    ):
+        ended = desk.run(*arguments)
+        assert (ended.code, ended.err) == (0, ""), arguments
+        assert "\x1b" not in ended.out
+        for piece in told:
+            assert piece in ended.out, arguments
+    for arguments, sentence in (
+        (["saga", "show", str(uuid4())], "in travel; `microkit saga ls` lists them"),
+        (["saga", "show", "17"], "'17' is no saga's id"),
+        (["saga", "ls", "--service", "other"], "other has no sagas"),
+        (["saga", "ls", "--since", "soon"], "--since 'soon' is no time"),
+        (["saga", "diagram", "trap"], "There is no saga 'trap'; there is trip (version 1)"),
+        (["saga", "resume", saga_id, "--as", " "], "name has 1 to 200 characters"),
+    ):
+        ended = desk.run(*arguments)
+        assert (ended.code, ended.out) == (1, ""), arguments
+        assert sentence in ended.err
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "resume", "retry-step", "skip-step", "compensate", "diagram"])
+def test_each_command_shows_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["microkit", "saga", command, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"Example: microkit saga {command}" in capsys.readouterr().out
