@@ -483,3 +483,25 @@ def test_a_wait_is_between_a_hundredth_of_a_second_and_an_hour() -> None:
     for nonsense in (0, -1, 3601, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"from 0\.01 to 3,600 seconds"):
             StepNotYet(after=nonsense)
+
+
+async def test_metrics_tell_how_sagas_end_from_zero_on(bench: Bench) -> None:
+    trip = bench.trip()
+    async with bench.engine(trip):
+        shown = bench.telemetry.exposition().decode()
+        for status in ("completed", "compensated", "stuck"):
+            assert f'microkit_saga_ended_total{{saga="trip",status="{status}"}} 0.0' in shown
+        for status in ("running", "compensating", "stuck"):
+            assert f'microkit_saga_open{{saga="trip",status="{status}"}} 0.0' in shown
+            assert f'microkit_saga_oldest_seconds{{saga="trip",status="{status}"}} 0.0' in shown
+        bench.scripts["pay"] = [StepRefused("no"), None]
+        first = await bench.until_rest(await bench.begin(trip))
+        second = await bench.until_rest(await bench.begin(trip))
+    shown = bench.telemetry.exposition().decode()
+
+    assert (first.status, second.status) == ("compensated", "completed")
+    assert 'microkit_saga_compensations_total{saga="trip",saga_step="pay"} 1.0' in shown
+    assert 'microkit_saga_ended_total{saga="trip",status="compensated"} 1.0' in shown
+    assert 'microkit_saga_ended_total{saga="trip",status="completed"} 1.0' in shown
+    labels = 'outcome="refused",saga="trip",saga_direction="action",saga_step="pay"'
+    assert f"microkit_saga_step_duration_seconds_count{{{labels}}} 1.0" in shown
