@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from getpass import getuser
+from json import dumps
 from platform import node
 from typing import Any
 from uuid import UUID
@@ -154,7 +155,7 @@ def _print_story(service: str, saga: SagaStory) -> None:
         ("next attempt (UTC)", _time(saga.next_at)),
         ("waits since (UTC)", _time(saga.not_yet_since)),
         ("trace", saga.trace_id),
-        ("state", saga.state),
+        ("state", dumps(saga.state, ensure_ascii=False)),
     ]
     print_table(f"Saga {saga.id}", ("what", "value"), [fact for fact in facts if fact[1] not in (None, "")])
     print_table(

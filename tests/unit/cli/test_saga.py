@@ -191,7 +191,10 @@ def test_people_get_tables_and_what_is_not_there_is_a_sentence(desk: Desk) -> No
     desk.carry_on()
     for arguments, told in (
         (["saga", "ls"], ["Sagas", saga_id, "travel", "stuck", r"the [bank] does not \x1b[31manswer"]),
-        (["saga", "show", saga_id], ["Steps", "timed-out", "Operators", "retry-step", "It waits for you", "'person'"]),
+        (
+            ["saga", "show", saga_id],
+            ["Steps", "timed-out", "Operators", "retry-step", "It waits for you", '{"person": '],
+        ),
         (["saga", "ls", "--database", desk.url], [saga_id]),
         (["saga", "diagram", "trip"], ["flowchart TD", "pivot"]),
     ):
