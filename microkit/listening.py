@@ -10,7 +10,7 @@ from microkit.bus.port import Delivery
 from microkit.bus.subscription import Batching, Subscription, Within
 from microkit.context import WorkContext, current
 from microkit.db import Database, Transaction
-from microkit.db.failure import DatabaseUnavailable
+from microkit.db.failure import DatabaseUnavailable, StorageFull
 from microkit.declared import Listener, topics_of
 from microkit.errors import DefinitionError, UndecodableMessage
 from microkit.injection import Bound, Getter, bind
@@ -23,6 +23,9 @@ MOST_TOGETHER: Final = 100
 TARGET: Final = 0.1
 """Seconds that the handlers of one transaction may take together before fewer messages are put into the next: they run
 one after the other, and its rows stay locked for as long."""
+
+OUTAGES: Final = (DatabaseUnavailable, StorageFull)
+"""What is never held against a message: the service's own database is away, or has no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def subscription_of(
         timeout=options.timeout,
         dead_letter=options.dead_letter,
         ignore=options.ignore,
-        outages=(*options.outages, *({DatabaseUnavailable} - options.named())),
+        outages=(*options.outages, *(each for each in OUTAGES if each not in options.named())),
     )
 
 

@@ -40,6 +40,12 @@ class LeasedSession(Session):
     def get_bind(self, *_: Any, **__: Any) -> Connection:  # SQLAlchemy's hook, of many parameters
         return self.lease.connection()
 
+    def commit(self) -> None:
+        raise DefinitionError(
+            "a transaction is committed when its block or handler returns, and nobody commits it by hand: others may "
+            "share it. tx.flush() sends what was added or changed"
+        )
+
 
 class Transaction:
     """One unit of work on the service's database, from :meth:`Database.transaction` or :meth:`Database.run`.
@@ -237,7 +243,7 @@ class Transaction:
     def _commit(self, session: Session) -> None:
         try:
             self._lease.send_held()
-            session.commit()
+            Session.commit(session)  # which nobody else may
         finally:
             self._close(session)
 

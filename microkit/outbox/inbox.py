@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Final
 
@@ -12,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from microkit.db.clock import database_now
 from microkit.db.database import Database
 from microkit.db.transaction import Transaction
-from microkit.errors import UndecodableMessage
+from microkit.errors import DefinitionError, UndecodableMessage
 from microkit.message import Message
 from microkit.outbox.tables import inbox
 
@@ -59,6 +60,7 @@ async def effect_once(
     Raises:
         UndecodableMessage: the message has no id (``no-id``), none that can be kept (``bad-id``), or the id of another
             message (``id-reused``).
+        DefinitionError: ``work`` rolled the transaction back by hand.
     """
     name = _name(group, message)
     digest = _digest(message)
@@ -66,7 +68,8 @@ async def effect_once(
     async def unit(tx: Transaction) -> bool:
         inserted = await tx.execute(_INSERTS[tx.dialect], [{**name, "digest": digest}])
         if inserted.rowcount:  # type: ignore[attr-defined]  # an INSERT's result is a CursorResult
-            await work(tx)
+            with _unbroken(tx):
+                await work(tx)
             return True
         known = (await tx.execute(_KNOWN, name)).scalar_one_or_none()
         if known is not None and known != digest:
@@ -74,6 +77,20 @@ async def effect_once(
         return False
 
     return await database.run(unit)
+
+
+@contextmanager
+def _unbroken(tx: Transaction) -> Iterator[None]:
+    """Sees to it that what follows is committed with the marks, or not at all: a rollback by hand takes the marks away,
+    and the effects of others in the same transaction, and what comes after it would be committed alone."""
+    begun = tx.session.sync_session.get_transaction()
+    yield
+    if tx.session.sync_session.get_transaction() is not begun:
+        raise DefinitionError(
+            "the handler rolled its transaction back by hand, and with it the mark that the message was handled. Raise "
+            "instead (ignore= names errors that mean there was nothing to do), or put what may fail into "
+            "`async with tx.session.begin_nested()`"
+        )
 
 
 async def effects_once(
@@ -89,6 +106,7 @@ async def effects_once(
 
     Raises:
         UndecodableMessage: one of them has no id, none that can be kept, or the id of another message.
+        DefinitionError: ``work`` rolled the transaction back by hand.
     """
     named = [(_name(group, message), message) for message in messages]
     digests: dict[tuple[str, str], bytes] = {}
@@ -111,7 +129,8 @@ async def effects_once(
                 if known is not None and known != digests[key]:
                     raise _reused(message)
         if todo:
-            await work(tx, todo)
+            with _unbroken(tx):
+                await work(tx, todo)
         return len(todo)
 
     return await database.run(unit, attempts=1)

@@ -30,13 +30,14 @@ OLDEST: Final = (7, 0)
 PATIENCE: Final = 5.0
 """Seconds for the server to answer; what blocks in it blocks for less."""
 AWAY: Final = (
-    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
+    "ACL failure", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM",
+    "READONLY",
 )  # fmt: skip
 """How errors begin that say nothing against a message: the server will have none just now."""
 
 
 def is_away(error: str) -> bool:
-    return error.startswith(AWAY)
+    return error.removeprefix("ERR ").startswith(AWAY)
 
 
 def client_of(url: str) -> Redis:
@@ -236,6 +237,7 @@ def _translated() -> Iterator[None]:
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise ConnectionError(f"redis: {error}" if str(error) else f"redis: no answer within {PATIENCE:g} s") from error
     except RedisError as error:
-        if is_away(str(error)):
+        # redis-py cuts the code off some of the texts, and keeps it beside them.
+        if is_away(str(error)) or is_away(getattr(error, "status_code", None) or ""):
             raise ConnectionError(f"redis: {error}") from error
         raise

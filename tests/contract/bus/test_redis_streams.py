@@ -370,6 +370,46 @@ async def test_a_server_without_memory_is_away_and_no_message_is_blamed(bus: Red
     assert ids(await receive(await bus.subscribe(GROUP, [topic]), 4)) == numbers(4)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("ACL", "SETUSER", "default", "-@write"), ("ACL", "SETUSER", "default", "+@all")),
+    ],
+    ids=["demoted", "full", "forbidden"],
+)
+async def test_a_server_that_takes_nothing_now_is_away_for_all_that_is_asked_of_it(
+    before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    """A group survives any outage, but not its own faults. redis-py cuts the code off these errors."""
+    with valkey() as server:
+        client: Any = Redis.from_url(server.url)
+        bus = RedisBus(server.url)
+        await bus.start()
+        consumer = await bus.subscribe(GROUP, ["billing"])
+        await bus.publish(numbered("billing", 1))
+        [delivery] = await receive(consumer, 1)
+        await client.execute_command(*before)
+        asked: list[Callable[[], Any]] = [
+            lambda: consumer.fetch(1, 0.1),
+            lambda: consumer.ack([delivery]),
+            lambda: bus.publish(numbered("billing", 1)),
+            lambda: bus.publish(numbered("bills", 1)),
+            lambda: bus.subscribe("library", ["billing"]),
+        ]
+        outcomes = await asyncio.gather(*(ask() for ask in asked), return_exceptions=True)
+        causes: list[object] = []
+        for outcome in outcomes:
+            causes += outcome.failed.values() if isinstance(outcome, PublishFailed) else [outcome]
+        errors = [cause for cause in causes if isinstance(cause, BaseException)]
+        assert len(errors) >= 3
+        assert all(isinstance(error, ConnectionError) for error in errors), errors
+        await client.execute_command(*after)
+        await bus.close()
+        await client.aclose()
+
+
 async def test_a_batch_of_many_scripts_keeps_its_order(bus: RedisBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus_module, "AT_ONCE", 7)
     topic = new_name()

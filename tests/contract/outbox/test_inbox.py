@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from microkit.db import Transaction
-from microkit.errors import UndecodableMessage
+from microkit.errors import DefinitionError, UndecodableMessage
 from microkit.message import Message
 from microkit.outbox import effect_once, effects_once
 from microkit.outbox.inbox import prune
@@ -204,3 +205,51 @@ async def test_overlapping_batches_at_once_have_each_effect_once(ledger: Any) ->
     done = await asyncio.gather(*(batch(start) for start in range(0, 50, 5)))
     assert sum(done) == 65
     assert await credited(ledger) == list(range(65))
+
+
+async def test_a_rollback_by_hand_takes_nothing_of_the_others_with_it(ledger: Any) -> None:
+    """It is what people write who have seen SQLAlchemy's sessions. In a shared transaction it would undo the effects of
+    others, whose messages were then acknowledged."""
+
+    async def one_rolls_back(tx: Transaction, fresh: Sequence[Message]) -> None:
+        for message in fresh:
+            await credit_each(tx, [message])
+            if message.id == "2":
+                await tx.session.rollback()
+
+    with pytest.raises(DefinitionError, match="begin_nested"):
+        await effects_once(ledger, "ledger", numbered(1, 2, 3), one_rolls_back)
+    assert await rows(ledger, effects) == await rows(ledger, inbox) == 0
+
+    async def rolls_back(tx: Transaction) -> None:
+        await tx.session.rollback()
+        await credit(tx)
+
+    with pytest.raises(DefinitionError, match="begin_nested"):
+        await effect_once(ledger, "ledger", MESSAGE, rolls_back)
+    assert await rows(ledger, effects) == await rows(ledger, inbox) == 0
+
+
+async def test_a_part_may_fail_in_a_savepoint_and_the_rest_stands(ledger: Any) -> None:
+    async def work(tx: Transaction, fresh: Sequence[Message]) -> None:
+        for message in fresh:
+            with suppress(sa.exc.DBAPIError):
+                async with tx.session.begin_nested():
+                    await credit_each(tx, [message])
+                    if message.id == "2":
+                        await tx.execute(sa.text("INSERT INTO no_such_table VALUES (1)"))
+
+    assert await effects_once(ledger, "ledger", numbered(1, 2, 3), work) == 3
+    assert await credited(ledger) == [1, 3]
+
+
+async def test_nobody_commits_a_shared_transaction_by_hand(ledger: Any) -> None:
+    """It would commit the marks of messages that are still to be handled."""
+
+    async def commits(tx: Transaction, fresh: Sequence[Message]) -> None:
+        await credit_each(tx, fresh[:1])
+        await tx.session.commit()
+
+    with pytest.raises(DefinitionError, match="by hand"):
+        await effects_once(ledger, "ledger", numbered(1, 2), commits)
+    assert await rows(ledger, effects) == await rows(ledger, inbox) == 0

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from microkit import DeadLetter, DefinitionError, Event, Service, System, Transaction
+from microkit.bus import Subscription, workers
+from microkit.db.failure import StorageFull
 from microkit.message import Message
 from microkit.outbox.tables import DEAD, inbox, outbox
 from microkit.testing.system import SystemUnderTest, run_system
@@ -131,6 +133,26 @@ async def test_an_ignored_error_leaves_no_effect_and_is_not_tried_again(running:
     progress = running.running.instances["depot"].parts.consumers
     assert progress is not None
     assert all(group.retrying == 0 for group in progress.progress())
+
+
+async def test_a_full_disk_is_waited_out_and_held_against_no_message(
+    running: SystemUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = running.running.instances["depot"]
+    monkeypatch.setattr(Subscription, "delay", lambda *_: 0.0)
+    monkeypatch.setattr(workers, "pause", lambda _failures: 0.01)
+    full, real = [StorageFull() for _ in range(100)], parts.database.run
+
+    async def run(*arguments: Any, **options: Any) -> Any:
+        if full and not options.get("read_only"):
+            raise full.pop()
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(parts.database, "run", run)
+    await running.running.bus.publish([ordered(number) for number in range(5)])
+    await eventually(running, rows("pack"), 5)
+    await eventually(running, lambda tx: tx.scalar(sa.select(sa.func.count()).where(outbox.c.state == DEAD)), 0)
+    assert not full
 
 
 async def test_what_cannot_be_meant_is_refused_where_it_is_written(tmp_path: Path) -> None:
