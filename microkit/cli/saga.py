@@ -16,7 +16,7 @@ from microkit.cli.outbox import read_since
 from microkit.cli.printing import clock, print_json, print_table, say, short
 from microkit.cli.where import Store, Where
 from microkit.db import Transaction
-from microkit.errors import ConfigurationError, NotFound
+from microkit.errors import ConfigurationError, Conflict, NotFound
 from microkit.page import MAX_PAGE, PageRequest
 from microkit.saga.diagram import mermaid
 from microkit.saga.operations import Operator
@@ -236,8 +236,21 @@ async def _operate(
     async with where.stores() as stores:
         store, before = await _find(stores, saga_id)
         seen = Operator(operator.name, operator.reason, before.epoch)
-        await store.database.run(lambda tx: command(tx, saga_id, seen, store))
+        try:
+            await store.database.run(lambda tx: command(tx, saga_id, seen, store))
+        except Conflict as error:
+            raise _with_last(error, before) from None
         return store.service, before, (await _find([store], saga_id))[1]
+
+
+def _with_last(error: Conflict, saga: SagaStory) -> Conflict:
+    """Says who was there last: their command may be why this one cannot be done."""
+    if not saga.operations:
+        return error
+    last = saga.operations[-1]
+    return Conflict(
+        f"{error} (before you, {last.operator} did {last.operation} of step {last.step}, {_time(last.done_at)})"
+    )
 
 
 async def _find(stores: list[Store], saga_id: UUID) -> tuple[Store, SagaStory]:

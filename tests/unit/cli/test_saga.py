@@ -177,6 +177,7 @@ def test_resume_and_retry_try_again(desk: Desk) -> None:
     again = desk.run("saga", "resume", first, "--as", "bob")
     assert again.code == 1
     assert "is running, not stuck: nothing was changed" in again.err
+    assert "(before you, ada did resume of step pay, " in again.err
     assert "not at 'tell': nothing was changed" in desk.run("saga", "retry-step", second, "tell").err
     desk.carry_on()
 
