@@ -8,7 +8,6 @@ on stop; and a loop that crashes is begun anew, some times.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from typing import Final
 
@@ -116,9 +115,14 @@ class ConsumerRuntime:
         while True:
             for group, runner in self._runners.items():
                 waiting: Counter[str] = Counter()
-                with contextlib.suppress(OSError):  # the broker is away: the groups say so
+                try:
                     for part in await bus.lag(group, self._topics[group]):
                         waiting[part.topic] += part.waiting
+                except OSError:  # the broker is away: the groups say so
+                    continue
+                except Exception:  # the next look may work; a lag that stands still for ever would mislead
+                    self._telemetry.logger.exception("the lag of the group %s is not known", group)
+                    continue
                 for topic, number in waiting.items():
                     runner.metrics.lag(topic, number)
             await asyncio.sleep(self._lag_every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,9 +22,13 @@ from microkit.bus.subscription import Subscription
 from microkit.bus.workers import Workers
 from microkit.telemetry import Telemetry
 
+_log = logging.getLogger(__name__)
+
 FETCH_SECONDS: Final = 1.0
 ACK_PAUSE: Final = 0.003
 """Seconds in which acknowledgements are gathered: each costs a broker outside a round trip."""
+LONGEST_END: Final = 12.0
+"""Seconds that a cancelled task may take to end: more than a transaction takes to be rolled back."""
 STALLED_AFTER: Final = 15.0
 """Seconds beyond the time-out of a handler in which something must have moved."""
 
@@ -168,25 +173,32 @@ class GroupRunner:
         while True:
             ended, _ = await asyncio.wait([*self._loops, *self._workers.tasks], return_when=asyncio.FIRST_COMPLETED)
             error = next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
-            now = time.monotonic()
-            self._crashes.append(now)
-            while self._crashes[0] < now - self._limits.window:
-                self._crashes.popleft()
-            self.restarts += 1
-            self.metrics.crashed()
-            group = self._subscription.group
-            self._trouble = repr(error)
-            over = len(self._crashes) > self._limits.crashes
-            self._logger.error("group %s crashed%s", group, ", for good" if over else "", exc_info=error)
-            await self._leave(0)
-            if over:
-                self._over = True
-                self._fatal(group, error or asyncio.CancelledError())
-                return
-            await asyncio.sleep(pause(len(self._crashes)))
-            await self._join_again()
+            while error is not None or ended:
+                over = self._crashed(error)
+                await self._leave(0)
+                if over:
+                    self._over = True
+                    self._fatal(self._subscription.group, error or asyncio.CancelledError())
+                    return
+                await asyncio.sleep(pause(len(self._crashes)))
+                ended, error = set(), await self._join_again()
 
-    async def _join_again(self) -> None:
+    def _crashed(self, error: BaseException | None) -> bool:
+        """Notes a crash; whether it was one too many."""
+        now = time.monotonic()
+        self._crashes.append(now)
+        while self._crashes[0] < now - self._limits.window:
+            self._crashes.popleft()
+        self.restarts += 1
+        self.metrics.crashed()
+        self._trouble = repr(error)
+        over = len(self._crashes) > self._limits.crashes
+        group = self._subscription.group
+        self._logger.error("group %s crashed%s", group, ", for good" if over else "", exc_info=error)
+        return over
+
+    async def _join_again(self) -> Exception | None:
+        """Joins, however long the broker is away; what else it failed with, which is a crash like any other."""
         failures = 0
         while True:
             self._beat = time.monotonic()
@@ -196,8 +208,10 @@ class GroupRunner:
                 failures += 1
                 self._troubled(error)
                 await asyncio.sleep(pause(failures))
+            except Exception as error:  # noqa: BLE001  the supervisor must not end without a word
+                return error
             else:
-                return
+                return None
 
     # Fetching.
 
@@ -280,6 +294,13 @@ class GroupRunner:
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancels them. A handler that swallows its cancellation is left to itself: it must not keep the process from
+    ending."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    ended, left = await asyncio.wait(tasks, timeout=LONGEST_END)
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # seen
+    for task in left:
+        _log.error("%s does not end though it was cancelled, and is left behind", task.get_name())

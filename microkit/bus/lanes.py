@@ -103,7 +103,7 @@ class Lanes:
     def let_go(self, goes: Callable[[Delivery], bool]) -> Sequence[Delivery]:
         """Forgets what is not begun of the keys that go to another member. See :class:`~microkit.bus.port.Revokes`."""
         gone: list[Delivery] = []
-        for lane in [lane for lane in self._lanes.values() if goes(lane.queue[0])]:
+        for lane in [lane for lane in self._lanes.values() if lane.queue and goes(lane.queue[0])]:
             lane.going = lane.begun > 0
             kept = [lane.queue.popleft() for _ in range(lane.begun)]
             gone += lane.queue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -97,12 +98,22 @@ async def test_an_error_cannot_be_meant_in_two_ways() -> None:
     assert issubclass(UndecodableMessage, DeadLetter)
 
 
-async def test_the_lag_of_a_group_is_a_metric(bus: MemoryBus, telemetry: Telemetry) -> None:
+async def test_the_lag_of_a_group_is_a_metric_whatever_a_look_at_it_has_failed_with(
+    bus: MemoryBus, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def handle(_: Delivery) -> None:
         raise ValueError("never")
 
     bus.declare("ledger", [TOPIC])
     await bus.publish(numbered(TOPIC, 7))
+    real, faults = bus.lag, [ValueError("what is this?"), ConnectionError("away")]
+
+    async def lag(*arguments: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return await real(*arguments)
+
+    monkeypatch.setattr(bus, "lag", lag)
     runtime = ConsumerRuntime(bus, telemetry, lag_every=0.01)
     runtime.add(Subscription("ledger", (TOPIC,), handle, backoff=3600.0, longest_backoff=3600.0))
     await runtime.start()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from microkit.bus import ConsumerRuntime, Delivery, Limits, MemoryBus, MessagesLost, Subscription
+from microkit.bus import ConsumerRuntime, Delivery, Limits, MemoryBus, MessagesLost, Subscription, group
 from microkit.telemetry import Telemetry
 from microkit.testing.bus_suite import numbered, until
 
@@ -86,6 +88,57 @@ async def test_a_loop_that_crashes_too_often_is_the_end(telemetry: Telemetry, ru
     assert bus.joined == 3
     assert "a fault in the adapter" in str(runtime.failure)
     assert runtime.progress()[0].stalled
+    await bus.close()
+
+
+async def test_a_group_that_cannot_join_again_has_crashed_again(
+    telemetry: Telemetry, runtimes: list[ConsumerRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be dead without a word, and nobody would begin the process anew."""
+    bus = Cracked("fetch", TypeError("a fault in the adapter"), 1)
+    await bus.start()
+
+    async def handle(_: Delivery) -> None: ...
+
+    runtime = ConsumerRuntime(bus, telemetry, limits=Limits(crashes=2))
+    runtimes.append(runtime)
+    runtime.add(Subscription("ledger", (TOPIC,), handle))
+    await runtime.start()
+
+    async def refuses(*_: object) -> None:
+        raise ValueError("not like this")
+
+    monkeypatch.setattr(bus, "subscribe", refuses)
+    await until(runtime.failed.is_set, lambda: "nobody was told")
+    assert "not like this" in str(runtime.failure)
+    assert runtime.progress()[0].restarts == 3
+    await bus.close()
+
+
+async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_process_from_ending(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "LONGEST_END", 0.2)
+    bus = MemoryBus()
+    await bus.start()
+    begun, enough = asyncio.Event(), False
+
+    async def handle(_: Delivery) -> None:
+        begun.set()
+        while not enough:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    runtime = ConsumerRuntime(bus, telemetry)
+    runtime.add(Subscription("ledger", (TOPIC,), handle))
+    await runtime.start()
+    await bus.publish(numbered(TOPIC, 1))
+    await begun.wait()
+    async with asyncio.timeout(30):
+        await runtime.stop(0.1)
+    successor = await bus.subscribe("ledger", [TOPIC])
+    assert [delivery.message.id for delivery in await successor.fetch(10, 5)] == ["0"]
+    enough = True
     await bus.close()
 
 
