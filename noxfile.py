@@ -6,8 +6,8 @@ import sys
 
 import nox
 
-OWN_PYTHON = f"3.{sys.version_info.minor}"
-PYTHONS = sorted({"3.11", "3.12", "3.13", OWN_PYTHON})  # those that are missing are skipped
+PYTHONS = sorted({"3.11", "3.12", "3.13", f"3.{sys.version_info.minor}"})  # those that are missing are skipped
+WORKERS = ["-n", "4", "--dist", "loadgroup", "--timeout", "600"]  # more than cores: much of the time is waiting
 SOURCES = ["microkit", "reference", "tests", "benchmarks", "noxfile.py"]
 
 nox.needs_version = ">=2026.4"
@@ -51,14 +51,19 @@ def arch(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The whole suite, on SQLite and on PostgreSQL; branch coverage is measured on one Python, the one nox runs on.
-
-    What only the type checkers see is in ``types``.
-    """
+    """The whole suite, on SQLite and on PostgreSQL. What only the type checkers see is in ``types``."""
     install(session, "dev")
-    coverage = ["--cov", "--cov-report=term:skip-covered", "--cov-report=xml"] if session.python == OWN_PYTHON else []
-    workers = ["-n", "4", "--dist", "loadgroup", "--timeout", "600"]
-    session.run("pytest", *workers, "--ignore", "tests/typing", *coverage, *session.posargs)
+    session.run("pytest", *WORKERS, "--ignore", "tests/typing", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage by what runs in the test's own process. A session of its own: measuring costs twice the tests."""
+    install(session, "dev")
+    session.run(
+        "pytest", *WORKERS, "--cov", "--cov-report=term:skip-covered", "--cov-report=xml",
+        *(session.posargs or ["tests/unit", "tests/contract", "reference"]),
+    )  # fmt: skip
 
 
 @nox.session

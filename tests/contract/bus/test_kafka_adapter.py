@@ -52,7 +52,8 @@ async def test_a_send_to_a_broker_that_stands_still_ends_and_order_holds_when_it
     await publish_until_confirmed(bus, numbered(topic, 5))
     own_server.freeze()
     try:
-        with pytest.raises(ConnectionError, match="not confirmed within 1 s"):
+        # Some may have come in before it stood still.
+        with pytest.raises((ConnectionError, PublishFailed), match="not confirmed within 1 s"):
             await bus.publish(numbered(topic, 5, start=5))
     finally:
         own_server.thaw()

@@ -167,7 +167,8 @@ async def test_a_relay_that_slept_through_its_lease_changes_nothing_when_it_wake
         await box.publish_numbers(range(20, 30))
         await published(broker, 30)
     assert first_comings(numbers(broker.published)) == list(range(30))
-    assert len(broker.published) == 40  # one batch came twice, nothing more
+    # Each half of the batch that was under way came twice at most, nothing more.
+    assert 40 <= len(broker.published) <= 50
     async with asyncio.timeout(60):
         while await box.states() != [PUBLISHED] * 30:
             await asyncio.sleep(0.02)

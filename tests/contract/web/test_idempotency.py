@@ -315,9 +315,11 @@ async def test_of_a_thousand_at_once_one_has_its_effect_and_all_get_its_reply(
 
     async def until_answered(app: WebApp) -> Reply:
         nonlocal told_to_wait
-        while (reply := await ask(app, {"amount": 5})).status == 409:
-            told_to_wait += 1
-            assert reply.json["type"] == "urn:problem:request-in-flight"
+        # A slow machine's pool may be too much asked of: then the answer is 503, and to come again is right too.
+        while (reply := await ask(app, {"amount": 5})).status in {409, 503}:
+            if reply.status == 409:
+                told_to_wait += 1
+                assert reply.json["type"] == "urn:problem:request-in-flight"
             await asyncio.sleep(float(reply.headers["retry-after"]))
         return reply
 

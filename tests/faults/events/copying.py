@@ -25,8 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -34,10 +35,13 @@ from microkit import Event, Service, Transaction
 from microkit.bus import Bus, MemoryBus, connect
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate
+from microkit.instance import Instance
 from microkit.outbox import Relay, RelayOptions, install
 from microkit.telemetry import Telemetry
 from microkit.testing.kafka import KafkaServer, kafka
 from microkit.testing.valkey import ValkeyServer, valkey
+
+T = TypeVar("T")
 
 KEYS: Final = 40
 TOGETHER: Final = 5
@@ -166,9 +170,15 @@ async def relay(plan: Plan, bus: Bus) -> None:
 async def consume(plan: Plan, bus: Bus) -> None:
     settings = {"database_url": plan.target, "port": 0, "log_level": "CRITICAL", "access_log": False}
     await started(bus.start)
-    instance = await started(lambda: ledger.instance(settings, bus=bus).start())
+    instance = await started(partial(ready, settings, bus))
     await told_to_end()
     await instance.stop()
+
+
+async def ready(settings: dict[str, object], bus: Bus) -> Instance:
+    instance = ledger.instance(settings, bus=bus)
+    await instance.start()
+    return instance
 
 
 async def live_alone(plan: Plan, seed: int) -> None:
@@ -177,15 +187,13 @@ async def live_alone(plan: Plan, seed: int) -> None:
     await asyncio.gather(consume(plan, bus), relay(plan, bus), produce(plan, seed))
 
 
-async def started(start: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+async def started(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """As a supervisor has it: what does not start, because the broker is away, is started again."""
     while True:
         try:
-            await start()
+            return await start()
         except ConnectionError:
             await asyncio.sleep(0.2)
-        else:
-            return
 
 
 ends: Final[list[asyncio.Event]] = []

@@ -15,7 +15,7 @@ import pytest
 
 COPYING = Path(__file__).with_name("copying.py")
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
-EVENTS, BLOWS = (100_000, 120) if FULL else (3_000, 8)
+EVENTS, BLOWS = (100_000, 120) if FULL else (2_000, 7)
 
 
 @pytest.fixture
