@@ -220,6 +220,7 @@ class Transaction:
         if self._events and self._outbox_writer is not None:
             events, self._events = self._events, []
             await self._outbox_writer(self, events)
+            self.traces = []
 
     async def commit(self) -> None:
         """Sends COMMIT and gives the connection back.
