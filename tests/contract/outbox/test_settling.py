@@ -205,7 +205,7 @@ async def test_a_relay_that_lost_its_leases_forgets_what_is_under_way(box: Any, 
     again = await receive(consumer, 3)
     assert [number(delivery.message) for delivery in again] == [0, 1, 2]
     await states_become(box, [PUBLISHED] * 3)
-    assert len(first._unsettled.seqs) == 0
+    await until(lambda: not first._unsettled.seqs, lambda: f"the first still has {first._unsettled.seqs}")
 
 
 async def test_nothing_is_left_in_the_inbox_or_the_outbox_of_a_rolled_back_effect(
