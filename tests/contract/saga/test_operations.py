@@ -38,7 +38,7 @@ async def do_compensate(tx: Transaction, saga_id: UUID, operator: Operator, saga
     await compensate(tx, saga_id, operator, sagas=[saga], pivot_did_not_happen=True)
 
 
-COMMANDS = pytest.mark.parametrize("command", [do_resume, do_retry, do_skip, do_compensate])
+COMMANDS: list[Command] = [do_resume, do_retry, do_skip, do_compensate]
 
 
 async def stuck_at_the_pivot(bench: Bench, trip: Saga[Trip]) -> UUID:
@@ -95,7 +95,7 @@ async def test_compensations_are_told_the_operators_reason(bench: Bench) -> None
     assert story.failure.model_dump() == {"step": "pay", "reason": "the hotel has called", "type": "operator"}
 
 
-@COMMANDS
+@pytest.mark.parametrize("command", COMMANDS)
 async def test_of_two_operators_at_once_one_is_first_and_the_other_is_told_who(bench: Bench, command: Command) -> None:
     trip = bench.trip()
     saga_id = await stuck_at_the_pivot(bench, trip)
@@ -114,8 +114,7 @@ async def test_of_two_operators_at_once_one_is_first_and_the_other_is_told_who(b
     assert story.epoch == seen + 1
 
 
-@COMMANDS
-async def test_who_looked_before_an_engine_moved_it_on_changes_nothing(bench: Bench, command: Command) -> None:
+async def test_who_looked_before_an_engine_moved_it_on_changes_nothing(bench: Bench) -> None:
     trip = bench.trip()
     saga_id = await stuck_at_the_pivot(bench, trip)
     seen = (await bench.story(saga_id)).epoch
@@ -124,24 +123,25 @@ async def test_who_looked_before_an_engine_moved_it_on_changes_nothing(bench: Be
     async with bench.engine(trip):
         story = await bench.until(saga_id, "stuck")
 
-    with pytest.raises(Conflict, match="Another operator was faster: ada did resume"):
-        await act(bench, command, saga_id, Operator("bob", epoch=seen), trip)
+    for command in COMMANDS:
+        with pytest.raises(Conflict, match="Another operator was faster: ada did resume"):
+            await act(bench, command, saga_id, Operator("bob", epoch=seen), trip)
     assert await bench.story(saga_id) == story
 
 
-@COMMANDS
 @pytest.mark.parametrize("end", ["completed", "compensated"])
-async def test_an_ended_saga_is_left_alone(bench: Bench, command: Command, end: str) -> None:
+async def test_an_ended_saga_is_left_alone(bench: Bench, end: str) -> None:
     trip = bench.trip()
     bench.scripts["pay"] = [StepRefused("no")] if end == "compensated" else []
     async with bench.engine(trip):
         saga_id = await bench.begin(trip)
         story = await bench.until_rest(saga_id)
 
-    with pytest.raises(Conflict, match=rf"has ended: it is {end} since .* UTC; nothing was changed"):
-        await act(bench, command, saga_id, ADA, trip)
-    with pytest.raises(NotFound, match="There is no saga"):
-        await act(bench, command, uuid4(), ADA, trip)
+    for command in COMMANDS:
+        with pytest.raises(Conflict, match=rf"has ended: it is {end} since .* UTC; nothing was changed"):
+            await act(bench, command, saga_id, ADA, trip)
+        with pytest.raises(NotFound, match="There is no saga"):
+            await act(bench, command, uuid4(), ADA, trip)
     assert await bench.story(saga_id) == story
 
 

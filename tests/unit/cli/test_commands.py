@@ -30,6 +30,8 @@ def test_there_are_commands() -> None:
         *("up", "demo", "migrate", "config show", "version", "asyncapi", "events check"),
         *("dlq ls", "dlq show", "dlq redrive", "bus topics", "bus lag", "bus tail"),
         *("outbox status", "outbox replay", "outbox unpark"),
+        *("saga ls", "saga show", "saga diagram"),
+        *("saga resume", "saga retry-step", "saga skip-step", "saga compensate"),
     }
 
 

@@ -215,13 +215,3 @@ def test_people_get_tables_and_what_is_not_there_is_a_sentence(desk: Desk) -> No
         ended = desk.run(*arguments)
         assert (ended.code, ended.out) == (1, ""), arguments
         assert sentence in ended.err
-
-
-@pytest.mark.parametrize("command", ["ls", "show", "resume", "retry-step", "skip-step", "compensate", "diagram"])
-def test_each_command_shows_an_example(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["microkit", "saga", command, "--help"])
-    with pytest.raises(SystemExit):
-        main()
-    assert f"Example: microkit saga {command}" in capsys.readouterr().out
