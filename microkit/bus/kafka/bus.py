@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from microkit.bus.dead_letter import SUFFIX
 from microkit.bus.kafka.consumer import KafkaConsumer
 from microkit.bus.kafka.inspection import Reading, mark_of, topics_of
 from microkit.bus.kafka.options import KafkaOptions
@@ -203,7 +204,18 @@ class KafkaBus:
             self._known.update(missing)
 
     def _create(self, admin: AdminClient, topics: Sequence[str]) -> None:
-        wanted = [NewTopic(each, self.options.partitions, self.options.replication) for each in topics]
+        """A dead letter is larger than its message by what it says about it, so its topic takes larger ones: else the
+        largest messages that can come could never be given up. A cluster that will not have that makes a plain one."""
+        letters = [each for each in topics if each.endswith(SUFFIX)]
+        refused = self._create_with(admin, letters, {"max.message.bytes": str(_LARGEST)}) if letters else {}
+        plain = [each for each in topics if each in refused or each not in letters]
+        for topic, why in self._create_with(admin, plain, {}).items() if plain else ():
+            self._logger.warning("topic %s was not made: %s", topic, why)
+
+    def _create_with(self, admin: AdminClient, topics: Sequence[str], config: dict[str, str]) -> dict[str, str]:
+        """Makes those that are missing; which were refused, and why."""
+        wanted = [NewTopic(each, self.options.partitions, self.options.replication, config=config) for each in topics]
+        refused: dict[str, str] = {}
         for topic, made in admin.create_topics(wanted, request_timeout=_ASK_SECONDS).items():
             try:
                 made.result(_ASK_SECONDS * 2)
@@ -212,7 +224,8 @@ class KafkaBus:
                 if cause.code() == KafkaError._TIMED_OUT or cause.retriable():  # noqa: SLF001  librdkafka's own code
                     raise
                 if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    self._logger.warning("topic %s was not made: %s", topic, cause.str())
+                    refused[topic] = cause.str()
+        return refused
 
     def _lag(self, group: str, topics: Sequence[str]) -> list[Lag]:
         lags = []

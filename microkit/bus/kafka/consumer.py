@@ -53,7 +53,7 @@ class KafkaConsumer:
         self._waiter: asyncio.Future[None] | None = None
         self._moved = asyncio.Event()
         self._committing = asyncio.Lock()
-        self._trouble: ConnectionError | None = None
+        self._trouble: Exception | None = None
         self._losses: list[MessagesLost] = []
         self._let_go: LetGo | None = None
         self._closed = False
@@ -70,7 +70,11 @@ class KafkaConsumer:
         self._let_go = let_go
 
     async def fetch(self, most: int, wait: float) -> Sequence[Delivery]:
-        """See :meth:`microkit.bus.port.Consumer.fetch`."""
+        """See :meth:`microkit.bus.port.Consumer.fetch`.
+
+        Raises:
+            ConsumerEnded: the client gave up for good.
+        """
         await asyncio.sleep(0)  # a consumer that is always busy leaves the loop to others too
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
@@ -227,7 +231,7 @@ class KafkaConsumer:
         self._losses.append(loss)
         self._wake()
 
-    def troubled(self, trouble: ConnectionError | None) -> None:
+    def troubled(self, trouble: Exception | None) -> None:
         self._trouble = trouble
         if trouble is not None:
             self._wake()

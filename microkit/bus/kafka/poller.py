@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from microkit.bus.kafka.wire import away
+from microkit.bus.kafka.wire import ConsumerEnded, away
 from microkit.bus.port import MessagesLost
 
 _SLICE: Final = 0.05
@@ -52,7 +52,7 @@ class Owner(Protocol):
     def arrived(self, records: Sequence[Any]) -> None: ...
     def lost(self, keys: Sequence[Key]) -> None: ...
     def missed(self, loss: MessagesLost) -> None: ...
-    def troubled(self, trouble: ConnectionError | None) -> None: ...
+    def troubled(self, trouble: Exception | None) -> None: ...
     async def revoked(self, keys: Sequence[Key]) -> Sequence[Mark]:
         """Waits, for a bounded time, until what was handed out of these is done; where the group stands then."""
         ...
@@ -75,7 +75,8 @@ class Poller:
         self._paused = False
         self._newcomers = False
         self._full_since: float | None = None
-        self._trouble: ConnectionError | None = None
+        self._trouble: Exception | None = None
+        self._fatal: KafkaError | None = None
         self._probe_at = 0.0
         self._next: dict[Key, int] = {}
         self.passed = 0
@@ -95,6 +96,8 @@ class Poller:
         answer: Future[None] = Future()
         self._commands.append((marks, answer))
         self._wake.set()
+        if self.ended.done():
+            self._obey(None)
         return answer
 
     def stop(self, marks: Sequence[Mark]) -> None:
@@ -125,9 +128,9 @@ class Poller:
                 except KafkaException as error:
                     self._tell(ConnectionError(str(error)))
                     time.sleep(_SLICE)
-        except Exception:
+        except Exception as error:
             self._logger.exception("the Kafka consumer of %s ended", self._group)
-            self._tell(ConnectionError("the consumer has ended"))
+            self._tell(ConsumerEnded(f"the Kafka consumer of {self._group} ended: {error!r}"))
         finally:
             self._leave(client)
 
@@ -139,10 +142,12 @@ class Poller:
                 self._commit(client, self._last)
         with contextlib.suppress(KafkaException, RuntimeError):
             client.close()
-        self._obey(None)
         self.ended.set_result(None)
+        self._obey(None)  # what comes from here on is answered where it is asked
 
     def _turn(self, client: Consumer) -> None:
+        if self._fatal is not None:
+            raise ConsumerEnded(f"{self._fatal.name()}: {self._fatal.str()}")
         self._obey(client)
         room = self._owner.room()
         if room <= 0:
@@ -209,8 +214,11 @@ class Poller:
                 self._call(self._owner.missed, MessagesLost(what, lost))
 
     def _obey(self, client: Consumer | None) -> None:
-        while self._commands:
-            marks, answer = self._commands.popleft()
+        while True:
+            try:
+                marks, answer = self._commands.popleft()
+            except IndexError:
+                return
             if not answer.set_running_or_notify_cancel():
                 continue  # what it was to commit, the next one will
             try:
@@ -265,7 +273,9 @@ class Poller:
         self._call(self._owner.lost, _keys(partitions))
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal() or error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):  # noqa: SLF001
+        if error.fatal():
+            self._fatal = error
+        elif error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):  # noqa: SLF001
             self._tell(ConnectionError(f"{error.name()}: {error.str()}"))
 
     def _marks(self, client: Consumer, partitions: list[TopicPartition]) -> list[Mark]:
@@ -285,7 +295,7 @@ class Poller:
 
     # To the event loop.
 
-    def _tell(self, trouble: ConnectionError | None) -> None:
+    def _tell(self, trouble: Exception | None) -> None:
         self._probe_at = time.monotonic() + _PROBE_SECONDS
         self._trouble = trouble
         self._call(self._owner.troubled, trouble)

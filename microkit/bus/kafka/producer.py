@@ -151,6 +151,8 @@ class KafkaProducer:
                     await asyncio.sleep(_FULL_PAUSE)
                 except KafkaException as error:
                     cause = reason_of(error.args[0])
+                except (TypeError, ValueError) as error:  # it cannot be written as a record
+                    cause = error
             if cause is not None:
                 refused[index] = stuck[message.topic, message.key] = cause
 

@@ -18,6 +18,10 @@ class BrokerRefused(MicrokitError):
         self.code = code
 
 
+class ConsumerEnded(MicrokitError):
+    """The client gave up, or a fault ended it. No ``OSError``, since waiting would not mend it: join anew."""
+
+
 _TRANSPORT: Final = frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  librdkafka's own codes begin with an underscore

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from microkit.bus import Bus, Delivery, MessagesLost, PublishFailed, connect
 from microkit.bus.kafka import KafkaBus
 from microkit.bus.kafka import consumer as consumer_module
 from microkit.bus.kafka.partition import Partition
 from microkit.bus.kafka.poller import Poller
-from microkit.bus.kafka.wire import BrokerRefused
+from microkit.bus.kafka.wire import BrokerRefused, ConsumerEnded
 from microkit.errors import ConfigurationError
 from microkit.message import Message
 from microkit.testing.bus_suite import ids, new_name, numbered, numbers, receive, until
@@ -74,6 +77,78 @@ async def test_a_topic_that_was_deleted_is_made_anew(own_server: KafkaServer) ->
     await publish_until_confirmed(bus, numbered(topic, 3, start=3))
     got = await receive(await bus.subscribe(new_name(), [topic]), 3)
     assert list(dict.fromkeys(ids(got))) == ["3", "4", "5"]
+    await bus.close()
+
+
+async def test_a_client_that_ended_is_no_outage_and_its_acknowledgements_do_not_hang(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting would not mend it: the consumer runtime has to join anew."""
+    topic, group = new_name(), new_name()
+    bus = connect(kafka_url)
+    await bus.start()
+    await bus.publish(numbered(topic, 2))
+    consumer = await bus.subscribe(group, [topic])
+    got = await receive(consumer, 2)
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("a fault in the thread")
+
+    monkeypatch.setattr(consumer._poller, "_turn", fault)  # type: ignore[attr-defined]  # this adapter's own
+    async with asyncio.timeout(30):
+        with pytest.raises(ConsumerEnded, match="a fault in the thread"):
+            while True:
+                await consumer.fetch(1, 0.1)
+        await consumer.ack(got)
+        await consumer.close()
+    await bus.publish(numbered(topic, 2, start=2))
+    successor, found = await bus.subscribe(group, [topic]), set[str]()
+    async with asyncio.timeout(60):
+        while not found >= {"2", "3"}:  # with the first two, if their acknowledgement came too late
+            found.update(ids(await successor.fetch(10, 1.0)))
+    await bus.close()
+
+
+@pytest.mark.parametrize(
+    "bad", [Message("", "\ud800", b""), Message("", "1", b"", {"a": "\ud800"})], ids=["key", "header"]
+)
+async def test_a_message_that_is_no_record_is_refused_alone(kafka_url: str, bad: Message) -> None:
+    topic = new_name()
+    bus = connect(kafka_url)
+    await bus.start()
+    with pytest.raises(PublishFailed) as refused:
+        await bus.publish([*numbered(topic, 2), replace(bad, topic=topic), *numbered(topic, 2, start=2)])
+    assert list(refused.value.failed) == [2]
+    assert not isinstance(refused.value.failed[2], OSError)
+    assert sorted(ids(await receive(await bus.subscribe(new_name(), [topic]), 4))) == numbers(4)
+    await bus.close()
+
+
+async def test_a_topic_of_dead_letters_takes_larger_messages_than_others_where_it_may(kafka_url: str) -> None:
+    bus = connect(kafka_url)
+    await bus.start()
+    asked: list[tuple[list[str], dict[str, str]]] = []
+    topic = new_name()
+
+    class Admin:
+        """A cluster that forbids the setting."""
+
+        def create_topics(self, topics: list[Any], **_: object) -> dict[str, Any]:
+            asked.append(([each.topic for each in topics], dict(topics[0].config)))
+            answer: Future[None] = Future()
+            if topics[0].config:
+                answer.set_exception(KafkaException(KafkaError(KafkaError.POLICY_VIOLATION)))
+            else:
+                answer.set_result(None)
+            return {each.topic: answer for each in topics}
+
+    assert isinstance(bus, KafkaBus)
+    bus._create(Admin(), [topic, f"{topic}.dead-letter"])  # type: ignore[arg-type]  # the one method that is used
+    assert asked == [
+        ([f"{topic}.dead-letter"], {"max.message.bytes": str(16 * 1024 * 1024)}),
+        ([topic, f"{topic}.dead-letter"], {}),
+    ]
+    await bus.publish(numbered(f"{topic}.dead-letter", 1))  # and a real one takes it
     await bus.close()
 
 
