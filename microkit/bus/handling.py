@@ -52,6 +52,7 @@ class Handling:
         self._metrics = metrics
         self._watch = watch
         self._fates = subscription.fates()
+        self._suspects = subscription.concurrency
         self._attributes = {
             topic: {
                 "messaging.system": "microkit",
@@ -75,8 +76,11 @@ class Handling:
         if not is_for(message, delivery.group):
             return None  # redriven, for another group: this one has had it
         begun = time.perf_counter()
-        if attempt > self._subscription.attempts:
-            # It was delivered again and again without ever failing: whoever handled it did not live to say so.
+        if attempt > self._subscription.attempts and self._suspects > 0:
+            # It was delivered again and again without ever failing: whoever handled it did not live to say so. Or
+            # whoever had fetched it did not come to it, because of another one: no more were in hands at once than
+            # this, so the rest has its attempt, for thousands may have been fetched with the one that kills.
+            self._suspects -= 1
             failure: Failure | None = Failure(
                 "redelivered-too-often", f"delivered {delivery.attempt} times, never finished", Fate.DEAD_LETTER
             )

@@ -22,6 +22,10 @@ SIGNAL: Final = "outbox"
 MOST_BYTES: Final = 1024 * 1024
 """The largest payload of an event: what every bus takes."""
 
+MOST_KEY_BYTES: Final = 1024
+"""The longest key. PostgreSQL's indexes take no row above 2,704 bytes: a longer key could not be marked as refused by
+the bus, and would keep all others from being marked with it."""
+
 _INSERT: Final = PreparedInsert(
     sa.insert(outbox).values(created_at=database_now()),
     ("id", "aggregatetype", "aggregateid", "type", "payload", "headers", "shard"),
@@ -41,7 +45,7 @@ async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> Non
     that their events get here are in the order of their commits: that is what makes order per key hold.
 
     Raises:
-        ValueError: an event is larger than 1 MiB.
+        ValueError: an event is larger than 1 MiB, or its key longer than 1,024 bytes.
     """
     rows = [_row(event.to_message(source, trace=trace)) for event, trace in zip(events, tx.traces, strict=True)]
     await tx.insert(_INSERT, rows)
@@ -58,6 +62,11 @@ def _row(message: Message) -> dict[str, Any]:
         raise ValueError(
             f"{message.type} is {len(message.value)} bytes long; an event carries at most {MOST_BYTES}. "
             "Put large content where consumers can fetch it, and publish its address"
+        )
+    if len(message.key) > MOST_KEY_BYTES // 4 and len(message.key.encode()) > MOST_KEY_BYTES:
+        raise ValueError(
+            f"the key of {message.type} is longer than {MOST_KEY_BYTES} bytes; it says which events belong together: "
+            "take an identifier"
         )
     return {
         "id": message.id,

@@ -13,7 +13,7 @@ from sqlalchemy import event as sqlalchemy_event
 
 from microkit.db import Database, PreparedInsert, Transaction
 from microkit.message import Event, Message
-from microkit.outbox.tables import PENDING, PUBLISHED, outbox
+from microkit.outbox.tables import PARKED, PENDING, PUBLISHED, outbox
 from microkit.outbox.writer import MOST_BYTES
 from microkit.telemetry import Telemetry
 from microkit.testing.bus_suite import until
@@ -120,6 +120,20 @@ async def test_an_event_that_no_bus_would_take_fails_its_transaction(box: Any) -
     with pytest.raises(ValueError, match="at most 1048576"):
         await box.publish(BillPaid(bill="1", note="x" * MOST_BYTES))
     assert await box.rows() == []
+
+
+async def test_a_key_that_no_index_takes_is_refused_before_it_blocks_the_outbox(box: Any, broker: FaultyBus) -> None:
+    """Where the bus refused such a row, PostgreSQL refused to note that, and the relay sent its neighbours for ever."""
+    with pytest.raises(ValueError, match="longer than 1024 bytes"):
+        await box.publish(BillPaid(bill="ü" * 513))
+    broker.refuse = lambda message: ValueError("no") if len(message.key) > 1 else None
+    longest = "".join(chr(random.randrange(0x4E00, 0x9FFF)) for _ in range(341))
+    await box.publish(BillPaid(bill="1"), BillPaid(bill=longest))
+    await box.relay(broker, attempts=2)
+    async with asyncio.timeout(30):
+        while await box.states() != [PUBLISHED, PARKED]:
+            await asyncio.sleep(0.02)
+    assert [message.key for message in broker.published] == ["1"]
 
 
 async def test_thousands_of_events_arrive_once_and_in_order(box: Any, broker: FaultyBus) -> None:

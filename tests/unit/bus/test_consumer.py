@@ -238,6 +238,23 @@ async def test_a_message_delivered_again_and_again_without_ever_failing_is_given
     assert handler.tried == []
 
 
+async def test_of_many_that_were_fetched_again_and_again_only_those_that_were_in_hands_are_given_up(
+    bus: MemoryBus, run: Run, buried: Callable[[int], Awaitable[list[Message]]]
+) -> None:
+    """One that kills its process must not take all with it that were fetched together with it."""
+    bus.declare("ledger", [TOPIC])
+    await bus.publish(numbered(TOPIC, 50, keys=50))
+    for _ in range(3):
+        killed = await bus.subscribe("ledger", [TOPIC])
+        assert len(await killed.fetch(50, 1)) == 50
+        await killed.close()
+    handler = Recorder()
+    await run(handler, attempts=3, concurrency=4)
+    letters = await buried(4)
+    await until(lambda: len(handler.tried) == 46, lambda: f"{len(handler.tried)} were tried")
+    assert {letter.headers["mk_dlq_reason"] for letter in letters} == {"redelivered-too-often"}
+
+
 async def test_a_message_is_not_let_go_until_its_dead_letter_is_kept(bus: MemoryBus, run: Run) -> None:
     kept: list[Message] = []
     refusals = 3
