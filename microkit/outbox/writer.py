@@ -19,8 +19,8 @@ from microkit.outbox.tables import SHARDS, outbox
 SIGNAL: Final = "outbox"
 """The name of the database's signal that wakes the relay."""
 
-MOST_BYTES: Final = 1024 * 1024
-"""The largest payload of an event: what every bus takes."""
+MOST_BYTES: Final = 1024 * 1024 - 4096
+"""The largest payload of an event: what every bus takes. Kafka's 1 MiB is for the key and the headers, too."""
 
 MOST_KEY_BYTES: Final = 1024
 """The longest key. PostgreSQL's indexes take no row above 2,704 bytes: a longer key could not be marked as refused by
@@ -45,7 +45,7 @@ async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> Non
     that their events get here are in the order of their commits: that is what makes order per key hold.
 
     Raises:
-        ValueError: an event is larger than 1 MiB, or its key longer than 1,024 bytes.
+        ValueError: an event is larger than 1 MiB less 4 KiB, or its key longer than 1,024 bytes.
     """
     rows = [_row(event.to_message(source, trace=trace)) for event, trace in zip(events, tx.traces, strict=True)]
     await tx.insert(_INSERT, rows)

@@ -155,9 +155,11 @@ class RedisConsumer:
         tasks = [task for task in (self._reading, self._watching) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._house.leave()
-        self._buffer.clear()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # who closes may be cancelled, and nobody else would give the partitions up
+            await self._house.leave()
+            self._buffer.clear()
 
     def _check(self) -> None:
         if self._closed:
