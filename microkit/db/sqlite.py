@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -59,7 +60,7 @@ def engine(
         hide_parameters=True,  # what people typed does not belong into logs
         json_serializer=jsontext.dumps,
         json_deserializer=jsontext.loads,
-        connect_args={"isolation_level": None, "timeout": _BUSY},
+        connect_args={"async_creator_fn": _connect, "isolation_level": None, "timeout": _BUSY},
     )
     dialect: Any = made.sync_engine.dialect
     dialect.colspecs = {**dialect.colspecs, **EXACT}
@@ -67,6 +68,23 @@ def engine(
     dialect.do_terminate = lambda adapted: cut(adapted.driver_connection)
     _listen(made.sync_engine, statement_timeout, patience, pragmas)
     return made
+
+
+async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
+    """In the place of ``aiosqlite.connect``, which leaves a connection open when its opening is cancelled."""
+    connection = aiosqlite.connect(*args, **options)
+    connection._thread.daemon = True  # noqa: SLF001  as SQLAlchemy does
+    opening = asyncio.ensure_future(connection)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_opened)
+        raise
+
+
+def _close_opened(opening: asyncio.Future[aiosqlite.Connection]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        cut(opening.result())
 
 
 def cut(driver: Any) -> None:
