@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from sqlalchemy import ColumnElement, Connection, Executable, Result, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,7 +27,16 @@ Value = TypeVar("Value")
 
 Dialect = Literal["sqlite", "postgresql"]
 Params = Mapping[str, Any]
-OutboxWriter = Callable[["Transaction", Sequence[Event]], Awaitable[None]]
+
+
+class Published(NamedTuple):
+    """An event, and the trace headers of the work that published it: one transaction may serve several."""
+
+    event: Event
+    trace: Mapping[str, str]
+
+
+OutboxWriter = Callable[["Transaction", Sequence[Published]], Awaitable[None]]
 
 
 class LeasedSession(Session):
@@ -58,14 +67,13 @@ class Transaction:
 
     __slots__ = (
         "_after_commit",
-        "_events",
         "_lease",
         "_outbox_writer",
+        "_published",
         "_wake",
         "dialect",
         "read_only",
         "session",
-        "traces",
     )
 
     def __init__(
@@ -83,9 +91,7 @@ class Transaction:
         self._lease = lease
         self._outbox_writer = outbox_writer
         self._wake = wake
-        self._events: list[Event] = []
-        self.traces: list[Mapping[str, str]] = []
-        """The trace headers of the published events, for the outbox writer: one transaction may serve several."""
+        self._published: list[Published] = []
         self._after_commit: list[Callable[[], None]] = []
 
     def add(self, row: object) -> None:
@@ -189,8 +195,8 @@ class Transaction:
         self._writes("publish")
         if self._outbox_writer is None:
             raise DefinitionError("publish() needs the outbox: the database of this service was made without one")
-        self._events.extend(events)
-        self.traces.extend([inject()] * len(events))
+        trace = inject()
+        self._published += [Published(event, trace) for event in events]
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` once COMMIT is confirmed. What must not be lost belongs in a table instead.
@@ -217,10 +223,9 @@ class Transaction:
         if self.dialect == "postgresql":
             self._lease.hold()
         await self.session.flush()
-        if self._events and self._outbox_writer is not None:
-            events, self._events = self._events, []
-            await self._outbox_writer(self, events)
-            self.traces = []
+        if self._published and self._outbox_writer is not None:
+            published, self._published = self._published, []
+            await self._outbox_writer(self, published)
 
     async def commit(self) -> None:
         """Sends COMMIT and gives the connection back.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from microkit.contract import ANYONE, Roles
+from microkit.contract import ANYONE, Roles, roles_of
 from microkit.errors import BadRequest, DefinitionError
 
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
@@ -34,8 +34,10 @@ class Route:
     methods: tuple[str, ...] = ()
     timeout: float = 30.0
     body_limit: int | None = None
+    roles: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", roles_of(self.allow, f"The route {self.prefix!r}"))
         if not self.prefix.startswith("/") or (self.prefix != "/" and self.prefix.endswith("/")):
             raise DefinitionError(f"The route's prefix {self.prefix!r} must begin with / and not end with it")
         if canonical_path(self.prefix) != self.prefix:
@@ -48,10 +50,6 @@ class Route:
             raise DefinitionError(f"The route {self.prefix!r} names no service")
         if not self.timeout > 0:
             raise DefinitionError(f"The route {self.prefix!r} needs a timeout above 0, not {self.timeout!r}")
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return (self.allow,) if isinstance(self.allow, str) else self.allow
 
     def upstream_path(self, path: str) -> str:
         """The path to ask the service for."""

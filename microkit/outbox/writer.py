@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from microkit.db.clock import database_now
 from microkit.db.database import Database
 from microkit.db.prepared import PreparedInsert
-from microkit.db.transaction import Transaction
-from microkit.message import Event, Message
+from microkit.db.transaction import Published, Transaction
+from microkit.message import Message
 from microkit.outbox.tables import SHARDS, outbox
 
 SIGNAL: Final = "outbox"
@@ -38,7 +38,7 @@ def install(database: Database, source: str) -> None:
     database.share(SIGNAL)
 
 
-async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> None:
+async def write(tx: Transaction, published: Sequence[Published], *, source: str) -> None:
     """Inserts the events, in their order, in one statement, each with the trace that it was published in.
 
     It runs last in the transaction. Transactions that change the same row are serialized by its lock, so the numbers
@@ -47,8 +47,7 @@ async def write(tx: Transaction, events: Sequence[Event], *, source: str) -> Non
     Raises:
         ValueError: an event is larger than 1 MiB less 4 KiB, or its key longer than 1,024 bytes.
     """
-    rows = [_row(event.to_message(source, trace=trace)) for event, trace in zip(events, tx.traces, strict=True)]
-    await tx.insert(_INSERT, rows)
+    await tx.insert(_INSERT, [_row(event.to_message(source, trace=trace)) for event, trace in published])
     tx.wake(SIGNAL)
 
 

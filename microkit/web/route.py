@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from microkit.contract import SAFE_METHODS, Header, Operation, Parameter, Place, Roles
+from microkit.contract import SAFE_METHODS, Header, Operation, Parameter, Place, Roles, roles_of
 from microkit.db import Transaction
 from microkit.errors import DefinitionError, Problem
 from microkit.injection import bare
@@ -155,9 +155,7 @@ class Route:
     def of_inline(inline: InlineRoute, injected: Collection[Any]) -> Route:
         """Reads the handler's signature; ``injected`` are the types that are bound by type."""
         where = f"{inline.method} {inline.path}"
-        allow = (inline.allow,) if isinstance(inline.allow, str) else tuple(inline.allow)
-        if not any(allow):
-            raise DefinitionError(f'{where} does not say who may call it: write allow="member", SIGNED_IN or ANYONE')
+        allow = roles_of(inline.allow, where)
         if not inline.path.startswith("/"):
             raise DefinitionError(f"{where}: the path begins with a slash")
         hints = get_type_hints(inline.handler, include_extras=True)

@@ -75,7 +75,7 @@ OUTBOX = PreparedInsert(insert(table("coin", column("id", Integer), column("name
 
 
 async def write_outbox(tx: Transaction, events: Any) -> None:
-    await tx.insert(OUTBOX, [{"id": -event.coin_id, "name": "outbox"} for event in events])
+    await tx.insert(OUTBOX, [{"id": -event.coin_id, "name": "outbox"} for event, _ in events])
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])

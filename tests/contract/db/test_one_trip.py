@@ -63,7 +63,7 @@ SENT = PreparedInsert(insert(SentRow), ["bill_id"])
 
 
 async def write(tx: Transaction, events: Sequence[Any]) -> None:
-    await tx.insert(SENT, [{"bill_id": each.bill_id} for each in events])
+    await tx.insert(SENT, [{"bill_id": event.bill_id} for event, _ in events])
 
 
 @pytest.fixture

@@ -145,8 +145,8 @@ async def test_a_read_only_transaction_refuses_to_write(coins: Database, coin: t
     assert await count(coins) == 1
 
 
-async def keep(tx: Transaction, events: Sequence[Event]) -> None:
-    await tx.execute(text("INSERT INTO coin VALUES (:id, 'event')"), [{"id": -event.coin_id} for event in events])  # type: ignore[attr-defined]
+async def keep(tx: Transaction, events: Sequence[Any]) -> None:
+    await tx.execute(text("INSERT INTO coin VALUES (:id, 'event')"), [{"id": -event.coin_id} for event, _ in events])
 
 
 async def test_events_are_written_once_in_order_with_the_transaction(
@@ -155,7 +155,7 @@ async def test_events_are_written_once_in_order_with_the_transaction(
     seen: list[int] = []
 
     async def writer(tx: Transaction, events: Sequence[Any]) -> None:
-        seen.extend(event.coin_id for event in events)
+        seen.extend(event.coin_id for event, _ in events)
         await keep(tx, events)
 
     coins.outbox_writer = writer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import pytest
 from microkit import context
 from microkit.context import WorkContext, working
 from microkit.db import Database, Transaction
+from microkit.db.transaction import Published
 from microkit.errors import Conflict, DefinitionError, NotFound, Unavailable
 from microkit.message import Event
 from microkit.page import PageRequest
@@ -207,8 +209,8 @@ async def test_an_event_is_published_with_the_step_that_holds_and_with_no_other(
 
     published: list[Event] = []
 
-    async def write(tx: Transaction, events: object) -> None:
-        tx.after_commit(lambda: published.extend(events))  # type: ignore[arg-type]  # a sequence of events
+    async def write(tx: Transaction, events: Sequence[Published]) -> None:
+        tx.after_commit(lambda: published.extend(event for event, _ in events))
 
     refused = [OSError("after publishing")]
 
