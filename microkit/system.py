@@ -8,13 +8,11 @@ system would choose.
 from __future__ import annotations
 
 import asyncio
-import random
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from microkit.bus.connect import connect
 from microkit.bus.memory import MemoryBus
@@ -31,8 +29,6 @@ from microkit.telemetry import TraceRing
 
 Watch = Callable[[str, str], None]
 """Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
-
-_QUIET_PORTS: Final = range(15_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +180,3 @@ async def _stop(instances: Mapping[str, Instance], watch: Watch) -> None:
         watch(name, "stopping")
     await asyncio.gather(*(instance.pause() for instance in instances.values()))
     await asyncio.gather(*(stop(*item) for item in instances.items()))
-
-
-def free_ports(count: int) -> list[int]:
-    """``count`` different ports of this machine that nobody listens on, for tests.
-
-    They lie below those that a system gives to outgoing connections and to servers that ask for any port, so nothing
-    takes them before they are used.
-    """
-    found: list[int] = []
-    for port in random.sample(_QUIET_PORTS, 1000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise MicrokitError(f"There are no {count} free ports")

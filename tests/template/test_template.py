@@ -20,7 +20,7 @@ from cookiecutter.exceptions import FailedHookException  # type: ignore[import-u
 from cookiecutter.main import cookiecutter  # type: ignore[import-untyped]  # it has no types
 from packaging.requirements import Requirement
 
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 
 pytestmark = pytest.mark.xdist_group("the template")  # these tests share a project, and its checks
 

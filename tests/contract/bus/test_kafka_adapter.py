@@ -20,8 +20,9 @@ from microkit.bus.kafka.poller import Poller
 from microkit.bus.kafka.wire import BrokerRefused, ConsumerEnded
 from microkit.errors import ConfigurationError
 from microkit.message import Message
+from microkit.servers.kafka import KafkaServer
 from microkit.testing.bus_suite import ids, new_name, numbered, numbers, receive, until
-from microkit.testing.kafka import KafkaServer, kafka
+from microkit.testing.kafka import kafka
 
 pytestmark = pytest.mark.anyio
 

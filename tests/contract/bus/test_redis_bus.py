@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from microkit.bus import Bus, Promises, connect
+from microkit.servers.valkey import ValkeyServer
 from microkit.testing.bus_faults import BusFaultSuite
 from microkit.testing.bus_suite import BusSuite
-from microkit.testing.valkey import ValkeyServer, valkey
+from microkit.testing.valkey import valkey
 
 PROMISES = Promises(persistent=True, ordered=True, groups=True, redelivers=True, history=True)
 

@@ -27,8 +27,9 @@ from microkit.bus.kafka import KafkaBus, KafkaOptions
 from microkit.bus.kafka import bus as kafka_bus
 from microkit.bus.redis import RedisBus
 from microkit.errors import ConfigurationError
+from microkit.servers.valkey import ValkeyServer
 from microkit.testing.bus_suite import ids, new_name, numbered, numbers, receive
-from microkit.testing.valkey import ValkeyServer, valkey
+from microkit.testing.valkey import valkey
 
 pytestmark = pytest.mark.anyio
 

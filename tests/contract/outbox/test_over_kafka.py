@@ -12,8 +12,9 @@ import pytest
 
 from microkit.bus import Bus, connect
 from microkit.outbox.tables import PUBLISHED
+from microkit.servers.kafka import KafkaServer
 from microkit.testing.bus_suite import until
-from microkit.testing.kafka import KafkaServer, kafka
+from microkit.testing.kafka import kafka
 
 pytestmark = pytest.mark.anyio
 

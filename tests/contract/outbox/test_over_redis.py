@@ -15,8 +15,9 @@ from microkit.db import Transaction
 from microkit.message import Event
 from microkit.outbox import effect_once
 from microkit.outbox.tables import PUBLISHED
+from microkit.servers.valkey import ValkeyServer
 from microkit.telemetry import Telemetry
-from microkit.testing.valkey import ValkeyServer, valkey
+from microkit.testing.valkey import valkey
 
 pytestmark = pytest.mark.anyio
 

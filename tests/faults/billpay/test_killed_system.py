@@ -24,7 +24,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
 from reference.billpay.ledger.domain import TOTAL_COINS
 from reference.billpay.ledger.tables import AccountRow, LedgerRow

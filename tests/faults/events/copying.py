@@ -17,7 +17,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -37,9 +36,12 @@ from microkit.db import Database
 from microkit.db.migration import create_tables, migrate
 from microkit.instance import Instance
 from microkit.outbox import Relay, RelayOptions, install
+from microkit.servers.kafka import KafkaServer
+from microkit.servers.ports import free_ports
+from microkit.servers.valkey import ValkeyServer
 from microkit.telemetry import Telemetry
-from microkit.testing.kafka import KafkaServer, kafka
-from microkit.testing.valkey import ValkeyServer, valkey
+from microkit.testing.kafka import kafka
+from microkit.testing.valkey import valkey
 
 T = TypeVar("T")
 
@@ -391,17 +393,10 @@ def broker_behind(plan: Plan, port: int) -> Iterator[tuple[ValkeyServer | KafkaS
             yield server, server.url
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def copy(plan: Plan) -> dict[str, Any]:
     asyncio.run(prepare(plan))
     chance = random.Random(plan.seed + 1)
-    port = free_port()
+    (port,) = free_ports(1)
     begun = time.monotonic()
     with broker_behind(plan, port) as (broker, url):
         company = Company(plan, url, port, broker)

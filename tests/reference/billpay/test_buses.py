@@ -17,7 +17,7 @@ from microkit.cli.demo import tell
 from microkit.cli.folder import read_note
 from microkit.cli.remote import remote_desk
 from microkit.console.desk import Wanted
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 from reference.billpay.system import system
 
 SERVICES = [service.name for service in system.services]

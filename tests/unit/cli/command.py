@@ -62,6 +62,19 @@ failing = System("failing", services=[alpha, unsettled])
 """
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
 @dataclass
 class Process:
     """A running command."""

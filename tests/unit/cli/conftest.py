@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 from tests.unit.cli.command import Command
 
 

@@ -15,8 +15,8 @@ from uuid import uuid4
 import pytest
 
 from microkit.cli import main
-from microkit.system import free_ports
-from tests.unit.cli.command import Command
+from microkit.servers.ports import free_ports
+from tests.unit.cli.command import Command, Ended
 
 SHOP = """
 from pathlib import Path
@@ -58,20 +58,7 @@ async def reserve(event: OrderPlaced, tx: Transaction) -> None:
 system = System("shop", services=[till, stock])
 """
 
-Run = Callable[..., "Ended"]
-
-
-@dataclass
-class Ended:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
+Run = Callable[..., Ended]
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from microkit.db.migration import migrate
 from microkit.page import PageRequest
 from microkit.saga import Saga, SagaEngine
 from microkit.saga.view import list_sagas
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 from microkit.telemetry import Telemetry
+from tests.unit.cli.command import Ended
 
 TRIPS = """
 from pydantic import BaseModel
@@ -45,17 +45,6 @@ service = Service("travel", port={port})
 service.saga(trip)
 system = System("trips", services=[service, Service("other", port={other})])
 """
-
-
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from microkit import ANYONE, ConfigurationError, DefinitionError, Event, Service, ServiceSettings, System, Transaction
 from microkit.outbox.tables import DEAD, outbox
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 from microkit.testing.postgres import Cluster
 from microkit.testing.system import run_system
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from microkit.client import HttpCaller, connect
-from microkit.system import free_ports
+from microkit.servers.ports import free_ports
 from reference.billpay.contracts.user import Sessions, Users
 from reference.billpay.user.service import service
 from reference.billpay.user.tests.running import Start, UserService, quick_passwords
