@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
+from microkit.cli.options import FolderOption, JsonOption, SystemOption
 from microkit.cli.saga_commands import saga_app
 
 app = typer.Typer(
@@ -36,15 +36,7 @@ SystemArgument = Annotated[
         show_default=False,
     ),
 ]
-SystemOption = Annotated[
-    str | None,
-    typer.Option(
-        "--system", metavar="MODULE:SYSTEM", help="The system that the service belongs to.", show_default=False
-    ),
-]
 ServiceArgument = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name.")]
-FolderOption = Annotated[Path, typer.Option("--folder", help="Where databases and keys are kept.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
 
 @app.command(epilog="Example: microkit up reference.billpay.system:system --seed")

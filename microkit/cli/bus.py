@@ -6,8 +6,7 @@ import asyncio
 from contextlib import aclosing
 
 from microkit.bus.letter import REDRIVE_GROUP
-from microkit.cli.dlq import value_of
-from microkit.cli.printing import clock, print_json, print_table, say, short
+from microkit.cli.printing import clock, print_json, print_table, say, short, value_of
 from microkit.cli.where import Where
 from microkit.console.desk import Document
 

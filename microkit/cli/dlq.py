@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from microkit.cli.printing import clock, plain, print_json, print_table, say, short
+from microkit.cli.printing import clock, print_json, print_table, say, short, value_of
 from microkit.cli.where import Where
 from microkit.console.desk import Document, Pace, Wanted
 from microkit.errors import ConfigurationError
@@ -131,14 +131,3 @@ def _print_whole(letter: Document) -> None:
     print_table(f"Dead letter {letter['id']}", ("what", "value"), [(name, letter[name]) for name in names])
     print_table("Headers", ("name", "value"), sorted(letter["headers"].items()))
     say(f"Value: {value_of(letter)}")
-
-
-def value_of(document: Document) -> str:
-    """The value of a message as a person reads it."""
-    if document["value"] is not None:
-        from json import dumps  # noqa: PLC0415
-
-        return dumps(document["value"], ensure_ascii=False)
-    if "value_text" in document:
-        return plain(document["value_text"])
-    return f"{document['value_base64']} (Base64)" if "value_base64" in document else "null"

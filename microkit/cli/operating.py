@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from microkit.cli.folder import DEFAULT_FOLDER
+from microkit.cli.options import (
+    BusOption,
+    DatabaseOption,
+    FolderOption,
+    JsonOption,
+    ServiceOption,
+    SystemOption,
+)
 
 _LOOKS: Final = (
     "\n\nLooks where the services' settings say. While they say memory://: at the `microkit up` that runs in --folder."
@@ -19,21 +26,6 @@ bus_app = typer.Typer(
 )
 outbox_app = typer.Typer(help="The outboxes: events on their way to the bus." + _LOOKS, no_args_is_help=True)
 
-ServiceOption = Annotated[
-    str | None, typer.Option("--service", metavar="NAME", help="One service only, found by its own settings.")
-]
-SystemOption = Annotated[
-    str | None,
-    typer.Option("--system", metavar="MODULE:SYSTEM", help="The system, if not the one of pyproject.toml."),
-]
-BusOption = Annotated[
-    str | None, typer.Option("--bus", metavar="URL", help="Look at this broker: redis://… or kafka://….")
-]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="Look at the outbox in this database.")
-]
-FolderOption = Annotated[Path, typer.Option("--folder", help="Where a running `microkit up` keeps its files.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 TopicOption = Annotated[str | None, typer.Option("--topic", help="Messages of this topic only.")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="Messages of this key only.")]
 GroupOption = Annotated[str | None, typer.Option("--group", help="This consumer group only.")]

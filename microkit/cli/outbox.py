@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from datetime import UTC, datetime, timedelta
 
+from microkit.cli.instants import read_since
 from microkit.cli.printing import clock, print_json, print_table, say, seconds, short
 from microkit.cli.where import Where
 from microkit.console.desk import Document, Rows
-from microkit.errors import ConfigurationError
-from microkit.settings.quantities import seconds as read_seconds
-
-_DURATION = re.compile(r"([0-9.]+\s*(us|ms|s|m|h|d))+")
 
 
 def status(where: Where, *, json: bool) -> None:
@@ -76,23 +71,6 @@ def unpark(where: Where, rows: Rows, *, json: bool) -> None:
         print_json({"dry_run": rows.dry_run, "outboxes": found})
         return
     _print_counts("Parked rows", found, "tried again", dry_run=rows.dry_run)
-
-
-def read_since(text: str) -> datetime:
-    """``15m`` ago, or an instant of ISO 8601; one without a zone is in UTC, as everything that is printed is.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    try:
-        if _DURATION.fullmatch(text.strip()):
-            return datetime.now(UTC) - timedelta(seconds=read_seconds(text.strip()))
-        found = datetime.fromisoformat(text.strip())
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ConfigurationError(
-            f"--since {text!r} is no time; an example: --since 15m, or --since 2026-01-31T12:00:00+00:00"
-        ) from None
 
 
 _EMPTY: Document = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -70,3 +70,12 @@ def seconds(age: float | None) -> str:
 
 def _json(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def value_of(document: Mapping[str, Any]) -> str:
+    """The value of a message as a person reads it."""
+    if document["value"] is not None:
+        return json_module.dumps(document["value"], ensure_ascii=False)
+    if "value_text" in document:
+        return plain(document["value_text"])
+    return f"{document['value_base64']} (Base64)" if "value_base64" in document else "null"

@@ -12,7 +12,7 @@ from platform import node
 from typing import Any
 from uuid import UUID
 
-from microkit.cli.outbox import read_since
+from microkit.cli.instants import read_since
 from microkit.cli.printing import clock, print_json, print_table, say, short
 from microkit.cli.where import Store, Where
 from microkit.db import Transaction

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from microkit.cli.folder import DEFAULT_FOLDER
+from microkit.cli.options import DatabaseOption, FolderOption, JsonOption, ServiceOption, SystemOption
 
 saga_app = typer.Typer(
     help="Sagas: how they are, and moving on those that need an operator.\n\nLooks into the database that each "
@@ -16,18 +16,6 @@ saga_app = typer.Typer(
 )
 
 SagaArgument = Annotated[str, typer.Argument(metavar="SAGA", help="The saga's id, from `saga ls`.")]
-ServiceOption = Annotated[
-    str | None, typer.Option("--service", metavar="NAME", help="One service only, found by its own settings.")
-]
-SystemOption = Annotated[
-    str | None,
-    typer.Option("--system", metavar="MODULE:SYSTEM", help="The system, if not the one of pyproject.toml."),
-]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="Look at the sagas in this database.")
-]
-FolderOption = Annotated[Path, typer.Option("--folder", help="Where `microkit up` keeps its files.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 AsOption = Annotated[
     str | None,
     typer.Option("--as", metavar="NAME", help="Who does it, for the audit trail; else the user of this machine."),

@@ -1,0 +1,24 @@
+"""Options that several commands have, so that each is called the same and says the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ServiceOption = Annotated[
+    str | None, typer.Option("--service", metavar="NAME", help="One service only, found by its own settings.")
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option("--system", metavar="MODULE:SYSTEM", help="The system, if not the one of pyproject.toml."),
+]
+BusOption = Annotated[
+    str | None, typer.Option("--bus", metavar="URL", help="Look at this broker: redis://… or kafka://….")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="Look into this database instead of a service's.")
+]
+FolderOption = Annotated[Path, typer.Option("--folder", help="Where `microkit up` keeps its files.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
