@@ -47,6 +47,10 @@ _KNOWN: Final = sa.select(inbox.c.digest).where(
     inbox.c.source == sa.bindparam("source"),
     inbox.c.id == sa.bindparam("id"),
 )
+_KNOWN_MANY: Final = sa.select(inbox.c.source, inbox.c.id, inbox.c.digest).where(
+    inbox.c.consumer == sa.bindparam("consumer"),
+    sa.tuple_(inbox.c.source, inbox.c.id).in_(sa.bindparam("names", expanding=True)),
+)
 
 
 async def effect_once(
@@ -73,7 +77,7 @@ async def effect_once(
             return True
         known = (await tx.execute(_KNOWN, name)).scalar_one_or_none()
         if known is not None and known != digest:
-            raise _reused(message)
+            raise _reused(message.id)
         return False
 
     return await database.run(unit)
@@ -113,21 +117,21 @@ async def effects_once(
     for name, message in named:
         digest = _digest(message)
         if digests.setdefault((name["source"], name["id"]), digest) != digest:
-            raise _reused(message)
+            raise _reused(message.id)
     rows = sorted(digests.items())  # in one order everywhere, so that two transactions never wait for each other
 
     async def unit(tx: Transaction) -> int:
         fresh = await _insert(tx, group, rows)
+        if old := digests.keys() - fresh:
+            for source, each, known in await tx.execute(_KNOWN_MANY, {"consumer": group, "names": list(old)}):
+                if known != digests[source, each]:
+                    raise _reused(each)
         todo = []
         for name, message in named:
             key = (name["source"], name["id"])
             if key in fresh:
                 fresh.discard(key)  # a second copy of it has nothing left to do
                 todo.append(message)
-            else:
-                known = (await tx.execute(_KNOWN, name)).scalar_one_or_none()
-                if known is not None and known != digests[key]:
-                    raise _reused(message)
         if todo:
             with _unbroken(tx):
                 await work(tx, todo)
@@ -152,8 +156,8 @@ async def _insert(tx: Transaction, group: str, rows: Sequence[tuple[tuple[str, s
     return {(source, each) for source, each in found}
 
 
-def _reused(message: Message) -> UndecodableMessage:
-    return UndecodableMessage("id-reused", f"{message.id} came before, with another type or payload")
+def _reused(message_id: str) -> UndecodableMessage:
+    return UndecodableMessage("id-reused", f"{message_id} came before, with another type or payload")
 
 
 async def prune(database: Database, *, older_than: float, most: int = 1000) -> int:
