@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 
+from microkit.discovery.changes import Changes, Latest
 from microkit.discovery.port import Endpoint
 from microkit.errors import Unavailable
 
 
 class MemoryRegistry:
-    """A registrar and resolver for the services of one process."""
+    """A registrar, resolver and watcher for the services of one process.
+
+    It is the truth itself and no copy of it: there is nothing to be stale, and where nobody is registered nobody is.
+    """
 
     def __init__(self) -> None:
-        self._endpoints: dict[str, list[Endpoint]] = {}
+        self._services: defaultdict[str, Latest] = defaultdict(Latest)
 
     async def register(self, service: str, endpoint: Endpoint) -> None:
-        self._endpoints[service] = [*self._endpoints.get(service, ()), endpoint]
+        latest = self._services[service]
+        latest.set([*(known for known in latest.endpoints if known.id != endpoint.id), endpoint])
 
     async def deregister(self, service: str, endpoint: Endpoint) -> None:
         """Takes the instance out again. One that is not there is no error: stopping twice must not fail."""
-        self._endpoints[service] = [known for known in self._endpoints.get(service, ()) if known != endpoint]
+        latest = self._services[service]
+        latest.set(known for known in latest.endpoints if known.id != endpoint.id)
 
     async def resolve(self, service: str) -> Sequence[Endpoint]:
-        endpoints = self._endpoints.get(service)
-        if not endpoints:
-            known = ", ".join(sorted(name for name, found in self._endpoints.items() if found)) or "none"
+        latest = self._services.get(service)
+        if latest is None or not latest.endpoints:
+            known = ", ".join(sorted(name for name, found in self._services.items() if found.endpoints)) or "none"
             raise Unavailable(f"No instance of {service!r} is registered. Registered are: {known}")
-        return endpoints
+        return latest.endpoints
+
+    def watch(self, service: str) -> AsyncIterator[Sequence[Endpoint]]:
+        return Changes(self._services[service])

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
+from microkit.discovery.changes import Changes, Latest
 from microkit.discovery.port import Endpoint
 from microkit.errors import Unavailable
 
 
 class StaticResolver:
-    """Resolves from a fixed table of service names and base URLs."""
+    """Resolves from a fixed table of service names and base URLs. Nobody registers: whoever wrote the table did."""
 
     def __init__(self, urls: Mapping[str, Sequence[str]]) -> None:
-        self._endpoints = {service: [Endpoint(url.rstrip("/")) for url in found] for service, found in urls.items()}
+        self._services = {
+            service: Latest(dict.fromkeys(Endpoint(url.rstrip("/")) for url in listed))
+            for service, listed in urls.items()
+        }
 
     async def resolve(self, service: str) -> Sequence[Endpoint]:
-        endpoints = self._endpoints.get(service)
-        if not endpoints:
-            known = ", ".join(sorted(self._endpoints)) or "none"
+        latest = self._services.get(service)
+        if latest is None or not latest.endpoints:
+            known = ", ".join(sorted(self._services)) or "none"
             raise Unavailable(f"No instance of {service!r} is known. In the settings there are: {known}")
-        return endpoints
+        return latest.endpoints
+
+    def watch(self, service: str) -> AsyncIterator[Sequence[Endpoint]]:
+        return Changes(self._services.get(service) or Latest())
