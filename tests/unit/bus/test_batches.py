@@ -54,14 +54,6 @@ class Handler:
 
 
 @pytest.fixture
-async def bus() -> AsyncIterator[MemoryBus]:
-    bus = MemoryBus()
-    await bus.start()
-    yield bus
-    await bus.close()
-
-
-@pytest.fixture
 async def run(bus: MemoryBus, telemetry: Telemetry) -> AsyncIterator[Run]:
     started: list[ConsumerRuntime] = []
 

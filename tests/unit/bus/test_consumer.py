@@ -26,14 +26,6 @@ Run = Callable[..., Awaitable[ConsumerRuntime]]
 
 
 @pytest.fixture
-async def bus() -> AsyncIterator[MemoryBus]:
-    bus = MemoryBus()
-    await bus.start()
-    yield bus
-    await bus.close()
-
-
-@pytest.fixture
 async def run(bus: MemoryBus, telemetry: Telemetry) -> AsyncIterator[Run]:
     """Starts a runtime with one group, whose retries come quickly."""
     started: list[ConsumerRuntime] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -24,14 +24,6 @@ class AlreadyPaid(InvalidBill): ...
 
 
 class BankAway(Exception): ...
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[MemoryBus]:
-    bus = MemoryBus()
-    await bus.start()
-    yield bus
-    await bus.close()
 
 
 async def test_errors_are_retried_ignored_dead_lettered_or_waited_out_by_their_nearest_class(
