@@ -60,7 +60,7 @@ saga = sa.Table(
 
 _alive = sa.text("next_at IS NOT NULL")
 _stuck = sa.text("status = 'stuck'")
-sa.Index("ix_saga_due", saga.c.next_at, postgresql_where=_alive, sqlite_where=_alive)
+sa.Index("ix_saga_due", saga.c.fingerprint, saga.c.next_at, postgresql_where=_alive, sqlite_where=_alive)
 sa.Index("ix_saga_stuck", saga.c.created_at, postgresql_where=_stuck, sqlite_where=_stuck)
 sa.Index("ix_saga_created", saga.c.created_at, saga.c.id)
 
