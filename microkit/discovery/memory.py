@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
 from microkit.discovery.changes import Changes, Latest
-from microkit.discovery.port import Endpoint
+from microkit.discovery.port import Endpoint, Standing
 from microkit.errors import Unavailable
 
 
@@ -37,3 +37,9 @@ class MemoryRegistry:
 
     def watch(self, service: str) -> AsyncIterator[Sequence[Endpoint]]:
         return Changes(self._services[service])
+
+    def standings(self) -> Sequence[Standing]:
+        return [Standing(service, len(latest.endpoints)) for service, latest in sorted(self._services.items())]
+
+    async def close(self) -> None:
+        """Nothing: whoever made the registry for several instances keeps it."""

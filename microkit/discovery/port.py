@@ -13,7 +13,8 @@ class Endpoint:
 
     ``url`` is the base URL under which it listens, without a path. ``id`` tells it from the service's other instances
     and outlives a restart at the same place; where nobody names it, it is the URL. ``zone`` is where it runs, empty
-    when nobody says. ``weight`` is its share of the calls beside the others', 0 and more: 0 takes none while others can.
+    when nobody says. ``weight`` is its share of the calls beside the others', 0 and more: with 0 it takes none while
+    others can.
     """
 
     url: str
@@ -72,4 +73,32 @@ class Registrar(Protocol):
     async def deregister(self, service: str, endpoint: Endpoint) -> None:
         """Takes it out again; one that is not there is no error, and neither is a registry that is away: there the
         instance ends by itself, when its heartbeats stay out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How well the instances of one service are known.
+
+    ``stale_for`` are the seconds since the registry last confirmed them, while it is away or answers that there are
+    none; 0 while they are fresh. ``trouble`` is why they are stale, in words, else empty. ``expired`` is true when they
+    are too old to be believed, and calls fail.
+    """
+
+    service: str
+    instances: int
+    stale_for: float = 0.0
+    trouble: str = ""
+    expired: bool = False
+
+
+class Discovery(Resolver, Watcher, Protocol):
+    """What a ``discovery_url`` names. One that others can be made known to is a :class:`Registrar` as well."""
+
+    def standings(self) -> Sequence[Standing]:
+        """Of each service that was asked for, by name."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what it does in the background. A second time it does nothing."""
         ...

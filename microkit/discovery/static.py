@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from microkit.discovery.changes import Changes, Latest
-from microkit.discovery.port import Endpoint
+from microkit.discovery.port import Endpoint, Standing
 from microkit.errors import Unavailable
 
 
@@ -27,3 +27,9 @@ class StaticResolver:
 
     def watch(self, service: str) -> AsyncIterator[Sequence[Endpoint]]:
         return Changes(self._services.get(service) or Latest())
+
+    def standings(self) -> Sequence[Standing]:
+        return [Standing(service, len(latest.endpoints)) for service, latest in sorted(self._services.items())]
+
+    async def close(self) -> None:
+        """Nothing."""
