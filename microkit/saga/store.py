@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from operator import itemgetter
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy import ColumnElement
+from sqlalchemy.dialects import postgresql
 
-from microkit.db import Transaction, database_now
+from microkit.db import Transaction, database_now, jsontext
+from microkit.db.prepared import PreparedSelect
 from microkit.errors import MicrokitError
 from microkit.saga.progress import Attempt, Move, Outcome
 from microkit.saga.step import Failure
@@ -81,81 +85,6 @@ def held_from(row: Sequence[Any]) -> Held:
     )
 
 
-# The epoch tells a lease from those after it; the number of the transition tells this one from itself, sent again.
-_fenced = sa.and_(
-    saga.c.id == sa.bindparam("held_id"),
-    saga.c.epoch == sa.bindparam("held_epoch"),
-    saga.c.seq == sa.bindparam("held_seq"),
-)
-
-_TO_STEP = sa.bindparam("to_step", type_=saga.c.step.type)
-
-_MOVED = {
-    "state": sa.bindparam("state", type_=saga.c.state.type),
-    "status": sa.bindparam("status"),
-    "direction": sa.bindparam("to_direction"),
-    "step": _TO_STEP,
-    "attempts": sa.bindparam("attempts"),
-    "failure": sa.bindparam("failure", type_=saga.c.failure.type),
-    "error": sa.bindparam("to_error"),
-    "seq": sa.bindparam("seq"),
-    "updated_at": database_now(),
-    "not_yet_since": None,
-}
-_RELEASED = {"next_at": database_now(sa.bindparam("wait", type_=sa.Float)), "lease_owner": None}
-_WAITS_ON = sa.case((saga.c.step == _TO_STEP, saga.c.not_yet_since), else_=None)
-
-# The wait of a step whose turn has not come is no attempt, and so has no row in the history.
-_PUT_OFF = (
-    sa.update(saga)
-    .where(_fenced)
-    .values({**_MOVED, **_RELEASED, "not_yet_since": sa.func.coalesce(saga.c.not_yet_since, database_now())})
-    .returning(saga.c.updated_at)
-)
-
-_ENDED = {
-    "seq": sa.bindparam("seq", type_=sa.Integer),
-    "step": sa.bindparam("step", type_=sa.String),
-    "direction": sa.bindparam("direction", type_=sa.String),
-    "attempt": sa.bindparam("attempt", type_=sa.Integer),
-    "status": sa.bindparam("ended", type_=sa.String),
-    "started_at": sa.bindparam("began_at", type_=saga_step.c.started_at.type),
-    "error": sa.bindparam("error", type_=sa.Text),
-}
-
-
-class _Moving:
-    """One transition: the saga's row, if the lease still holds, and the history's. One statement where it can be."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.update = sa.update(saga).where(_fenced).values(values).returning(saga.c.id, saga.c.updated_at)
-        moved = self.update.cte("moved")
-        columns = ["saga_id", "ended_at", *_ENDED]
-        self.at_once = (
-            sa.insert(saga_step)
-            .from_select(columns, sa.select(moved.c.id, moved.c.updated_at, *_ENDED.values()))
-            .returning(saga_step.c.ended_at)
-        )
-        self.history = sa.insert(saga_step).values(
-            saga_id=sa.bindparam("held_id"), ended_at=sa.bindparam("ended_at"), **_ENDED
-        )
-
-    async def write(self, tx: Transaction, values: dict[str, Any]) -> datetime | None:
-        """The database's time of the transition; ``None`` where the lease was lost and nothing is written."""
-        if tx.dialect == "postgresql":
-            return (await tx.execute(self.at_once, values)).scalar()
-        row = (await tx.execute(self.update, values)).first()
-        if row is None:
-            return None
-        now: datetime = row[1]
-        await tx.execute(self.history, {**values, "ended_at": now})
-        return now
-
-
-_GO_ON = _Moving(_MOVED)
-_LET_GO = _Moving({**_MOVED, **_RELEASED, "not_yet_since": _WAITS_ON})
-
-
 @dataclass(frozen=True, slots=True)
 class Transition:
     """An attempt of a step of ``held``, what came of it, and where the saga goes with ``state`` (as JSON)."""
@@ -171,41 +100,149 @@ class LeaseLost(MicrokitError):
     """Another engine has the saga, or it has ended: nothing more may be written for it."""
 
 
-async def record(tx: Transaction, transition: Transition) -> Held | None:
-    """Writes a transition. Returns the saga as it stands then, if it goes on at once; else its lease is given back.
+# What a transition is made of: a parameter of the plain statements and, on PostgreSQL, an array of all transitions'.
+# A field more needs a line here, one in _values, and one in _moved or _ENDED.
+_FIELDS: Final[dict[str, Any]] = {
+    "id": sa.Uuid(),
+    "epoch": sa.BigInteger(),
+    "seq": sa.Integer(),
+    "state": saga.c.state.type,
+    "status": sa.String(),
+    "direction": sa.String(),
+    "step": sa.String(),
+    "attempts": sa.Integer(),
+    "failure": saga.c.failure.type,
+    "error": sa.Text(),
+    "wait": sa.Float(),
+    "goes_on": sa.Boolean(),
+    "put_off": sa.Boolean(),
+    "attempt": sa.Integer(),
+    "attempt_step": sa.String(),
+    "attempt_direction": sa.String(),
+    "ended": sa.String(),
+    "began_at": saga_step.c.started_at.type,
+    "reason": sa.Text(),
+}
+_JSON: Final = frozenset(name for name, kind in _FIELDS.items() if isinstance(kind, sa.JSON))
 
-    Raises:
-        LeaseLost: nothing is written, and a transaction that holds the step's effect must be rolled back.
-    """
-    held, attempt, move = transition.held, transition.attempt, transition.move
-    values: dict[str, Any] = {
-        "held_id": held.id,
-        "held_epoch": held.epoch,
-        "held_seq": held.seq,
+
+def _values(transition: Transition) -> dict[str, Any]:
+    held, attempt, move, outcome = transition.held, transition.attempt, transition.move, transition.outcome
+    return {
+        "id": held.id,
+        "epoch": held.epoch,
+        "seq": held.seq,
         "state": transition.state,
         "status": move.status,
-        "to_direction": move.direction,
-        "to_step": move.step,
-        "attempts": 1 if move.goes_on else attempt.number,
+        "direction": move.direction,
+        "step": move.step,
+        "attempts": 1 if move.goes_on else attempt.number - move.put_off,
         "failure": asdict(move.failure) if move.failure else None,
-        "to_error": move.error,
-        "seq": held.seq + 1,
-        "step": attempt.step.name,
-        "direction": attempt.direction,
+        "error": move.error,
+        "wait": move.wait,
+        "goes_on": move.goes_on,
+        "put_off": move.put_off,
         "attempt": attempt.number,
-        "ended": transition.outcome.ended,
+        "attempt_step": attempt.step.name,
+        "attempt_direction": attempt.direction,
+        "ended": outcome.ended,
         "began_at": held.began_at,
-        "error": transition.outcome.reason or None,
+        "reason": outcome.reason or None,
     }
-    if not move.goes_on:
-        values["wait"] = move.wait
-    if move.put_off:
-        values["attempts"] = attempt.number - 1
-        now = (await tx.execute(_PUT_OFF, values)).scalar()
+
+
+def _fenced(of: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
+    # The epoch tells a lease from those after it; the transition's number tells this one from itself, sent again.
+    return sa.and_(saga.c.id == of["id"], saga.c.epoch == of["epoch"], saga.c.seq == of["seq"])
+
+
+def _moved(of: Mapping[str, ColumnElement[Any]]) -> dict[str, Any]:
+    """What a transition writes into the saga's row. One that goes on leaves ``next_at`` as it is, and so every index."""
+    put_off = sa.func.coalesce(saga.c.not_yet_since, database_now())
+    return {
+        **{name: of[name] for name in ("state", "status", "direction", "step", "attempts", "failure", "error")},
+        "seq": of["seq"] + 1,
+        "updated_at": database_now(),
+        "next_at": sa.case((of["goes_on"], saga.c.next_at), else_=database_now(of["wait"])),
+        "lease_owner": sa.case((of["goes_on"], saga.c.lease_owner), else_=None),
+        "not_yet_since": sa.case(
+            (of["put_off"], put_off),
+            (sa.and_(sa.not_(of["goes_on"]), saga.c.step == of["step"]), saga.c.not_yet_since),
+            else_=None,
+        ),
+    }
+
+
+# The columns of the history by the fields that they are taken from. A wait of a step whose turn has not come is none.
+_ENDED: Final = {
+    "step": "attempt_step",
+    "direction": "attempt_direction",
+    "attempt": "attempt",
+    "status": "ended",
+    "started_at": "began_at",
+    "error": "reason",
+}
+
+
+def _all_at_once() -> PreparedSelect:
+    """PostgreSQL: any number of transitions in one statement, whose text is always the same. Returns those written."""
+    kinds = {name: sa.Text() if name in _JSON else kind for name, kind in _FIELDS.items()}
+    arrays = [sa.bindparam(name, type_=postgresql.ARRAY(kind)) for name, kind in kinds.items()]
+    columns = [sa.column(name, kind) for name, kind in kinds.items()]
+    moves = sa.func.unnest(*arrays).table_valued(*columns).render_derived(name="moves")
+    of = {name: sa.cast(moves.c[name], kind) if name in _JSON else moves.c[name] for name, kind in _FIELDS.items()}
+    ended = [moves.c[name].label(f"moves_{name}") for name in ("seq", "put_off", *_ENDED.values())]
+    update = sa.update(saga).where(_fenced(of)).values(_moved(of)).returning(saga.c.id, saga.c.updated_at, *ended)
+    moved = update.cte("moved")
+    history = sa.select(
+        moved.c.id,
+        moved.c.moves_seq + 1,
+        moved.c.updated_at,
+        *(moved.c[f"moves_{name}"] for name in _ENDED.values()),
+    ).where(sa.not_(moved.c.moves_put_off))
+    added = sa.insert(saga_step).from_select(["saga_id", "seq", "ended_at", *_ENDED], history).cte("added")
+    return PreparedSelect(sa.select(moved.c.id, moved.c.updated_at).add_cte(added), list(_FIELDS))
+
+
+_ALL_AT_ONCE: Final = _all_at_once()
+_ONE: Final = {name: sa.bindparam(f"to_{name}", type_=kind) for name, kind in _FIELDS.items()}
+_MOVE: Final = sa.update(saga).where(_fenced(_ONE)).values(_moved(_ONE)).returning(saga.c.updated_at)
+_HISTORY: Final = sa.insert(saga_step).values(
+    saga_id=_ONE["id"],
+    seq=_ONE["seq"] + 1,
+    ended_at=sa.bindparam("now", type_=saga_step.c.ended_at.type),
+    **{column: _ONE[name] for column, name in _ENDED.items()},
+)
+
+
+async def record_all(tx: Transaction, transitions: Sequence[Transition]) -> list[Held | LeaseLost | None]:
+    """Writes transitions of several sagas. For each, in their order: the saga as it stands then, if it goes on at once;
+    ``None`` where its lease is given back; ``LeaseLost`` where the lease was lost and nothing of it is written."""
+    # In one order everywhere, so that two transactions never wait for each other.
+    values = sorted((_values(transition) for transition in transitions), key=itemgetter("id"))
+    if tx.dialect == "postgresql":
+        columns: dict[str, list[Any]] = {name: [each[name] for each in values] for name in _FIELDS}
+        for name in _JSON:
+            columns[name] = [None if value is None else jsontext.dumps(value) for value in columns[name]]
+        written = {row[0]: row[1] for row in await tx.fetch(_ALL_AT_ONCE, columns)}
     else:
-        now = await (_GO_ON if move.goes_on else _LET_GO).write(tx, values)
+        written = {each["id"]: now for each in values if (now := await _write_one(tx, each)) is not None}
+    return [_after(transition, written.get(transition.held.id)) for transition in transitions]
+
+
+async def _write_one(tx: Transaction, values: Mapping[str, Any]) -> datetime | None:
+    """The database's time of the transition; ``None`` where the lease was lost."""
+    parameters = {f"to_{name}": value for name, value in values.items()}
+    now: datetime | None = (await tx.execute(_MOVE, parameters)).scalar()
+    if now is not None and not values["put_off"]:
+        await tx.execute(_HISTORY, {**parameters, "now": now})
+    return now
+
+
+def _after(transition: Transition, now: datetime | None) -> Held | LeaseLost | None:
+    move, held = transition.move, transition.held
     if now is None:
-        raise LeaseLost
+        return LeaseLost()
     if not move.goes_on:
         return None
     return replace(
@@ -220,3 +257,15 @@ async def record(tx: Transaction, transition: Transition) -> Held | None:
         began_at=now,
         not_yet_since=None,
     )
+
+
+async def record(tx: Transaction, transition: Transition) -> Held | None:
+    """Writes one transition. Returns the saga as it stands then, if it goes on at once; else its lease is given back.
+
+    Raises:
+        LeaseLost: nothing is written, and a transaction that holds the step's effect must be rolled back.
+    """
+    [written] = await record_all(tx, [transition])
+    if isinstance(written, LeaseLost):
+        raise written
+    return written
