@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from microkit.auth import Principal
+    from microkit.choreography import Process
     from microkit.contract import ANYONE, SERVICE, SIGNED_IN, Contract, Header, delete, get, patch, post, put
     from microkit.db import Database, Transaction
     from microkit.errors import (
@@ -51,6 +52,7 @@ __version__: Final = "0.1.0"
 
 _HOMES: Final = {
     "auth.principal": ["Principal"],
+    "choreography": ["Process"],
     "contract": [
         "ANYONE",
         "SERVICE",
@@ -127,6 +129,7 @@ __all__ = [
     "PageRequest",
     "Principal",
     "Problem",
+    "Process",
     "RemoteProblem",
     "Retry",
     "Route",

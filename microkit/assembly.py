@@ -17,6 +17,7 @@ from microkit.auth import ServiceTokens, SigningKey, Verifier, verifier_for
 from microkit.bus.connect import connect
 from microkit.bus.consumer import ConsumerRuntime
 from microkit.bus.port import Bus
+from microkit.choreography import ProcessKeeper, ProcessMetrics
 from microkit.client import HttpCaller, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
@@ -227,6 +228,10 @@ class Assembly:
             engine = SagaEngine(database, parts.telemetry, declared.sagas, parts.resources, lease=SAGA_LEASE)
             health.part("sagas", saga_probe(engine), critical=False)
             parts.workers += [engine, SagaRetention(database, parts.telemetry, keep=self._settings.saga_retention)]
+        if declared.processes:
+            metrics = parts.resources[ProcessMetrics] = ProcessMetrics(parts.telemetry)
+            keep = self._settings.saga_retention
+            parts.workers.append(ProcessKeeper(database, parts.telemetry, declared.processes, metrics, keep=keep))
         if declared.listeners:
             parts.consumers = consumers = self._consumers(database, bus, parts)
             health.part("consumers", consumer_probe(consumers), critical=False, liveness=True)

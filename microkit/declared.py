@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from sqlalchemy import MetaData
 from starlette.types import ASGIApp
 
+from microkit.choreography import Process
 from microkit.contract import Contract, Operation
 from microkit.errors import DefinitionError
 from microkit.gateway import Gateway
@@ -111,6 +112,7 @@ class Declared:
     listeners: list[Listener] = field(default_factory=list)
     resources: list[Resource] = field(default_factory=list)
     sagas: list[Saga[Any]] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
     clients: list[type[Contract]] = field(default_factory=list)
     publishes: list[type[Event]] = field(default_factory=list)
 

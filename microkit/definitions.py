@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 from sqlalchemy import MetaData
 
+from microkit.choreography import Process
 from microkit.contract import Contract, Operation
 from microkit.errors import DefinitionError
 from microkit.gateway import Gateway
@@ -79,6 +80,16 @@ def a_saga(given: object, service: str) -> Saga[Any]:
         raise DefinitionError(
             f"{service}: service.saga takes a definition, not {_told(given)}: "
             'pay = Saga("pay", PayState, [...]) and service.saga(pay)'
+        )
+    return given
+
+
+def a_process(given: object, service: str) -> Process:
+    """The definition that ``service.process`` was given."""
+    if not isinstance(given, Process):
+        raise DefinitionError(
+            f"{service}: service.process takes a definition, not {_told(given)}: "
+            'booking = Process("booking", by="booking_id", events=[...], ends=[...]) and service.process(booking)'
         )
     return given
 

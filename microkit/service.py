@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from microkit import definitions
 from microkit.bus.port import Bus
+from microkit.choreography import Process, follower
 from microkit.contract import Contract, Operation, Roles, roles_of
 from microkit.declared import Declared, Listener, ListenOptions, Mounted, Resource
 from microkit.discovery.memory import MemoryRegistry
@@ -174,6 +175,23 @@ class Service:
     def saga(self, definition: Saga[Any]) -> None:
         """Runs the saga's instances in this service."""
         self.declared.sagas.append(definitions.a_saga(definition, self.name))
+
+    def process(self, definition: Process) -> None:
+        """Follows a flow that nobody orchestrates by its events: ``microkit saga show ID`` says where it stands.
+
+        The events are handled by a durable consumer group, ``<service>.process.<name>``, which only takes notes.
+
+        Raises:
+            DefinitionError: it is no definition, or the service has one of this name.
+        """
+        known = definitions.a_process(definition, self.name)
+        if any(each.name == known.name for each in self.declared.processes):
+            raise DefinitionError(f"{self.name} has two processes called {known.name}: give one of them another name")
+        self.declared.processes.append(known)
+        group, follow = f"{self.name}.process.{definition.name}", follower(definition)
+        # One transaction an event: several would lock the rows of several processes, in an order that nobody chose.
+        options = ListenOptions(batch=1, concurrency=16)
+        self.declared.listeners += [Listener(group, event, follow, options) for event in definition.events]
 
     def client(self, contract: type[C]) -> C:
         """The other service's operations, to be called from this service's handlers, sagas and resources."""

@@ -90,7 +90,11 @@ class ServiceSettings(BaseSettings):
         "any replay goes back",
         examples=["30d"],
     )
-    saga_retention: Duration = Field(30 * 86_400.0, description="how long a saga that ended is kept", examples=["30d"])
+    saga_retention: Duration = Field(
+        30 * 86_400.0,
+        description="how long a saga that ended, and a process that is silent, is kept",
+        examples=["30d"],
+    )
 
     request_timeout: Timeout = Field(10.0, description="longest a request may take")
     body_limit: Size = Field(1024 * 1024, ge=1, description="largest request body")
