@@ -1,0 +1,81 @@
+"""The clocks of SQLite and PostgreSQL in virtual time.
+
+SQLite lets a connection give its functions of time another meaning. PostgreSQL looks its functions up along the search
+path: a schema before ``pg_catalog`` offers a ``clock_timestamp()`` of its own, which adds a setting of the session.
+Either way statements say what they say in production.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy.util import await_
+
+_SCHEMA: Final = "microkit_virtual_time"
+_SKIPPED: Final = "microkit.skipped_seconds"
+
+_FUNCTIONS: Final = ("strftime", "datetime", "date", "time", "julianday", "unixepoch")
+# CURRENT_TIMESTAMP and its like are functions too, by these names, without arguments.
+_CURRENT: Final = {"current_timestamp": "datetime", "current_date": "date", "current_time": "time"}
+
+_POSTGRESQL: Final = f"""
+DO $$ BEGIN
+  PERFORM pg_advisory_xact_lock(hashtext('{_SCHEMA}'));
+  IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = '{_SCHEMA}') THEN
+    CREATE SCHEMA {_SCHEMA};
+    CREATE FUNCTION {_SCHEMA}.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+      'SELECT pg_catalog.clock_timestamp()
+         + make_interval(secs => coalesce(current_setting(''{_SKIPPED}'', true), ''0'')::float)';
+    CREATE FUNCTION {_SCHEMA}.now() RETURNS timestamptz LANGUAGE sql STABLE AS
+      'SELECT pg_catalog.now()
+         + make_interval(secs => coalesce(current_setting(''{_SKIPPED}'', true), ''0'')::float)';
+  END IF;
+END $$;
+SET search_path = "$user", public, {_SCHEMA}, pg_catalog;
+"""
+
+
+def prepare(connection: Any) -> None:
+    """Makes a new connection ask our clock; called inside SQLAlchemy's greenlet, as the event ``connect`` does."""
+    if _is_sqlite(connection):
+        _prepare_sqlite(connection)
+    else:
+        await_(connection.driver_connection.execute(_POSTGRESQL))
+
+
+def bring_to(connection: Any, info: MutableMapping[Any, Any], skipped: float) -> None:
+    """Tells a connection that is about to be used how many seconds were skipped; inside SQLAlchemy's greenlet."""
+    if _is_sqlite(connection) or info.get(_SKIPPED, 0.0) == skipped:
+        return  # SQLite's functions run in this process, and look for themselves
+    await_(connection.driver_connection.execute(f"SET {_SKIPPED} = '{skipped!r}'"))
+    info[_SKIPPED] = skipped
+
+
+def _is_sqlite(connection: Any) -> bool:
+    return hasattr(connection, "create_function")
+
+
+def _prepare_sqlite(connection: Any) -> None:
+    # Another connection computes, for there the functions still mean what they mean everywhere.
+    real = sqlite3.connect(":memory:", check_same_thread=False)
+    for name in _FUNCTIONS:
+        connection.create_function(name, -1, partial(_computed, real, name))
+    for name, function in _CURRENT.items():
+        connection.create_function(name, 0, partial(_computed, real, function))
+
+
+def _computed(real: sqlite3.Connection, function: str, *arguments: Any) -> Any:
+    head, rest = (arguments[:1], arguments[1:]) if function == "strftime" else ((), arguments)
+    if not rest or (isinstance(rest[0], str) and rest[0].lower() == "now"):
+        rest = (_now(), *rest[1:])
+    places = ", ".join("?" * (len(head) + len(rest)))
+    return real.execute(f"SELECT {function}({places})", (*head, *rest)).fetchone()[0]
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
