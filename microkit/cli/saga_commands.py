@@ -16,6 +16,9 @@ saga_app = typer.Typer(
 )
 
 SagaArgument = Annotated[str, typer.Argument(metavar="SAGA", help="The saga's id, from `saga ls`.")]
+AnyArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The id of a saga, or of a process, such as a booking's number.")
+]
 AsOption = Annotated[
     str | None,
     typer.Option("--as", metavar="NAME", help="Who does it, for the audit trail; else the user of this machine."),
@@ -26,7 +29,9 @@ ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the
 @saga_app.command("ls", epilog="Example: microkit saga ls --stuck --name pay-bill --since 24h")
 def saga_ls(  # noqa: PLR0913  a command has its options as parameters
     *,
-    stuck: Annotated[bool, typer.Option("--stuck", help="Only those that wait for an operator.")] = False,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="Only those that wait for an operator, or for an event that is overdue.")
+    ] = False,
     name: Annotated[str | None, typer.Option("--name", help="Only those of this definition.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Only those that began since: 15m ago, or 2026-01-31T12:00:00+00:00.")
@@ -38,7 +43,7 @@ def saga_ls(  # noqa: PLR0913  a command has its options as parameters
     folder: FolderOption = DEFAULT_FOLDER,
     json: JsonOption = False,
 ) -> None:
-    """List sagas, newest first."""
+    """List sagas, newest first, and the processes that are followed by their events."""
     from microkit.cli import saga  # noqa: PLC0415
     from microkit.cli.where import Where  # noqa: PLC0415
 
@@ -48,7 +53,7 @@ def saga_ls(  # noqa: PLR0913  a command has its options as parameters
 
 @saga_app.command("show", epilog="Example: microkit saga show 0193f1c2-6a52-7cc0-8d7e-3c5b8a1f2e44")
 def saga_show(
-    saga_id: SagaArgument,
+    saga_id: AnyArgument,
     *,
     service: ServiceOption = None,
     database: DatabaseOption = None,
@@ -56,7 +61,8 @@ def saga_show(
     folder: FolderOption = DEFAULT_FOLDER,
     json: JsonOption = False,
 ) -> None:
-    """Show one saga: where it stands, every attempt of its steps, what operators did, its state."""
+    """Show one saga: where it stands, every attempt of its steps, what operators did, its state. Or one process: its
+    events, and those that it awaits."""
     from microkit.cli import saga  # noqa: PLC0415
     from microkit.cli.where import Where  # noqa: PLC0415
 
@@ -195,7 +201,7 @@ def saga_diagram(
     system: SystemOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a definition as a Mermaid flowchart: its steps, its pivot, its compensations."""
+    """Write a definition as a Mermaid flowchart: a saga's steps, its pivot, its compensations; a process's events."""
     from microkit.cli import saga  # noqa: PLC0415
     from microkit.cli.where import Where  # noqa: PLC0415
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from microkit.bus.connect import connect
 from microkit.bus.port import Bus
+from microkit.choreography import Process
 from microkit.cli.folder import DEFAULT_FOLDER, Note, read_note
 from microkit.cli.load import find_service, load_system
 from microkit.cli.remote import remote_desk
@@ -38,12 +39,13 @@ _IN_MEMORY: Final = "memory:"
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The database of a service that has sagas, with the definitions that are known of them. The service is ``""``
-    where only a database was named."""
+    """The database of a service that has sagas or follows processes, with the definitions that are known of them. The
+    service is ``""`` where only a database was named."""
 
     service: str
     database: Database
     sagas: Sequence[Saga[Any]]
+    processes: Sequence[Process]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,14 @@ class Where:
         """
         return [(service.name, saga) for service in self.services() for saga in service.declared.sagas]
 
+    def processes(self) -> list[tuple[str, Process]]:
+        """The processes that the service follows, or all do, each with its service's name.
+
+        Raises:
+            ConfigurationError: there is no such system or service.
+        """
+        return [(service.name, process) for service in self.services() for process in service.declared.processes]
+
     def services(self) -> list[Service]:
         """The service that is meant, or all of the system."""
         _, system = load_system(self.system)
@@ -111,24 +121,31 @@ class _Opening:
         where = self._where
         if where.database is not None:
             database = await self._database(where.database, None)
-            return [Store(where.service or "", database, self._known())]
-        declared = [service for service in where.services() if service.declared.sagas]
+            sagas, processes = self._known()
+            return [Store(where.service or "", database, sagas, processes)]
+        declared = [each for each in where.services() if each.declared.sagas or each.declared.processes]
         if not declared:
-            raise ConfigurationError(f"{where.service or 'The system'} has no sagas")
+            raise ConfigurationError(f"{where.service or 'The system'} has no sagas and follows no processes")
         urls = {each.name: self._database_url(each.name, each.settings()) for each in declared}
         return [
-            Store(each.name, await self._database(urls[each.name], each.declared), each.declared.sagas)
+            Store(
+                each.name,
+                await self._database(urls[each.name], each.declared),
+                each.declared.sagas,
+                each.declared.processes,
+            )
             for each in declared
         ]
 
-    def _known(self) -> list[Saga[Any]]:
+    def _known(self) -> tuple[list[Saga[Any]], list[Process]]:
         """The definitions beside a database that was named. To look into it none are needed."""
         try:
-            return [saga for _, saga in self._where.sagas()]
+            sagas, processes = self._where.sagas(), self._where.processes()
         except ConfigurationError:
             if self._where.service is not None or self._where.system is not None:
                 raise
-            return []
+            return [], []
+        return [saga for _, saga in sagas], [process for _, process in processes]
 
     def _refuse(self, about: About, given: str, wanted: str) -> None:
         if self._about == about:

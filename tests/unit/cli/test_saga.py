@@ -195,8 +195,8 @@ def test_people_get_tables_and_what_is_not_there_is_a_sentence(desk: Desk) -> No
             assert piece in ended.out, arguments
     for arguments, sentence in (
         (["saga", "show", str(uuid4())], "in travel; `microkit saga ls` lists them"),
-        (["saga", "show", "17"], "'17' is no saga's id"),
-        (["saga", "ls", "--service", "other"], "other has no sagas"),
+        (["saga", "show", "17"], "'17' is no saga's id, and no process in travel"),
+        (["saga", "ls", "--service", "other"], "other has no sagas and follows no processes"),
         (["saga", "ls", "--since", "soon"], "--since 'soon' is no time"),
         (["saga", "diagram", "trap"], "There is no saga 'trap'; there is trip (version 1)"),
         (["saga", "resume", saga_id, "--as", " "], "name has 1 to 200 characters"),
