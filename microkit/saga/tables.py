@@ -17,8 +17,10 @@ import sqlalchemy as sa
 
 
 class Status(StrEnum):
-    """Of a saga. ``completed`` and ``compensated`` are its ends; ``stuck`` waits for an operator."""
+    """Of a saga. ``completed`` and ``compensated`` are its ends; ``stuck`` waits for an operator, and ``queued`` for the
+    saga that has its key: nothing of it has begun."""
 
+    QUEUED = "queued"
     RUNNING = "running"
     COMPENSATING = "compensating"
     COMPLETED = "completed"
@@ -55,6 +57,10 @@ saga = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, comment="when the current step began"),
     sa.Column("not_yet_since", sa.DateTime(timezone=True), nullable=True, comment="since when the step is put off"),
+    sa.Column("key", sa.String(200), nullable=True, comment="that it has, or waits for, from its start to its end"),
+    sa.Column("not_before", sa.DateTime(timezone=True), nullable=True, comment="when its rate allows it to begin"),
+    sa.Column("decisions", sa.JSON(none_as_null=True), nullable=True, comment="by step: whether its condition holds"),
+    sa.Column("parked_for", sa.String(20), nullable=True, comment="definition: it is gone; resumed when it is back"),
     postgresql_with={"fillfactor": 80},
 )
 
@@ -62,6 +68,8 @@ _alive = sa.text("next_at IS NOT NULL")
 _stuck = sa.text("status = 'stuck'")
 sa.Index("ix_saga_due", saga.c.fingerprint, saga.c.next_at, postgresql_where=_alive, sqlite_where=_alive)
 sa.Index("ix_saga_stuck", saga.c.created_at, postgresql_where=_stuck, sqlite_where=_stuck)
+_queued = sa.text("status = 'queued'")
+sa.Index("ix_saga_queued", saga.c.key, saga.c.created_at, postgresql_where=_queued, sqlite_where=_queued)
 sa.Index("ix_saga_created", saga.c.created_at, saga.c.id)
 
 saga_step = sa.Table(
@@ -92,3 +100,72 @@ saga_operation = sa.Table(
     sa.Column("done_at", sa.DateTime(timezone=True), nullable=False),
 )
 """The audit trail. It is deleted with the saga, when that has ended and is older than the service keeps them."""
+
+def _of_saga() -> sa.Column[object]:
+    return sa.Column("saga_id", sa.Uuid, sa.ForeignKey("saga.id", ondelete="CASCADE"), primary_key=True)
+
+
+saga_wait = sa.Table(
+    "saga_wait",
+    metadata,
+    _of_saga(),
+    sa.Column("place", sa.String(110), primary_key=True, comment="the step; step:undo where it waits in going back"),
+    sa.Column("name", sa.String(100), nullable=False, comment="of the definition"),
+    sa.Column("events", sa.Text, nullable=False, comment="their types, joined by |"),
+    sa.Column("value", sa.Text, nullable=False, comment="by which the event is told"),
+    sa.Column("status", sa.String(12), nullable=False, comment="waiting, arrived, done, timed-out"),
+    sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("due", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("arrived_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("type", sa.Text, nullable=True, comment="of the event that arrived, as the next two"),
+    sa.Column("payload", sa.LargeBinary, nullable=True),
+    sa.Column("headers", sa.JSON(none_as_null=True), nullable=True),
+)
+"""What sagas wait, or have waited, for. A row stays as long as its saga: it tells a second reply from a first."""
+sa.Index("ix_saga_wait_value", saga_wait.c.name, saga_wait.c.place, saga_wait.c.value)
+
+saga_mail = sa.Table(
+    "saga_mail",
+    metadata,
+    sa.Column("name", sa.String(100), primary_key=True, comment="of the definition"),
+    sa.Column("place", sa.String(110), primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("headers", sa.JSON, nullable=False),
+    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("keep_until", sa.DateTime(timezone=True), nullable=False),
+)
+"""Events that came before any saga waited for them."""
+sa.Index("ix_saga_mail_keep_until", saga_mail.c.keep_until)
+
+saga_branch = sa.Table(
+    "saga_branch",
+    metadata,
+    _of_saga(),
+    sa.Column("place", sa.String(110), primary_key=True, comment="the branch; branch:undo for its compensation"),
+    sa.Column("status", sa.String(12), nullable=False, comment="begun, waiting, failed, done, refused, given-up, skipped"),
+    sa.Column("attempts", sa.Integer, nullable=False, comment="begun"),
+    sa.Column("happened", sa.Boolean, nullable=False, comment="or may have: it is undone when the saga turns back"),
+    sa.Column("changes", sa.JSON(none_as_null=True), nullable=True, comment="fields of the state, where it is done"),
+    sa.Column("reason", sa.Text, nullable=True),
+    sa.Column("type", sa.Text, nullable=True),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+)
+"""How far the branches of parallel groups are."""
+
+saga_key = sa.Table(
+    "saga_key",
+    metadata,
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("saga_id", sa.Uuid, nullable=False, comment="that has it"),
+)
+"""The keys that sagas have, from start to end. The row's lock keeps a start and an end from passing each other."""
+
+saga_rate = sa.Table(
+    "saga_rate",
+    metadata,
+    sa.Column("bucket", sa.String(302), primary_key=True, comment="the definition, or the definition/key"),
+    sa.Column("full_at", sa.DateTime(timezone=True), nullable=False, comment="when no start is owed any more"),
+)
+"""The token buckets of definitions with a rate."""
