@@ -11,10 +11,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
+from microkit.choreography import ProcessMetrics
+from microkit.choreography.following import note
+from microkit.choreography.tables import process
 from microkit.cli import main
 from microkit.cli.load import load_system
-from microkit.db import Database
+from microkit.db import Database, database_now
 from microkit.db.migration import migrate
 from microkit.page import PageRequest
 from microkit.saga import Saga, SagaEngine
@@ -25,7 +29,9 @@ from tests.unit.cli.command import Ended
 
 TRIPS = """
 from pydantic import BaseModel
-from microkit import NO_EFFECT, Retry, Saga, Service, System, Transaction, compensatable, pivot, retriable
+from microkit import (
+    NO_EFFECT, Event, Process, Retry, Saga, Service, System, Transaction, compensatable, pivot, retriable
+)
 
 class Trip(BaseModel):
     person: str
@@ -43,6 +49,15 @@ trip = Saga("trip", Trip, [
 ])
 service = Service("travel", port={port})
 service.saga(trip)
+
+class Asked(Event, topic="trips.asked", key="trip"):
+    trip: str
+
+class Booked(Event, topic="trips.booked", key="trip"):
+    trip: str
+
+asking = Process("asking", by="trip", events=[Asked, Booked], ends=[Booked], stuck_after=600)
+service.process(asking)
 system = System("trips", services=[service, Service("other", port={other})])
 """
 
@@ -198,9 +213,57 @@ def test_people_get_tables_and_what_is_not_there_is_a_sentence(desk: Desk) -> No
         (["saga", "show", "17"], "'17' is no saga's id, and no process in travel"),
         (["saga", "ls", "--service", "other"], "other has no sagas and follows no processes"),
         (["saga", "ls", "--since", "soon"], "--since 'soon' is no time"),
-        (["saga", "diagram", "trap"], "There is no saga 'trap'; there is trip (version 1)"),
+        (["saga", "diagram", "trap"], "There is no saga 'trap'; there is asking, trip (version 1)"),
         (["saga", "resume", saga_id, "--as", " "], "name has 1 to 200 characters"),
     ):
         ended = desk.run(*arguments)
         assert (ended.code, ended.out) == (1, ""), arguments
         assert sentence in ended.err
+
+
+def test_a_process_is_listed_and_shown_beside_the_sagas_and_moved_on_by_nobody(desk: Desk) -> None:
+    saga_id = desk.run("saga", "ls", "--json").document["sagas"][0]["id"]
+
+    async def hear(database: Database, saga: Saga[Any]) -> None:
+        _, system = load_system(None)
+        [asking] = system.services[0].declared.processes
+        metrics = ProcessMetrics(Telemetry("travel", exporter="none"))
+        for id_, seen in (("T-1", 2), ("T-2", 1), (saga_id, 1)):
+            for event in (kind(trip=id_) for kind in asking.events[:seen]):  # type: ignore[call-arg]  # of the module above
+                message = event.to_message("web", message_id=f"{id_} {event.event_type}")
+                async with database.transaction() as tx:
+                    await note(tx, asking, event, message, metrics)
+        async with database.transaction() as tx:
+            ago = {"heard_at": database_now(-900.0), "stuck_at": database_now(-300.0)}
+            await tx.execute(sa.update(process).where(process.c.id == "T-2").values(ago))
+
+    desk.work(hear)
+
+    listed = desk.run("saga", "ls", "--name", "asking", "--json").document
+    assert {each["id"]: each["status"] for each in listed["processes"]} == {
+        "T-1": "ended",
+        "T-2": "stuck",
+        saga_id: "running",
+    }
+    assert (listed["sagas"], listed["more"]) == ([], False)
+    assert desk.run("saga", "ls", "--limit", "2", "--name", "asking", "--json").document["more"]
+    stuck = desk.run("saga", "ls", "--stuck", "--json").document
+    assert [each["id"] for each in stuck["processes"]] == ["T-2"]
+    [shown] = desk.run("saga", "show", "T-2", "--json").document["processes"]
+    assert (shown["service"], shown["awaits"]) == ("travel", ["trips.booked.Booked"])
+    assert [each["event"] for each in shown["events"]] == ["trips.asked.Asked"]
+    both = desk.run("saga", "show", saga_id, "--json").document
+    assert (both["name"], [each["name"] for each in both["processes"]]) == ("trip", ["asking"])
+    for arguments, told in (
+        (["saga", "ls"], ["Sagas", "Processes", "T-1", "T-2", "Booked"]),
+        (["saga", "show", "T-2"], ["Process T-2", "awaits", "trips.booked.Booked", "stuck since", "Whose turn is it?"]),
+        (["saga", "show", "T-1", "--database", desk.url], ["Process T-1", "ended by"]),
+        (["saga", "diagram", "asking"], ["flowchart TD", "Booked<br/>trips.booked"]),
+    ):
+        ended = desk.run(*arguments)
+        assert (ended.code, ended.err) == (0, ""), arguments
+        for piece in told:
+            assert piece in ended.out, (arguments, ended.out)
+    moved = desk.run("saga", "retry-step", "T-2")
+    assert moved.code == 1
+    assert "T-2 is the process asking, known by its events alone: nothing carries it out" in moved.err
