@@ -21,6 +21,7 @@ from microkit.saga.metrics import SagaMetrics
 from microkit.saga.runner import Runner
 from microkit.saga.store import Held
 from microkit.saga.tables import Status
+from microkit.saga.writer import TransitionWriter
 from microkit.telemetry import Telemetry
 
 _STRANGER = (
@@ -94,7 +95,10 @@ class SagaEngine:
         for bound in self._bound.values():
             self._metrics.known(bound.saga.name)
         self._log = telemetry.logger.getChild("saga")
-        self._runner = Runner(database, telemetry, self._bound, self._metrics, owner=self.owner, due_in=self._due_in)
+        self._writer = TransitionWriter(database)
+        self._runner = Runner(
+            database, telemetry, self._bound, self._metrics, self._writer, owner=self.owner, due_in=self._due_in
+        )
         self._runs: dict[UUID, _Run] = {}
         self._unbegun: list[UUID] = []
         self._freed = asyncio.Event()
@@ -121,6 +125,7 @@ class SagaEngine:
         self._freed.set()
         await _end(claiming, after=1.0)
         await _end(*(run.task for run in self._runs.values()), after=timeout)
+        await self._writer.close()
         await _end(beating)
         with suppress(Exception):  # what is not given back is taken up when its lease runs out
             async with asyncio.timeout(5):

@@ -23,9 +23,10 @@ from microkit.saga import leases
 from microkit.saga.binding import BoundSaga
 from microkit.saga.metrics import SagaMetrics
 from microkit.saga.progress import DONE, Ended, Outcome, in_patience, outcome_of
-from microkit.saga.store import Held, LeaseLost, Transition, record
+from microkit.saga.store import Held, LeaseLost, Transition
 from microkit.saga.tables import Direction, Status
 from microkit.saga.work import Unfit, Work
+from microkit.saga.writer import TransitionWriter
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import extract
 from microkit.telemetry.span import describe_failure
@@ -51,6 +52,7 @@ class Runner:
         telemetry: Telemetry,
         sagas: Mapping[str, BoundSaga],
         metrics: SagaMetrics,
+        writer: TransitionWriter,
         *,
         owner: str,
         due_in: Callable[[float], None],
@@ -59,6 +61,7 @@ class Runner:
         self._telemetry = telemetry
         self._sagas = sagas
         self._metrics = metrics
+        self._writer = writer
         self._owner = owner
         self._due_in = due_in
         self._log = telemetry.logger.getChild("saga")
@@ -130,7 +133,7 @@ class Runner:
         transition = work.transition(outcome, state)
         while True:
             try:
-                now = await self._insist(lambda tx: record(tx, transition))
+                now = await self._writer.write(transition)
             except CommitUnknown:
                 reloaded = await self._reloaded(work)
                 if reloaded.seq > work.held.seq:

@@ -41,8 +41,7 @@ from microkit.saga import (
     retriable,
     store,
 )
-from microkit.saga import runner as runner_module
-from microkit.saga import work as work_module
+from microkit.saga import writer as writer_module
 from microkit.saga.tables import metadata as saga_tables
 from microkit.saga.tables import saga as saga_table
 from microkit.saga.tables import saga_step
@@ -183,11 +182,12 @@ TRANSFER = Saga(
 
 def with_crash_points() -> None:
     """A point before and after each commit that the engine makes."""
-    recording, claiming = store.record, leases.claim
+    recording, claiming = store.record_all, leases.claim
 
-    async def record(tx: Transaction, transition: Any) -> Any:
-        what = f"{transition.attempt.direction} {transition.attempt.step.name} {transition.outcome.ended}"
-        recorded = await recording(tx, transition)
+    async def record_all(tx: Transaction, transitions: Any) -> Any:
+        each = [f"{made.attempt.direction} {made.attempt.step.name} {made.outcome.ended}" for made in transitions]
+        what = ", ".join(each)
+        recorded = await recording(tx, transitions)
         crash.point(f"{what}: before commit")
         tx.after_commit(lambda: crash.point(f"{what}: after commit"))
         return recorded
@@ -200,8 +200,8 @@ def with_crash_points() -> None:
         return claimed
 
     for module, name, instead in (
-        (work_module, "record", record),
-        (runner_module, "record", record),
+        (store, "record_all", record_all),
+        (writer_module, "record_all", record_all),
         (leases, "claim", claim),
     ):
         setattr(module, name, instead)
