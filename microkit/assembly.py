@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, get_type_hints
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -23,16 +24,17 @@ from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate, pending
 from microkit.declared import Declared, Mounted
+from microkit.discovery.connect import connect as connect_discovery
 from microkit.discovery.memory import MemoryRegistry
-from microkit.discovery.port import Resolver
-from microkit.discovery.static import StaticResolver
+from microkit.discovery.own import check_advertised
+from microkit.discovery.port import Discovery, Registrar, Resolver
 from microkit.errors import ConfigurationError, DefinitionError
 from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
 from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
-from microkit.probes import answering, consumer_probe, relay_probe, saga_probe
+from microkit.probes import answering, consumer_probe, discovery_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
 from microkit.saga import SagaEngine, SagaRetention
 from microkit.settings import ServiceSettings
@@ -59,7 +61,7 @@ class Parts:
     telemetry: Telemetry
     database: Database | None
     bus: Bus | None
-    resolver: Resolver
+    resolver: Discovery
     session: aiohttp.ClientSession
     tokens: ServiceTokens | None
     verifier: Verifier | None
@@ -133,7 +135,7 @@ class Assembly:
             telemetry=telemetry,
             database=await self._database(telemetry) if declared.stores else None,
             bus=await self._bus(bus) if declared.stores else None,
-            resolver=self._registry or StaticResolver(settings.services),
+            resolver=self._discovery(telemetry),
             session=session,
             tokens=self._tokens(),
             verifier=verifier,
@@ -142,6 +144,23 @@ class Assembly:
         await self._resources(parts)
         self._workers(parts)
         return parts
+
+    def _discovery(self, telemetry: Telemetry) -> Discovery:
+        settings = self._settings
+        if self._registry is not None:
+            discovery: Discovery = self._registry
+        else:
+            discovery = connect_discovery(
+                settings.discovery_url.get_secret_value(),
+                telemetry,
+                services=settings.services,
+                max_staleness=settings.discovery_max_staleness,
+            )
+            self._owned.push_async_callback(discovery.close)
+            if isinstance(discovery, Registrar) and not isinstance(discovery, MemoryRegistry):
+                check_advertised(settings)
+        self._health.part("discovery", discovery_probe(discovery), critical=False)
+        return discovery
 
     async def _database(self, telemetry: Telemetry) -> Database:
         declared, settings = self._declared, self._settings
@@ -273,10 +292,19 @@ class Assembly:
             limits=Limits(
                 body=settings.body_limit,
                 timeout=settings.request_timeout,
-                allowed_hosts=tuple(settings.allowed_hosts),
+                allowed_hosts=self._hosts(),
             ),
             health=self._health,
             access_log=settings.access_log,
+        )
+
+    def _hosts(self) -> tuple[str, ...]:
+        """Who finds the instance through the registry calls it by the name that it gave there."""
+        settings = self._settings
+        advertised = urlsplit(settings.advertised_url).hostname if settings.advertised_url else None
+        return (
+            *settings.allowed_hosts,
+            *([f"[{advertised}]" if ":" in advertised else advertised] if advertised else []),
         )
 
     def _exposes_internals(self) -> bool:

@@ -20,7 +20,8 @@ from microkit.contract import Caller, Contract, Operation
 from microkit.db import Database
 from microkit.declared import Declared
 from microkit.discovery.memory import MemoryRegistry
-from microkit.discovery.port import Endpoint
+from microkit.discovery.own import own_endpoint
+from microkit.discovery.port import Endpoint, Registrar
 from microkit.errors import ConfigurationError, MicrokitError
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
@@ -54,8 +55,9 @@ class ClientOfRunning:
 class Instance:
     """One running service. Made by :meth:`microkit.Service.instance`, entered with ``async with``.
 
-    Start order: settings, telemetry, database, clients, resources, consumers declared, server listening, registered,
-    sagas, consumers and relay at work, ready. The stop order and its reasons stand in :meth:`_stop`.
+    Start order: settings, telemetry, database, clients, resources, consumers declared, server listening, relay, sagas
+    and consumers at work, ready, registered. The stop order and its reasons stand in :meth:`_stop`. One that was
+    stopped, or failed to start, may be started again: everything it owns is then made anew.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Instance:
         self._ring = ring
         self._parts: Parts | None = None
         self._server: Server | None = None
+        self._endpoint: Endpoint | None = None
         self._task: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -145,12 +148,18 @@ class Instance:
         Raises:
             ConfigurationError: a setting, the database or a port is not as it must be.
         """
+        if self._task is not None:
+            raise MicrokitError(f"{self.name} runs already")
+        self.health.reset()
+        for event in (self._started, self._stopping, self.failed):
+            event.clear()
+        self.failure = None
         # One task lives as long as the instance, so that all it opens is closed by the task that opened it, and so that
         # the tasks it starts inherit whom they work for.
         own = contextvars.copy_context()
         own.run(_running.set, self)
         own.run(serving.set, self.name)
-        self._task = asyncio.create_task(self._run(), name=f"{self.name} instance", context=own)
+        self._task = asyncio.create_task(self._live(), name=f"{self.name} instance", context=own)
         started = asyncio.create_task(self._started.wait())
         await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
         started.cancel()
@@ -173,6 +182,12 @@ class Instance:
         self._stopping.set()
         await task
 
+    async def _live(self) -> None:
+        try:
+            await self._run()
+        finally:
+            self._parts = self._server = None
+
     async def _run(self) -> None:
         async with AsyncExitStack() as owned:
             assembly = Assembly(self.declared, self.settings, self.health, self._registry, owned)
@@ -187,7 +202,6 @@ class Instance:
                 await self._stay(parts)
             finally:
                 await self._stop(server, parts)
-        self._parts = self._server = None
 
     async def _stay(self, parts: Parts) -> None:
         """Returns when the instance is to stop."""
@@ -210,19 +224,22 @@ class Instance:
             await parts.relay.start()
         for worker in parts.workers:
             await worker.start()
-        if self._registry is not None:
-            await self._registry.register(self.name, Endpoint(server.url))
         self.health.state = State.READY
         _log.info("ready at %s", server.url)
+        if isinstance(parts.resolver, Registrar):
+            # Last: whoever finds it may call it at once.
+            self._endpoint = own_endpoint(self.name, self.settings, server.url)
+            await parts.resolver.register(self.name, self._endpoint)
 
     async def _stop(self, server: Server, parts: Parts) -> None:
         settings = self.settings
         # Balancers first: readiness says no, discovery forgets us, and only then do we wait, still serving, until
         # nobody sends anything any more.
         self.health.state = State.DRAINING
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is not None and isinstance(parts.resolver, Registrar):
+            await parts.resolver.deregister(self.name, endpoint)
         if self._started.is_set():
-            if self._registry is not None:
-                await self._registry.deregister(self.name, Endpoint(server.url))
             await asyncio.sleep(settings.drain_delay)
         # Requests may publish events and start sagas: they end first. The relay ends last, because all others publish.
         await server.stop(settings.shutdown_timeout)

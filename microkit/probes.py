@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from microkit.bus.consumer import ConsumerRuntime
+from microkit.discovery.port import Discovery
 from microkit.outbox import Relay
 from microkit.saga import SagaEngine
 
@@ -62,5 +63,23 @@ def saga_probe(engine: SagaEngine) -> Probe:
         if not health.ok:
             raise PartDown(health.error)
         return {"in_flight": health.in_flight, "stuck": health.stuck}
+
+    return probe
+
+
+def discovery_probe(discovery: Discovery) -> Probe:
+    """Up while what is known of every service is fresh. What is stale is still called, until it expires."""
+
+    async def probe() -> Details:
+        standings = discovery.standings()
+        stale = [
+            f"{each.service}: {'no instance' if each.expired else f'{each.instances} of {each.stale_for:.0f} s ago'}, "
+            f"{each.trouble}"
+            for each in standings
+            if each.trouble
+        ]
+        if stale:
+            raise PartDown("; ".join(stale))
+        return {each.service: each.instances for each in standings}
 
     return probe

@@ -17,6 +17,7 @@ from microkit.settings.quantities import Duration, Size
 from microkit.settings.values import (
     SHORTEST_SECRET,
     SecretUrl,
+    base_url,
     endpoints,
     host_name,
     http_url,
@@ -137,9 +138,32 @@ class ServiceSettings(BaseSettings):
     auth_service_key: SecretStr | None = Field(
         None, min_length=1, description="own private key: a JWK file or its JSON", examples=["/run/secrets/billing.jwk"]
     )
+    discovery_url: SecretUrl = Field(
+        SecretUrl("static://"),
+        description="how other services are found, and this one by them; static:// is what services= says",
+        examples=["consul://127.0.0.1:8500"],
+    )
+    discovery_max_staleness: Annotated[Duration, Field(ge=1)] = Field(
+        3600.0,
+        description="how long instances are called that the registry no longer confirms, because it is away or empty",
+        examples=["15m"],
+    )
+    advertised_url: Word | None = Field(
+        None, description="where others reach this instance", examples=["http://10.0.0.5:3003"]
+    )
+    instance_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = Field(
+        None, description="what tells this instance from the service's others; unset: from where it is reached"
+    )
+    zone: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,63}$")] | None = Field(
+        None, description="where this instance runs; calls prefer their own zone", examples=["eu-west-1a"]
+    )
+    tags: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._=:/-]{1,63}$")]] = Field(
+        [], description="what this instance is found by beside its service's name", examples=["v2,canary"]
+    )
+    weight: int = Field(1, ge=0, le=100, description="this instance's share of the calls beside the others'")
     services: Endpoints = Field(
         default_factory=dict,
-        description="where other services are",
+        description="where other services are, for static://",
         examples=["user=http://10.0.0.5:3001,http://10.0.0.6:3001;payment=http://10.0.0.7:3002"],
     )
 
@@ -238,6 +262,11 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _jwks_url(cls, value: str | None) -> str | None:
         return http_url(value)
+
+    @field_validator("advertised_url")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        return base_url(value)
 
     @field_validator("services")
     @classmethod

@@ -71,6 +71,16 @@ def http_url(value: str | None) -> str | None:
     return value
 
 
+def base_url(value: str | None) -> str | None:
+    """Without a slash at its end. Raises ValueError where it is no http URL, or has more than scheme, host and port."""
+    if http_url(value) is None or value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError("is scheme, host and port only, such as http://10.0.0.5:3003")
+    return value.rstrip("/")
+
+
 def refuse_weak(secret: str | bytes, shortest: int) -> None:
     """Raises ValueError where it is a placeholder or, unless ``shortest`` is 0, short or simple."""
     text = secret if isinstance(secret, str) else secret.decode("latin-1")

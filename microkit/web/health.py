@@ -69,6 +69,13 @@ class Health:
             raise DefinitionError(f"there is a health part {name!r} already")
         self._parts[name] = _Part(probe, critical, liveness)
 
+    def reset(self) -> None:
+        """As new: starting, and without parts. For an instance that is started again."""
+        self.state = State.STARTING
+        self._parts.clear()
+        self._reports = {}
+        self._asked = float("-inf")
+
     @property
     def started(self) -> bool:
         """Whether start-up is over."""

@@ -56,7 +56,7 @@ class ConsulOptions:
 
     ``check`` says how the agent learns that an instance lives: ``ttl``, the instance says so every third of ``ttl``; or
     ``http``, the agent asks its ``/health/ready`` every ``interval``. After ``deregister_after`` in a critical state
-    the agent forgets the instance. ``wait`` bounds one blocking query. Only instances that have every ``tag`` are found.
+    the agent forgets the instance. ``wait`` bounds one blocking query. Only instances with every ``tag`` are found.
     ``ca`` is the file of the certificates that the agent's is checked against, for ``consul+https``.
     """
 

@@ -134,7 +134,7 @@ async def test_health_names_every_part(notes: Instance) -> None:
 
     assert status == 200
     assert isinstance(report, dict)
-    assert set(report["parts"]) == {"database", "bus", "relay", "consumers"}
+    assert set(report["parts"]) == {"discovery", "database", "bus", "relay", "consumers"}
 
 
 async def test_two_instances_of_one_service_share_nothing(
