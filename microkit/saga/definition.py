@@ -31,6 +31,7 @@ from pydantic import BaseModel, ValidationError
 
 from microkit.db import Transaction
 from microkit.saga.enrol import enrol
+from microkit.saga.limits import KeyOf, Limits, OnBusy, Rate
 from microkit.saga.linter import lint
 from microkit.saga.step import Step
 
@@ -42,19 +43,41 @@ class Saga(Generic[State]):
     step and survives with it.
 
     Steps may be added, taken away or reordered only with a new ``version``; keep the old definition beside the new one
-    until its last saga has ended. A running saga whose definition is gone is parked, not guessed.
+    until its last saga has ended. A running saga whose definition is gone is parked, not guessed, and goes on when it is
+    offered again.
+
+    ``key`` is a plain function of the state that says what the saga is about, such as ``lambda state:
+    f"bill:{state.bill_id}"``. Of all sagas of the service with one key, of whatever definition, one is at work from its
+    start to its end; a stuck one has not ended. Another one waits its turn (``on_busy="wait"``), or its start raises
+    ``Conflict`` (``"refuse"``). ``concurrency`` is how many sagas of this name all engines of the service together carry
+    on at once; those that wait for time or events do not count. ``rate`` is how often one may begin: those above it
+    begin later, or, with ``on_busy="refuse"``, their start raises ``TooManyRequests``.
 
     Raises:
         DefinitionError: the steps cannot keep the promise that a saga ends; the message says what to change.
     """
 
-    def __init__(self, name: str, state: type[State], steps: Sequence[Step], *, version: int = 1) -> None:
+    def __init__(  # noqa: PLR0913  each is a word that a reader understands where it stands
+        self,
+        name: str,
+        state: type[State],
+        steps: Sequence[Step],
+        *,
+        version: int = 1,
+        key: KeyOf | None = None,
+        on_busy: OnBusy = "wait",
+        concurrency: int | None = None,
+        rate: Rate | None = None,
+    ) -> None:
         self.name = name
         self.state = state
         self.steps = tuple(steps)
         self.version = version
+        self.limits = Limits(key, on_busy, concurrency, rate)
+        lint(name, version, state, self.steps, self.limits)
         self.positions: Mapping[str, int] = {step.name: position for position, step in enumerate(self.steps)}
-        lint(name, version, state, self.steps)
+        self.places: Mapping[str, Step] = {each.name: each for step in self.steps for each in (step, *step.branches)}
+        """Every step by its name, and the branches of groups."""
 
     def __repr__(self) -> str:
         return f"<Saga {self.name} v{self.version}: {' → '.join(step.name for step in self.steps)}>"
@@ -62,7 +85,7 @@ class Saga(Generic[State]):
     @cached_property
     def fingerprint(self) -> str:
         """Equal for definitions under which the same running saga can go on."""
-        shape = [f"{step.name}:{step.kind}:{'undo' if step.undo else '-'}" for step in self.steps]
+        shape = [_shape(step) for step in self.steps]
         return sha256("\n".join([self.name, str(self.version), *shape]).encode()).hexdigest()[:16]
 
     def dump(self, state: State) -> Any:
@@ -100,10 +123,12 @@ class Saga(Generic[State]):
         Starting a ``saga_id`` again does nothing, so that a repeated event starts one saga.
 
         Raises:
-            ValueError: the state would not survive being stored.
-            Conflict: another saga has this id.
+            ValueError: the state would not survive being stored, or has no key.
+            Conflict: another saga has this id, or, with ``on_busy="refuse"``, another one has the key.
+            TooManyRequests: with ``on_busy="refuse"``, more have begun than the rate allows.
         """
         saga_id = saga_id or uuid4()
+        key = self.limits.key_of(self.name, state)
         columns = {
             "name": self.name,
             "version": self.version,
@@ -111,8 +136,15 @@ class Saga(Generic[State]):
             "step": self.steps[0].name,
             "state": self.dump(state),
         }
-        await enrol(tx, saga_id, columns)
+        await enrol(tx, saga_id, columns, key, self.limits)
         return saga_id
+
+
+def _shape(step: Step) -> str:
+    """What must not change under a running saga. A step that is none of the newer kinds is told as it always was."""
+    waits = [what for what, awaits in (("waits", step.awaits), ("undo-waits", step.undo_awaits)) if awaits]
+    branches = [f"[{' '.join(map(_shape, step.branches))}]"] if step.branches else []
+    return ":".join([step.name, step.kind, "undo" if step.undo else "-", *waits, *branches])
 
 
 def told(error: ValidationError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -11,13 +11,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from microkit import context
 from microkit.db import Transaction, database_now
 from microkit.errors import Conflict
-from microkit.saga.tables import Direction, Status, saga
+from microkit.saga.keys import SIGNAL, Admission, admit
+from microkit.saga.limits import Limits
+from microkit.saga.tables import Direction, Status, saga, saga_key
 from microkit.telemetry.propagation import inject
 
-SIGNAL = "saga"
-"""``Database.signal`` that wakes the engine of this process."""
+__all__ = ["SIGNAL", "enrol"]
 
-_NEW = {
+_NEW: Final = {
     "status": Status.RUNNING,
     "direction": Direction.ACTION,
     "attempts": 0,
@@ -27,29 +28,73 @@ _NEW = {
     "created_at": database_now(),
     "updated_at": database_now(),
 }
-_INSERT = {
-    "postgresql": postgresql.insert(saga).values(_NEW).on_conflict_do_nothing().returning(saga.c.id),
-    "sqlite": sqlite.insert(saga).values(_NEW).on_conflict_do_nothing().returning(saga.c.id),
+_LATER: Final = {**_NEW, "next_at": database_now(sa.bindparam("wait", type_=sa.Float))}
+_QUEUED: Final = {
+    **_NEW,
+    "status": Status.QUEUED,
+    "next_at": None,
+    "not_before": database_now(sa.bindparam("wait", type_=sa.Float)),
 }
-_NAME = sa.select(saga.c.name).where(saga.c.id == sa.bindparam("id"))
 
 
-async def enrol(tx: Transaction, saga_id: UUID, columns: dict[str, Any]) -> None:
+def _inserts(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: insert(saga).values(values).on_conflict_do_nothing().returning(saga.c.id)
+        for name, insert in (("postgresql", postgresql.insert), ("sqlite", sqlite.insert))
+    }
+
+
+_INSERT: Final = _inserts(_NEW)
+_INSERT_LATER: Final = _inserts(_LATER)
+_INSERT_QUEUED: Final = _inserts(_QUEUED)
+_NAME: Final = sa.select(saga.c.name).where(saga.c.id == sa.bindparam("id"))
+
+
+async def enrol(tx: Transaction, saga_id: UUID, columns: dict[str, Any], key: str | None, limits: Limits) -> None:
     """Adds a saga's row with the trace, request id and tenant of the caller, and wakes the engine after COMMIT.
 
+    A saga whose ``key`` another one has is queued, or refused; one that is above its rate begins later, or is refused.
+
     Raises:
-        Conflict: a saga of another name has this id. One of the same name is left as it is.
+        Conflict: a saga of another name has this id, or another one has the key. One of the same name is left as it is.
+        TooManyRequests: more have begun than the rate allows.
     """
+    admission = Admission()
+    if key is not None or limits.rate is not None:
+        if await _is_there(tx, saga_id, columns["name"]):
+            return
+        admission = await admit(tx, saga_id, columns["name"], key, limits)
     work = context.current()
     carried = {"request_id": work.request_id or None, "tenant": work.tenant, **inject()}
     parameters = {
         "id": saga_id,
-        "context": {key: value for key, value in carried.items() if value is not None},
+        "context": {name: value for name, value in carried.items() if value is not None},
         **columns,
     }
-    if (await tx.execute(_INSERT[tx.dialect], parameters)).first() is None:
-        found = (await tx.execute(_NAME, {"id": saga_id})).scalar()
-        if found != columns["name"]:
-            raise Conflict(f"{saga_id} is the id of a saga {found!r} already")
+    statement = _INSERT
+    if key is not None:
+        parameters["key"] = key
+    if admission.queued or admission.wait:
+        statement = _INSERT_QUEUED if admission.queued else _INSERT_LATER
+        parameters["wait"] = admission.wait
+    if (await tx.execute(statement[tx.dialect], parameters)).first() is None:
+        await _is_there(tx, saga_id, columns["name"])
+        if key is not None and not admission.queued:  # it began, and maybe ended, meanwhile
+            await _give_back_unused(tx, saga_id, key)
         return
     tx.wake(SIGNAL)
+
+
+async def _is_there(tx: Transaction, saga_id: UUID, name: str) -> bool:
+    found = (await tx.execute(_NAME, {"id": saga_id})).scalar()
+    if found is not None and found != name:
+        raise Conflict(f"{saga_id} is the id of a saga {found!r} already")
+    return found is not None
+
+
+async def _give_back_unused(tx: Transaction, saga_id: UUID, key: str) -> None:
+    at_work = sa.select(saga.c.id).where(
+        saga.c.id == saga_id, saga.c.key == key, saga.c.status.not_in([Status.COMPLETED, Status.COMPENSATED])
+    )
+    if (await tx.execute(at_work)).first() is None:
+        await tx.execute(sa.delete(saga_key).where(saga_key.c.key == key, saga_key.c.saga_id == saga_id))

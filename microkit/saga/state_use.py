@@ -8,10 +8,12 @@ takes into a variable, which it may ask about.
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -47,6 +49,20 @@ def leaves(function: Action, state: type[BaseModel]) -> set[str] | None:
                 return None
             left |= keys
     return left
+
+
+def reads(function: Callable[..., Any]) -> set[str]:
+    """The attributes that a plain function, or a lambda, reads of its first parameter, as its bytecode says."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or not code.co_varnames:
+        return set()  # no Python, or a partial
+    found, before = set(), None
+    for each in dis.get_instructions(code):
+        if each.opname.startswith(("LOAD_ATTR", "LOAD_METHOD")) and before == code.co_varnames[0]:
+            found.add(str(each.argval))
+        loaded = each.argval if each.opname.startswith("LOAD_FAST") else None
+        before = loaded[-1] if isinstance(loaded, tuple) else loaded  # two may be loaded at once
+    return found
 
 
 def _source(function: Action, state: type[BaseModel]) -> _Source | None:

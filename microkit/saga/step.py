@@ -7,19 +7,21 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Any, Final, get_type_hints, overload
+from typing import Any, Final, get_type_hints
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from microkit.contract import Contract
-from microkit.db import Transaction
 from microkit.errors import DefinitionError, MicrokitError
-from microkit.injection import bare
+from microkit.saga.awaiting import Awaited
 
 Action = Callable[..., Awaitable[BaseModel | Mapping[str, Any] | None]]
 """An ``async def`` whose parameters are bound by name (``state``) and type (the state's model, ``Transaction``,
 ``StepContext``, contracts, resources). It returns the new state, a dictionary of the changed fields, or nothing."""
+
+
+When = Callable[[Any], bool]
+"""A plain function of the state that says whether a step is needed. It is asked once, when the step's turn comes."""
 
 
 class StepRefused(MicrokitError):
@@ -134,6 +136,9 @@ class Step:
 
     ``action_local`` and ``undo_local`` say whether that half takes a ``Transaction``: its effect is then committed
     together with the saga's progress. The other kind acts elsewhere, and its outcome is recorded after it.
+
+    ``awaits`` and ``undo_awaits`` say what a half that waits waits for; ``when`` whether the step is needed at all.
+    ``branches`` are the steps of a parallel group, which is a step itself.
     """
 
     name: str
@@ -146,128 +151,26 @@ class Step:
     action_local: bool
     undo_local: bool
     patience: float
+    when: When | None = None
+    awaits: Awaited | None = None
+    undo_awaits: Awaited | None = None
+    branches: tuple[Step, ...] = ()
+
+    @property
+    def functions(self) -> tuple[Action, ...]:
+        """All that may be called to do it."""
+        return (self.action,) if self.awaits is None else self.awaits.functions
+
+    @property
+    def undo_functions(self) -> tuple[Action, ...]:
+        """All that may be called to undo it."""
+        if self.undo_awaits is not None:
+            return self.undo_awaits.functions
+        return () if self.undo is None else (self.undo,)
 
 
-@overload
-def compensatable(
-    action: Action,
-    *,
-    undo: Action,
-    timeout: float | None = None,
-    retry: Retry = GIVE_UP_SOON,
-    undo_retry: Retry = KEEP_TRYING,
-    patience: float = PATIENCE,
-    name: str | None = None,
-) -> Step: ...
-@overload
-def compensatable(
-    action: Action,
-    *,
-    undo: NoEffect,
-    timeout: float | None = None,
-    retry: Retry = GIVE_UP_SOON,
-    undo_retry: Retry = KEEP_TRYING,
-    patience: float = PATIENCE,
-    name: str | None = None,
-) -> Step: ...
-def compensatable(
-    action: Action,
-    *,
-    undo: Action | NoEffect | None = None,
-    timeout: float | None = None,
-    retry: Retry = GIVE_UP_SOON,
-    undo_retry: Retry = KEEP_TRYING,
-    patience: float = PATIENCE,
-    name: str | None = None,
-) -> Step:
-    """A step that can be undone.
-
-    ``undo`` must do no harm where the action never happened: it also runs after attempts whose outcome nobody knows.
-    A step that only reads has ``undo=NO_EFFECT``.
-
-    Raises:
-        DefinitionError: it has no ``undo``, or it is as with any step: see ``Saga``.
-    """
-    if undo is None:
-        raise DefinitionError(
-            f"step {name or action.__name__!r} has no compensation: give it undo=, the function that takes its effect "
-            "back, or undo=NO_EFFECT where it only reads"
-        )
-    compensation = None if isinstance(undo, NoEffect) else undo
-    return _step(action, StepKind.COMPENSATABLE, compensation, _Bounds(timeout, retry, undo_retry, patience), name)
-
-
-def pivot(
-    action: Action,
-    *,
-    timeout: float | None = None,
-    retry: Retry = KEEP_TRYING,
-    patience: float = PATIENCE,
-    name: str | None = None,
-) -> Step:
-    """The point of no return: once it is done the saga goes on to its end, once it refuses the saga is compensated.
-
-    A pivot in another system whose attempts all end unknown is parked as stuck: nobody can say which way is right.
-    """
-    return _step(action, StepKind.PIVOT, None, _Bounds(timeout, retry, KEEP_TRYING, patience), name)
-
-
-def retriable(
-    action: Action,
-    *,
-    timeout: float | None = None,
-    retry: Retry = KEEP_TRYING,
-    patience: float = PATIENCE,
-    name: str | None = None,
-) -> Step:
-    """A step that succeeds in the end. Every failure is retried, a refusal too, for there is no way back.
-
-    Raises:
-        DefinitionError: its ``retry`` allows one attempt only, or it is as with any step: see ``Saga``.
-    """
-    if retry.attempts < 2:
-        raise DefinitionError(
-            f"step {name or action.__name__!r} is retriable and has one attempt: there is no way back from it, so that "
-            "it must be tried again; give it a retry= of more attempts, or move it before the pivot and give it an undo"
-        )
-    return _step(action, StepKind.RETRIABLE, None, _Bounds(timeout, retry, KEEP_TRYING, patience), name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    timeout: float | None
-    retry: Retry
-    undo_retry: Retry
-    patience: float
-
-
-def _step(action: Action, kind: StepKind, undo: Action | None, bounds: _Bounds, name: str | None) -> Step:
-    name = name or action.__name__
-    local = [function is None or _is_local(name, function) for function in (action, undo)]
-    if bounds.timeout is None and not all(local):
-        raise DefinitionError(
-            f"step {name!r} acts outside this service's transaction and has no time-out: give it timeout=, in seconds, "
-            "or have it take a Transaction where its effect is in this database"
-        )
-    timeout = LOCAL_TIMEOUT if bounds.timeout is None else bounds.timeout
-    for what, seconds in (("timeout", timeout), ("patience", bounds.patience)):
-        if not 0 < seconds < float("inf"):
-            raise DefinitionError(f"step {name!r}: {what}={seconds} is not a number of seconds above 0")
-    return Step(name, kind, action, undo, timeout, bounds.retry, bounds.undo_retry, local[0], local[1], bounds.patience)
-
-
-def _is_local(name: str, function: Action) -> bool:
-    if not inspect.iscoroutinefunction(inspect.unwrap(function)):
-        raise DefinitionError(f"step {name!r}: {function!r} must be written with async def")
-    kinds = [kind for kind in map(bare, hints_of(name, function).values()) if inspect.isclass(kind)]
-    local = Transaction in kinds
-    remote = [kind.__name__ for kind in kinds if issubclass(kind, Contract)]
-    if local and remote:
-        raise DefinitionError(
-            f"step {name!r}: {function.__qualname__} takes a Transaction and calls {remote[0]}: the transaction would "
-            "stay open for as long as the other service takes. Make them two steps, the call and what is written down"
-        )
-    return local
+async def nothing() -> None:
+    """What a step does that only waits, or whose branches do it."""
 
 
 def hints_of(name: str, function: Action) -> dict[str, Any]:
@@ -280,3 +183,11 @@ def hints_of(name: str, function: Action) -> dict[str, Any]:
         return get_type_hints(function, include_extras=True)
     except NameError as error:
         raise DefinitionError(f"step {name!r}: a type that it names is not known yet: {error}") from None
+
+
+def required_of(function: Callable[..., Any]) -> int:
+    """How many parameters must be given to it."""
+    return sum(
+        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        for each in inspect.signature(function).parameters.values()
+    )
