@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from pydantic import SecretStr
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -338,9 +339,10 @@ class Assembly:
                 telemetry=parts.telemetry,
                 verify=parts.verifier.verify if parts.verifier is not None else None,
                 resolver=parts.resolver,
-                session=parts.session,
                 trusted_proxies=self._settings.trusted_proxies,
+                secret=self._setting,
             )
+            self._owned.push_async_callback(gateway.close)
             for name, ping in gateway.health_parts().items():
                 self._health.part(name, answering(ping), critical=False)
             routes.append(InlineRoute("GET", "/openapi.json", _document_of(gateway), (ANYONE,)))
@@ -348,6 +350,19 @@ class Assembly:
             app = mounted.app
             await self._owned.enter_async_context(lifespan_of(app, mounted.path))
         return Mount(mounted.path, app, mounted.allow)
+
+    def _setting(self, name: str) -> str:
+        """A setting's value, for a filter that names it.
+
+        Raises:
+            ConfigurationError: there is none of that name, or it is empty.
+        """
+        value = getattr(self._settings, name, None) if name in type(self._settings).model_fields else None
+        plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not isinstance(plain, str) or not plain:
+            key = self._settings.origin.key(name)
+            raise ConfigurationError(f"{key} is missing: a filter of the gateway reads it")
+        return plain
 
     def _check_access(self, verifier: Verifier | None) -> None:
         guarded = [operation.qualified_name for operation in self._declared.handlers if ANYONE not in operation.allow]

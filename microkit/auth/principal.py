@@ -12,13 +12,15 @@ class Principal:
     """The verified caller: a user, or a service in its own name.
 
     ``subject`` is the user's id, or ``service:payment``. ``token`` is the access token as it came. ``session`` is the
-    session that it belongs to (the claim ``sid``), ``""`` where it names none.
+    session that it belongs to (the claim ``sid``), ``""`` where it names none. ``scopes`` are what it is for (the claim
+    ``scope``, RFC 8693, 4.2).
     """
 
     subject: str
     roles: frozenset[str] = frozenset()
     token: str | None = field(default=None, repr=False)
     session: str = ""
+    scopes: frozenset[str] = frozenset()
 
     @property
     def is_service(self) -> bool:

@@ -140,7 +140,7 @@ class Verifier:
 
     def _principal(self, token: str, claims: Mapping[str, Any]) -> tuple[Principal, float]:
         issuer, subject, expires_at, issued_at = claims["iss"], claims["sub"], claims["exp"], claims["iat"]
-        roles, session = claims.get("roles", []), claims.get("sid", "")
+        roles, session, scope = claims.get("roles", []), claims.get("sid", ""), claims.get("scope", "")
         if type(expires_at) is not int or type(issued_at) is not int or not subject or not claims["jti"]:
             raise token_refused(_NOT_VALID)
         if expires_at - issued_at > self._max_lifetime:
@@ -153,9 +153,9 @@ class Verifier:
             raise token_refused(_NOT_VALID)
         if any(services_only([role]) for role in roles):
             raise token_refused(_NOT_VALID)
-        if subject.startswith(_SERVICE_PREFIX) or not isinstance(session, str):
+        if subject.startswith(_SERVICE_PREFIX) or not isinstance(session, str) or not isinstance(scope, str):
             raise token_refused(_NOT_VALID)
-        return Principal(subject, frozenset(roles), token, session), expires_at
+        return Principal(subject, frozenset(roles), token, session, frozenset(scope.split())), expires_at
 
 
 def verifier_for(

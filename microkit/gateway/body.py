@@ -39,7 +39,7 @@ class RequestBody:
             raise BodyTooLarge(f"At most {limit} bytes are taken here")
 
     async def begin(self, within: float) -> bytes | AsyncIterator[bytes]:
-        """The whole body if it is here already, else its pieces as they come.
+        """The whole body if it is here already, else its pieces as they come. To be asked for once.
 
         Raises:
             RequestTimeout: nothing of it came ``within`` so many seconds.
@@ -50,6 +50,37 @@ class RequestBody:
         except TimeoutError:
             raise stalled() from None
         return self._first if self.complete else self._pieces()
+
+    def limit_to(self, limit: int) -> None:
+        """Takes at most so many bytes.
+
+        Raises:
+            BodyTooLarge: more are announced, or were read.
+        """
+        self._limit = min(limit, self._limit)
+        if max(self.length or 0, self._read) > self._limit:
+            raise BodyTooLarge(f"At most {limit} bytes are taken here")
+
+    async def whole(self, limit: int, within: float) -> bytes:
+        """All of it, at most ``limit`` bytes; each piece must come ``within`` so many seconds.
+
+        Raises:
+            BodyTooLarge: it is larger.
+            RequestTimeout: it stalls.
+        """
+        self.limit_to(limit)
+        found = await self.begin(within)
+        if isinstance(found, bytes):
+            return found
+        pieces: list[bytes] = []
+        try:
+            while True:
+                async with asyncio.timeout(within):
+                    pieces.append(await anext(found))
+        except StopAsyncIteration:
+            return b"".join(pieces)
+        except TimeoutError:
+            raise stalled() from None
 
     async def ended(self) -> None:
         """Waits until nothing is left to read."""
@@ -90,42 +121,3 @@ class RequestBody:
 def stalled() -> RequestTimeout:
     """What a client is told whose body stopped coming: 408. The rest may never come, so the connection ends."""
     return RequestTimeout("The body stopped coming", headers={"connection": "close"})
-
-
-class WhileClientWaits:
-    """``async with WhileClientWaits(receive, body):`` ends the block when the client hangs up: no work is done for
-    nobody, and an endless answer ends.
-
-    Raises:
-        ClientGone: it has hung up.
-    """
-
-    def __init__(self, receive: Receive, body: RequestBody | None) -> None:
-        self._receive = receive
-        self._body = body
-        self._gone = False
-
-    async def __aenter__(self) -> None:
-        self._task = _running_task()
-        self._watcher = asyncio.create_task(self._watch())
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._watcher.cancel()
-        # As asyncio.timeout does it: a cancellation that came from outside as well goes on as one.
-        if self._gone and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
-            raise ClientGone from None
-
-    async def _watch(self) -> None:
-        if self._body is not None:
-            await self._body.ended()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        self._task.cancel()
-
-
-def _running_task() -> asyncio.Task[object]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("an exchange runs in a task")
-    return task

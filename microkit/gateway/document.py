@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +12,9 @@ import orjson
 
 from microkit.contract import services_only
 from microkit.errors import Problem
-from microkit.gateway.route import Route, RouteTable
-from microkit.gateway.upstream import Upstreams
+from microkit.gateway.route import VERSION_HEADER, Route
+from microkit.gateway.table import RouteTable
+from microkit.gateway.upstreams import Upstreams
 
 _TIMEOUT = 3.0
 _FRESH = 10.0
@@ -34,21 +36,22 @@ class MergedDocument:
         self._routes = routes
         self._upstreams = upstreams
         self._last_seen: dict[str, Document] = {}
-        self._merged: Document | None = None
-        self._merged_at = 0.0
+        self._missing: list[str] = []
+        self._asked_at = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def read(self) -> Document:
+    async def read(self, host: str = "") -> Document:
+        """The document for who asks under ``host``: routes of other hosts are not in it."""
         async with self._lock:
             now = time.monotonic()
-            if self._merged is None or now - self._merged_at > _FRESH:
+            if now - self._asked_at > _FRESH:
                 services = list(dict.fromkeys(route.service for route in self._routes))
                 answered = await asyncio.gather(*(self._ask(service) for service in services))
-                missing = [service for service, fresh in zip(services, answered, strict=True) if not fresh]
-                self._merged = merge(self._title, self._routes, self._last_seen, missing)
+                self._missing = [service for service, fresh in zip(services, answered, strict=True) if not fresh]
                 # One that lacks a part is asked for again at once.
-                self._merged_at = now if not missing else 0.0
-            return self._merged
+                self._asked_at = now if not self._missing else float("-inf")
+            reached = [route for route in self._routes if _is_for(route, host)]
+            return merge(self._title, reached, self._last_seen, self._missing)
 
     async def _ask(self, service: str) -> bool:
         try:
@@ -69,6 +72,7 @@ def merge(
 
     Components of the same name and different content get the service's name in front.
     """
+    routes = _described(routes)
     table = RouteTable(routes)
     paths: dict[str, Document] = {}
     components: dict[str, dict[str, Any]] = {}
@@ -80,8 +84,10 @@ def merge(
                 public = route.public_path(upstream)
                 operations = _reachable(item, public, route, table)
                 if operations:
-                    tagged = {name: _tagged(value, service) for name, value in operations.items()}
-                    paths.setdefault(public, {}).update(_with_references(tagged, renamed))
+                    tagged = {name: _tagged(value, service, route) for name, value in operations.items()}
+                    known = paths.setdefault(public, {})
+                    # The route that demands less is what a client gets that demands nothing.
+                    known.update(_with_references(tagged, renamed) | (known if _demands(route) else {}))
                     used.append(service)
     merged: Document = {
         "openapi": "3.1.0",
@@ -93,6 +99,33 @@ def merge(
     if missing:
         merged["x-unavailable"] = list(missing)
     return merged
+
+
+def _is_for(route: Route, host: str) -> bool:
+    if not route.host:
+        return True
+    return host.endswith(route.host[1:]) if route.host.startswith("*.") else host == route.host
+
+
+def _described(routes: Sequence[Route]) -> list[Route]:
+    """Of routes that share the requests by weight, the one that gets most; the others are not meant to differ."""
+    heaviest: dict[object, Route] = {}
+    for route in routes:
+        same = (
+            route.prefix,
+            route.exact,
+            frozenset(route.methods),
+            route.host,
+            tuple(sorted(route.demanded.items())),
+            tuple(sorted(route.query.items())),
+        )
+        if same not in heaviest or route.weight > heaviest[same].weight:
+            heaviest[same] = route
+    return sorted(heaviest.values(), key=_demands)
+
+
+def _demands(route: Route) -> int:
+    return len(route.demanded) + len(route.query)
 
 
 def _reachable(item: Document, public: str, route: Route, table: RouteTable) -> Document:
@@ -112,13 +145,32 @@ def _internal(operation: Any) -> bool:
     return bool(security) and all(services_only(roles) for option in security for roles in option.values())
 
 
-def _tagged(operation: Any, service: str) -> Any:
+def _tagged(operation: Any, service: str, route: Route) -> Any:
+    """The operation, tagged with its service, with the headers and the query that the route demands."""
     if not isinstance(operation, dict) or "responses" not in operation:
         return operation
     changed = {**operation, "tags": [service]}
+    demanded = [
+        *((name, value, "header") for name, value in route.demanded.items()),
+        *((name, value, "query") for name, value in route.query.items()),
+    ]
+    if demanded:
+        changed["parameters"] = [*operation.get("parameters", ()), *(_parameter(*one) for one in demanded)]
     if "operationId" in operation:
         changed["operationId"] = f"{service}.{operation['operationId']}"
     return changed
+
+
+def _parameter(name: str, value: str, place: str) -> Document:
+    schema: Document = {"type": "string"}
+    if value == "*":
+        pass
+    elif value.endswith("*"):
+        schema["pattern"] = f"^{re.escape(value[:-1])}"
+    else:
+        schema["const"] = value
+    shown = VERSION_HEADER if name == VERSION_HEADER.lower() else name
+    return {"name": shown, "in": place, "required": True, "schema": schema}
 
 
 def _place_components(service: str, document: Document, components: dict[str, dict[str, Any]]) -> dict[str, str]:

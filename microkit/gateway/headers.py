@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from multidict import CIMultiDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
 
 from microkit.errors import BadRequest
 from microkit.proxies import RawHeaders
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -22,7 +24,7 @@ _HOP_BY_HOP = frozenset(
 )
 """They end at each hop (RFC 9110, 7.6.1)."""
 
-_SET_BY_GATEWAY = frozenset(
+_SET_BY_GATEWAY: Final = frozenset(
     {
         b"content-length",  # set from what is really sent
         b"expect",  # answered by our own server
@@ -36,16 +38,23 @@ _SET_BY_GATEWAY = frozenset(
     }
 )
 
-_NOT_FORWARDED = _HOP_BY_HOP | _SET_BY_GATEWAY
+NOT_FORWARDED: Final = HOP_BY_HOP | _SET_BY_GATEWAY
 
-_NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id"}
-"""The last three are the gateway's own answer to the client."""
+_NOT_RETURNED: Final = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-request-id"}
+"""The last four are the gateway's own answer to the client."""
 
-_SPOOFABLE = (b"x-forwarded-", b"x-user-", b"x-internal-")
+_SPOOFABLE: Final = (b"x-forwarded-", b"x-user-", b"x-internal-")
 
 
-def forwarded_headers(headers: RawHeaders) -> CIMultiDict[str]:
-    """The request's headers that go on to the service.
+@lru_cache(maxsize=4096)
+def _passes(name: bytes) -> bool:
+    """Whether a header goes on to the service. Servers of the CGI kind read ``X_User_Id`` and ``X-User-Id`` as one."""
+    judged = name.replace(b"_", b"-")
+    return judged not in NOT_FORWARDED and not judged.startswith(_SPOOFABLE)
+
+
+def forwarded_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The request's headers that go on to the service, names in lower case as ASGI has them.
 
     Hop-by-hop headers end here, as does each that ``Connection`` names, and everything by which a client could pose as
     a proxy or as somebody else (also in the spelling ``X_User_Id``, which CGI-style servers read as the same name).
@@ -53,21 +62,24 @@ def forwarded_headers(headers: RawHeaders) -> CIMultiDict[str]:
     Raises:
         BadRequest: a value is not UTF-8.
     """
-    passed: CIMultiDict[str] = CIMultiDict()
-    named: list[str] = []
-    for name, value in headers:
-        judged = name.replace(b"_", b"-") if b"_" in name else name
-        if judged == b"connection":
-            named += [part.strip().decode("ascii", "ignore") for part in value.split(b",")]
-        if judged in _NOT_FORWARDED or judged.startswith(_SPOOFABLE):
-            continue
-        try:
-            passed.add(name.decode("ascii"), value.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise BadRequest(f"The header {name[:40]!r} is not UTF-8") from None
-    for name_ in named:
-        passed.popall(name_, None)
-    return passed
+    passed = []
+    named: set[bytes] | None = None
+    for pair in headers:
+        name, value = pair
+        if _passes(name):
+            if not value.isascii():
+                _check_utf8(name, value)
+            passed.append(pair)
+        elif name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
+            named = (named or set()) | {part.strip().lower() for part in value.split(b",")}
+    return passed if named is None else [pair for pair in passed if pair[0] not in named]
+
+
+def _check_utf8(name: bytes, value: bytes) -> None:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest(f"The header {name[:40]!r} is not UTF-8") from None
 
 
 def body_length(headers: RawHeaders) -> int | None:
@@ -91,9 +103,11 @@ def body_length(headers: RawHeaders) -> int | None:
     return int(lengths[0])
 
 
-def returned_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """The answer's headers that go back to the client, names in lower case as ASGI wants them."""
-    lowered = [(name.lower(), value) for name, value in headers]
-    named = {part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")}
-    dropped = (_NOT_RETURNED | named) if named else _NOT_RETURNED
-    return [pair for pair in lowered if pair[0] not in dropped]
+def returned_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The answer's headers that go back to the client, names in lower case as ASGI wants them and as they come."""
+    returned = [pair for pair in headers if pair[0] not in _NOT_RETURNED]
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
+            named = {part.strip().lower() for part in value.split(b",")}
+            returned = [pair for pair in returned if pair[0] not in named]
+    return returned

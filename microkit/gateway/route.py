@@ -1,30 +1,46 @@
-"""Routes: which service answers which paths, and who may pass."""
+"""Routes: which service answers which requests, who may pass, and what is done on the way. Pure data.
+
+A route can be written as JSON or TOML and read back (:mod:`microkit.gateway.routes_file`), and rendered for another
+proxy: nothing in it is code.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 
 from microkit.contract import ANYONE, Roles, roles_of
-from microkit.errors import BadRequest, DefinitionError
+from microkit.errors import DefinitionError
+from microkit.gateway.filters.port import Filter
+from microkit.gateway.paths import below, canonical_path
 
-_ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
-_BROKEN_ENCODING = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
-_CONTROL = re.compile(r"[\x00-\x20\x7f\\]|%(?:0[0-9A-F]|1[0-9A-F]|7F|2F|5C)")
-_DOT_SEGMENT = re.compile(r"/\.{1,2}(?=[/;]|\Z)")
+VERSION_HEADER = "Api-Version"
+"""The header by which a client asks for a version of the API."""
+
+_HOST = re.compile(r"(?:\*\.)?[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Everything at and below ``prefix`` goes to ``service``.
+    """Everything at and below ``prefix`` that fits the predicates goes to ``service``.
 
-    ``strip_prefix`` is taken off before the request is sent on: ``Route("/api/bills", service="billing",
-    strip_prefix="/api")`` sends ``/api/bills/7`` to billing's ``/bills/7``. ``allow`` is who may pass (a role, several,
-    ``SIGNED_IN``); with ``ANYONE``, the default, the service behind judges alone; it judges each operation in any case.
-    ``methods`` limits the route to some. ``timeout`` is how many seconds the service may take until its answer begins,
-    and between two parts of the answer. ``body_limit`` is in bytes; ``None`` takes the gateway's.
+    **Predicates.** ``methods`` limits the route to some, ``host`` to one host (``shop.example``, or ``*.shop.example``
+    for all below it; without a port), ``headers`` and ``query`` to requests that have each of these with that value
+    (``"*"``: any value; ``"beta*"``: any that begins so), ``version`` to those whose ``Api-Version`` header says it.
+    ``exact`` takes the prefix itself and nothing below. The longest prefix wins; of one prefix the route with more
+    predicates. Routes with the very same predicates must each have a ``weight``: they share the requests (a canary),
+    and one caller always gets the same of them.
+
+    **What happens.** ``strip_prefix`` is taken off before the request is sent on: ``Route("/api/bills",
+    service="billing", strip_prefix="/api")`` sends ``/api/bills/7`` to billing's ``/bills/7``. ``allow`` is who may pass
+    (a role, several, ``SIGNED_IN``), ``scopes`` what the token must be for, each of them; with ``ANYONE``, the default,
+    the service behind judges alone; it judges each operation in any case. ``timeout`` is how many seconds the service
+    may take until its answer begins, and between two parts of the answer; ``idle_timeout`` the latter alone.
+    ``body_limit`` and ``answer_limit`` are in bytes; ``None`` takes the gateway's, and no limit. ``websocket`` is
+    whether WebSockets pass. ``filters`` are further things to do, after those of the gateway.
     """
 
     prefix: str
@@ -34,10 +50,64 @@ class Route:
     methods: tuple[str, ...] = ()
     timeout: float = 30.0
     body_limit: int | None = None
+    _: KW_ONLY
+    exact: bool = False
+    host: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    query: Mapping[str, str] = field(default_factory=dict, hash=False)
+    version: str = ""
+    weight: int = 0
+    scopes: tuple[str, ...] = ()
+    idle_timeout: float | None = None
+    answer_limit: int | None = None
+    websocket: bool = False
+    filters: tuple[Filter, ...] = field(default=(), hash=False)
     roles: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", roles_of(self.allow, f"The route {self.prefix!r}"))
+        for name in ("methods", "scopes", "filters"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_prefix()
+        self._check_predicates()
+        for number, what in ((self.timeout, "timeout"), (self.idle_timeout, "idle_timeout")):
+            if number is not None and not number > 0:
+                raise DefinitionError(f"The route {self.prefix!r} needs a {what} above 0, not {number!r}")
+        if self.weight < 0:
+            raise DefinitionError(f"The route {self.prefix!r} has the weight {self.weight}; a weight is 0 or more")
+        if self.scopes and ANYONE in self.roles:
+            raise DefinitionError(f"The route {self.prefix!r} demands scopes and lets ANYONE pass: say allow=SIGNED_IN")
+
+    @property
+    def title(self) -> str:
+        """The route and its predicates, as messages and logs name it."""
+        said = [
+            f"{name}: {value}"
+            for name, value in (*self.headers.items(), *(("?" + n, v) for n, v in self.query.items()))
+        ]
+        words = [
+            "/".join(self.methods),
+            self.host + self.prefix,
+            f"version {self.version}" if self.version else "",
+            *said,
+        ]
+        return f"{' '.join(filter(None, words))} → {self.service}"
+
+    @property
+    def demanded(self) -> dict[str, str]:
+        """The headers that it demands, names in lower case, the version's among them."""
+        found = {name.lower(): value for name, value in self.headers.items()}
+        return found | ({VERSION_HEADER.lower(): self.version} if self.version else {})
+
+    def upstream_path(self, path: str) -> str:
+        """The path to ask the service for."""
+        return path[len(self.strip_prefix) :] or "/"
+
+    def public_path(self, upstream: str) -> str:
+        """The path under which the gateway offers the service's path ``upstream``."""
+        return self.strip_prefix + upstream
+
+    def _check_prefix(self) -> None:
         if not self.prefix.startswith("/") or (self.prefix != "/" and self.prefix.endswith("/")):
             raise DefinitionError(f"The route's prefix {self.prefix!r} must begin with / and not end with it")
         if canonical_path(self.prefix) != self.prefix:
@@ -48,66 +118,15 @@ class Route:
             )
         if not self.service:
             raise DefinitionError(f"The route {self.prefix!r} names no service")
-        if not self.timeout > 0:
-            raise DefinitionError(f"The route {self.prefix!r} needs a timeout above 0, not {self.timeout!r}")
 
-    def upstream_path(self, path: str) -> str:
-        """The path to ask the service for."""
-        return path[len(self.strip_prefix) :] or "/"
-
-    def public_path(self, upstream: str) -> str:
-        """The path under which the gateway offers the service's path ``upstream``."""
-        return self.strip_prefix + upstream
-
-
-class RouteTable:
-    """Finds the route with the longest prefix; its cost grows with the path's segments, not with the routes."""
-
-    def __init__(self, routes: Sequence[Route]) -> None:
-        self._by_prefix: dict[str, tuple[Route, ...]] = {}
-        for route in routes:
-            siblings = self._by_prefix.get(route.prefix, ())
-            if any(
-                not other.methods or not route.methods or set(other.methods) & set(route.methods) for other in siblings
-            ):
-                raise DefinitionError(f"Two routes take {route.prefix!r} with the same methods")
-            self._by_prefix[route.prefix] = (*siblings, route)
-
-    def find(self, path: str) -> tuple[Route, ...]:
-        """The routes of the longest prefix that holds ``path``, which differ in their methods; none where none does."""
-        end = len(path)
-        while end > 0:
-            if found := self._by_prefix.get(path[:end]):
-                return found
-            end = path.rfind("/", 0, end)
-        return self._by_prefix.get("/", ())
-
-
-def below(path: str, prefix: str) -> bool:
-    """Whether ``path`` is ``prefix`` or stands below it."""
-    return path == prefix or path.startswith(prefix if prefix.endswith("/") else prefix + "/")
-
-
-def canonical_path(path: str) -> str:
-    """The one spelling of a path that the gateway decides by and also sends on (RFC 3986, 6.2.2).
-
-    Letters and digits that are percent-encoded are decoded, so that ``/%61dmin`` is seen as what the service will see.
-
-    Raises:
-        BadRequest: the path has a second reading, and a gateway and a service could take different ones: empty or dot
-            segments, an encoded slash, backslash or control character, broken encoding.
-    """
-    if "%" in path:
-        if _BROKEN_ENCODING.search(path):
-            raise BadRequest("The path's percent-encoding is broken")
-        path = _ENCODED.sub(_decode_unreserved, path)
-    if "//" in path or _DOT_SEGMENT.search(path) or _CONTROL.search(path) or not path.startswith("/"):
-        raise BadRequest(
-            "The path is ambiguous: it has empty or dot segments, or an encoded slash or control character"
-        )
-    return path
-
-
-def _decode_unreserved(encoded: re.Match[str]) -> str:
-    character = chr(int(encoded[1], 16))
-    return character if character in _UNRESERVED else f"%{encoded[1].upper()}"
+    def _check_predicates(self) -> None:
+        if self.host and not _HOST.fullmatch(self.host):
+            raise DefinitionError(
+                f"The route {self.prefix!r}: {self.host!r} is no host; write shop.example, lower case"
+            )
+        for method in self.methods:
+            if not _TOKEN.fullmatch(method) or method != method.upper():
+                raise DefinitionError(f"The route {self.prefix!r}: {method!r} is no method; write GET")
+        for name, value in self.demanded.items():
+            if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise DefinitionError(f"The route {self.prefix!r} demands {name!r}: {value!r}, which is no header")

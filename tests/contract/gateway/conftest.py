@@ -16,6 +16,7 @@ from microkit.contract import ANYONE
 from microkit.discovery.static import StaticResolver
 from microkit.errors import Unauthorized
 from microkit.gateway import BoundGateway, Gateway, Route
+from microkit.gateway.filters import Filter
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.web import Mount, Server, Surface, WebApp
 
@@ -25,7 +26,7 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 @asynccontextmanager
 async def serving(app: App) -> AsyncIterator[str]:
-    server = Server(app)
+    server = Server(app, websockets=True)
     await server.start()
     try:
         yield server.url
@@ -132,6 +133,8 @@ async def start() -> AsyncIterator[Start]:
             *,
             trusted_proxies: Sequence[str] = (),
             body_limit: int = 10_000_000,
+            filters: Sequence[Filter] = (),
+            **options: Any,
         ) -> Running:
             urls: dict[str, list[str]] = {}
             for service, upstream in upstreams.items():
@@ -139,14 +142,14 @@ async def start() -> AsyncIterator[Start]:
                 urls[service] = [await listen(instance) for instance in instances]
             ring = TraceRing()
             telemetry = Telemetry("gateway", ring=ring)
-            session = await stack.enter_async_context(aiohttp.ClientSession())
-            bound = await Gateway(routes, title="Shop", body_limit=body_limit).bind(
+            bound = await Gateway(routes, title="Shop", body_limit=body_limit, filters=filters).bind(
                 telemetry=telemetry,
                 verify=Tokens().verify,
                 resolver=StaticResolver(urls),
-                session=session,
                 trusted_proxies=trusted_proxies,
+                **options,
             )
+            stack.push_async_callback(bound.close)
             surface = Surface("gateway", mounts=[Mount("/", bound, ANYONE)])
             url = await stack.enter_async_context(serving(WebApp(surface, telemetry=telemetry)))
             client = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))

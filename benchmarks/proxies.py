@@ -1,0 +1,155 @@
+"""The reverse proxies that ``benchmarks.gateway`` compares, each run as a process of its own.
+
+    python -m benchmarks.proxies NAME UPSTREAM_PORT
+
+``gateway`` is microkit's with everything on: route match, JWT (EdDSA) check, rate limit per user, trace at 100 %, RED
+metrics, access line and streaming. ``routes_10`` and ``routes_1000`` are the same with that many routes, each asked for
+in turn. The Starlette ones do what a first draft does: pass the request on and stream the answer, and nothing else.
+"""
+
+# ruff: noqa: PLC0415  a process loads what it measures and nothing else
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import orjson
+import uvloop
+
+App = Callable[..., Awaitable[None]]
+Stop = Callable[[], Awaitable[None]]
+
+ISSUER, AUDIENCE, USER = "https://user.example", "bench", "6f1c0d1e-9a3b-4c55-8c2a-5d0f4b1e7a90"
+NAMES = ("gateway", "routes_10", "routes_1000", "starlette_aiohttp", "starlette_httpx")
+
+
+async def microkit(routes: int, upstream: int, stack: AsyncExitStack) -> tuple[int, str]:
+    """Serves; returns the port, and a token that is let in."""
+    from microkit.auth import Issuer, SigningKey, Verifier
+    from microkit.auth.key_source import FixedKeys
+    from microkit.contract import ANYONE, SIGNED_IN
+    from microkit.discovery.static import StaticResolver
+    from microkit.gateway import Gateway, Route
+    from microkit.gateway.filters import RateLimit
+    from microkit.telemetry import Telemetry
+    from microkit.telemetry.logs import configure
+    from microkit.web import Mount, Server, Surface, WebApp
+
+    devnull = stack.enter_context(open(os.devnull, "w"))  # noqa: ASYNC230  as standard output would be
+    configure(devnull, format="json", level="INFO")
+    telemetry = Telemetry("gateway")
+    issuer = Issuer(ISSUER, audience=AUDIENCE, keys=[SigningKey.generate()])
+    verifier = Verifier({ISSUER: FixedKeys(issuer.jwks())}, audience=AUDIENCE)
+    paths = ["/bills"] if routes == 1 else [f"/api/v{number % 7}/resource-{number}/items" for number in range(routes)]
+    limit = RateLimit("1000000/s", by="user")
+    bound = await Gateway([Route(path, service="billing", allow=SIGNED_IN, filters=(limit,)) for path in paths]).bind(
+        telemetry=telemetry,
+        verify=verifier.verify,
+        resolver=StaticResolver({"billing": [f"http://127.0.0.1:{upstream}"]}),
+    )
+    stack.push_async_callback(bound.close)
+    app = WebApp(Surface("gateway", mounts=[Mount("/", bound, ANYONE)]), telemetry=telemetry)
+    server = Server(app)
+    await server.start()
+    stack.push_async_callback(server.stop)
+    return server.port, issuer.sign(USER, roles=["member"]).value
+
+
+def starlette_aiohttp(upstream: int, session: Any) -> App:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import StreamingResponse
+    from starlette.routing import Route
+
+    async def pass_on(request: Request) -> StreamingResponse:
+        url = f"http://127.0.0.1:{upstream}{request.url.path}"
+        headers = {name: value for name, value in request.headers.items() if name != "host"}
+        answer = await session.request(request.method, url, headers=headers, allow_redirects=False)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async with answer:
+                async for piece in answer.content.iter_any():
+                    yield piece
+
+        return StreamingResponse(pieces(), answer.status, {"content-type": answer.headers["content-type"]})
+
+    return Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])])
+
+
+def starlette_httpx(upstream: int, client: Any) -> App:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import StreamingResponse
+    from starlette.routing import Route
+
+    async def pass_on(request: Request) -> StreamingResponse:
+        url = f"http://127.0.0.1:{upstream}{request.url.path}"
+        headers = {name: value for name, value in request.headers.items() if name != "host"}
+        sent = client.build_request(request.method, url, headers=headers)
+        answer = await client.send(sent, stream=True)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                async for piece in answer.aiter_raw():
+                    yield piece
+            finally:
+                await answer.aclose()
+
+        return StreamingResponse(pieces(), answer.status_code, {"content-type": answer.headers["content-type"]})
+
+    return Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])])
+
+
+async def peer(name: str, upstream: int, stack: AsyncExitStack) -> tuple[int, str]:
+    import uvicorn
+
+    if name == "starlette_aiohttp":
+        import aiohttp
+
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)))
+        app = starlette_aiohttp(upstream, session)
+    else:
+        import httpx
+
+        app = starlette_httpx(upstream, await stack.enter_async_context(httpx.AsyncClient()))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, http="httptools", loop="none", log_config=None, access_log=False, ws="none")
+    )
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  it tells nobody
+        await asyncio.sleep(0.01)
+
+    async def stop() -> None:
+        server.should_exit = True
+        await serving
+
+    stack.push_async_callback(stop)
+    return server.servers[0].sockets[0].getsockname()[1], "t" * 300
+
+
+async def serve(name: str, upstream: int) -> None:
+    """Serves on a free port until its standard input ends; the first line it prints holds the port and a token."""
+    async with AsyncExitStack() as stack:
+        routes = {"gateway": 1, "routes_10": 10, "routes_1000": 1000}.get(name)
+        start = peer(name, upstream, stack) if routes is None else microkit(routes, upstream, stack)
+        port, token = await start
+        print(orjson.dumps({"port": port, "token": token}).decode(), flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("upstream", type=int)
+    options = parser.parse_args()
+    uvloop.run(serve(options.name, options.upstream))
+
+
+if __name__ == "__main__":  # pragma: no cover
+    main()

@@ -1,0 +1,377 @@
+"""Asking an instance of a service: which one, over which connection, and again where that can do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from microkit import context
+from microkit.client.instance import Instance
+from microkit.client.upstream import Guard, Outcome, Upstream, outcome_of
+from microkit.discovery.port import Resolver
+from microkit.errors import BadGateway, DeadlineExceeded, Problem
+from microkit.gateway.body import ClientGone, RequestBody, stalled
+from microkit.gateway.connection import (
+    WHOLE,
+    BrokeOff,
+    Connection,
+    NoAnswer,
+    NotConnected,
+    Response,
+    UpstreamError,
+)
+from microkit.gateway.exchange import Answer, Exchange
+from microkit.gateway.headers import returned_headers
+from microkit.gateway.pool import Origin, Pool
+from microkit.resilience.backoff import full_jitter, retry_after
+from microkit.telemetry import Telemetry
+from microkit.telemetry.propagation import inject, span_ids
+from microkit.telemetry.recorder import RecordingSpan
+from microkit.telemetry.span import describe_failure
+
+EVENT_STREAM_IDLE: Final = 300.0
+"""Seconds of silence that a stream of events may have, where its route says nothing of it."""
+
+_LOCATIONS: Final = frozenset({b"location", b"content-location"})
+_LONGEST_PAUSE: Final = 2.0
+_DEFAULT_GUARD: Final = Guard()
+
+
+class Upstreams:
+    """Sends requests to instances, chosen and guarded as the typed client does it."""
+
+    def __init__(
+        self, pool: Pool, resolver: Resolver, telemetry: Telemetry, *, guard: Guard = _DEFAULT_GUARD, zone: str = ""
+    ) -> None:
+        self._pool = pool
+        self._resolver = resolver
+        self._telemetry = telemetry
+        self._durations = telemetry.metrics.http_client
+        self._start_span = telemetry.tracer.start_span
+        self._guard = guard
+        self._zone = zone
+        self._services: dict[str, Upstream] = {}
+
+    def service(self, name: str) -> Upstream:
+        """The instances of a service, and what is known about them."""
+        found = self._services.get(name)
+        if found is None:
+            found = self._services[name] = Upstream(
+                name, resolver=self._resolver, telemetry=self._telemetry, guard=self._guard, zone=self._zone
+            )
+        return found
+
+    async def send(self, exchange: Exchange) -> Answer:
+        """The service's answer, as it is.
+
+        Raises:
+            BadGateway: no instance can be reached, or it broke off or answered no HTTP.
+            DeadlineExceeded: it did not answer in time.
+            RequestTimeout: it was the client who did not send in time.
+            Unavailable: no instance is known, or all of them failed too often lately.
+            Problem: one that ended the reading of the client's body.
+            ClientGone: the client hung up while sending its body.
+        """
+        upstream = self.service(exchange.service)
+        upstream.begin()
+        until = time.monotonic() + exchange.timeout
+        if isinstance(exchange.body, RequestBody):
+            content: bytes | AsyncIterator[bytes] = await exchange.body.begin(exchange.timeout)
+        else:
+            content = exchange.body or b""
+        attempt = _Attempt(self, upstream, exchange, content)
+        while True:
+            answer = await attempt.make(until)
+            if answer is not None:
+                return answer
+
+    async def get_json(self, service: str, path: str, within: float) -> tuple[int, bytes]:
+        """Status and body of a small document that the service offers to everybody, ``within`` so many seconds."""
+        chosen = await self.service(service).pick()
+        outcome = Outcome.LEFT
+        try:
+            async with asyncio.timeout(within):
+                origin = self._pool.origin(chosen.instance.url)
+                connection, _ = await self._pool.take(origin)
+                response = connection.begin(
+                    _head(origin, "GET", path, [(b"accept", b"application/json")]), wants_body=True
+                )
+                try:
+                    body = b""
+                    await _begun(connection, response, within)
+                    while piece := await response.piece(within):
+                        body += piece
+                finally:
+                    response.close()
+            outcome = Outcome.ANSWERED
+            return response.status, body
+        except (TimeoutError, UpstreamError) as error:
+            raise broken(error, service) from None
+        finally:
+            chosen.done(outcome)
+
+    def state(self) -> dict[str, Any]:
+        """What is known of each service."""
+        return {name: found.state() for name, found in self._services.items()}
+
+    def span(self, exchange: Exchange, template: str) -> Span:
+        return self._start_span(
+            f"{exchange.method} {template}",
+            None,
+            SpanKind.CLIENT,
+            {"http.request.method": exchange.method, "server.address": exchange.service, "url.template": template},
+        )
+
+    def ended(self, exchange: Exchange, template: str, status: int, failure: str, seconds: float) -> None:
+        self._durations(exchange.service, exchange.method, template, status or "", failure).observe(seconds)
+
+    async def ask(
+        self, exchange: Exchange, instance: Instance, content: bytes | AsyncIterator[bytes], span: Span, within: float
+    ) -> tuple[Response, bool]:
+        """What one instance begins to answer, and whether the connection had served before."""
+        origin = self._pool.origin(instance.url)
+        connection, kept = await self._pool.take(origin)
+        target = exchange.target
+        if exchange.query:
+            target = f"{target}?{exchange.query.decode('latin-1')}"
+        headers = exchange.headers + own_headers(exchange, within) + trace_headers(span)
+        if isinstance(content, bytes):
+            if content or exchange.body is not None:
+                headers.append((b"content-length", b"%d" % len(content)))
+            head = _head(origin, exchange.method, target, headers) + content
+            response = connection.begin(head, wants_body=exchange.method != "HEAD")
+        else:
+            body = exchange.body
+            assert isinstance(body, RequestBody)  # noqa: S101  pieces come of nothing else
+            announced = (
+                (b"transfer-encoding", b"chunked") if body.length is None else (b"content-length", b"%d" % body.length)
+            )
+            head = _head(origin, exchange.method, target, [*headers, announced])
+            response = connection.begin(head, wants_body=exchange.method != "HEAD")
+            connection.pump = asyncio.create_task(_upload(connection, content, chunked=body.length is None))
+            # The service has nothing to answer while the client sends: its time starts with the last piece.
+            body.on_progress = lambda: connection.extend(within)
+        try:
+            await _begun(connection, response, within)
+        except BaseException as error:
+            response.close()
+            if kept and isinstance(error, NoAnswer):
+                error.stale = True
+            raise
+        return response, kept
+
+
+class _Attempt:
+    """The attempts at one request."""
+
+    def __init__(
+        self, upstreams: Upstreams, upstream: Upstream, exchange: Exchange, content: bytes | AsyncIterator[bytes]
+    ) -> None:
+        self._upstreams = upstreams
+        self._upstream = upstream
+        self._exchange = exchange
+        self._content = content
+        self._again = exchange.safe and content == b""
+        self._made = 0
+        self._renewed = False
+        self._avoid: list[Instance] = []
+
+    async def make(self, until: float) -> Answer | None:
+        """One more; ``None`` where another is to be made."""
+        exchange, upstreams = self._exchange, self._upstreams
+        template: str = exchange.scope["state"]["route"]
+        left = until - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"The service {exchange.service} did not answer in time")
+        chosen = await self._upstream.pick(self._avoid)
+        self._made += 1
+        outcome, failure, status = Outcome.LEFT, "", 0
+        span = upstreams.span(exchange, template)
+        began = time.perf_counter()
+        try:
+            response, _ = await upstreams.ask(exchange, chosen.instance, self._content, span, left)
+            status = response.status
+            wait = _header(response, b"retry-after")
+            outcome = outcome_of(status, wait)
+            if status >= 400:
+                span.set_status(StatusCode.ERROR)
+                failure = str(status)
+            span.set_attribute("http.response.status_code", status)
+        except (UpstreamError, TimeoutError) as error:
+            failure = type(error).__name__
+            stale = isinstance(error, NoAnswer) and error.stale
+            blamed = self._blamed(error)
+            if blamed is None:
+                outcome = Outcome.LEFT if stale else Outcome.FAILED
+            describe_failure(span, error)
+            if blamed is None and await self._may_again(error, chosen.instance, stale, until):
+                return None
+            raise blamed or broken(error, exchange.service) from None
+        except BaseException as error:
+            failure = type(error).__name__
+            describe_failure(span, error)
+            raise
+        finally:
+            chosen.done(outcome)
+            span.end()
+            upstreams.ended(exchange, template, status, failure, time.perf_counter() - began)
+        if status in exchange.retry_on and await self._retry(str(status), chosen.instance, wait, until):
+            response.close()
+            return None
+        return answer_of(response, exchange, chosen.instance.url)
+
+    def _blamed(self, error: Exception) -> Problem | ClientGone | None:
+        """Where it was the client: what it did."""
+        body = self._exchange.body
+        if not isinstance(body, RequestBody):
+            return None
+        if body.problem is not None:
+            return body.problem
+        return stalled() if body.waits_for_client and isinstance(error, TimeoutError) else None
+
+    async def _may_again(self, error: Exception, instance: Instance, stale: bool, until: float) -> bool:
+        if isinstance(error, NotConnected):
+            # Nothing has been sent, so this goes for all methods. Each instance is tried once.
+            self._avoid.append(instance)
+            others = len(self._avoid) < len(self._upstream.balancer.instances)
+            return others and self._upstream.may_retry("connect")
+        if stale and self._again and not self._renewed:
+            # The server had ended the kept connection just then (RFC 9110, 9.2.2). It costs it nothing.
+            self._renewed = True
+            return True
+        return await self._retry(type(error).__name__, instance, None, until)
+
+    async def _retry(self, reason: str, instance: Instance, wait: str | None, until: float) -> bool:
+        exchange = self._exchange
+        if not self._again or self._made >= exchange.attempts:
+            return False
+        pause = full_jitter(self._made, exchange.backoff, _LONGEST_PAUSE)
+        asked = retry_after(wait)
+        if asked is not None:
+            pause = max(pause, asked)
+        if time.monotonic() + pause >= until or not self._upstream.may_retry(reason):
+            return False
+        self._avoid.append(instance)
+        await asyncio.sleep(pause)
+        return True
+
+
+def answer_of(response: Response, exchange: Exchange, origin: str) -> Answer:
+    """What goes on of an answer of the instance at ``origin``: whole where it is here, else in pieces."""
+    headers = returned_headers(response.headers)
+    for place, (name, value) in enumerate(headers):
+        if name in _LOCATIONS:
+            headers[place] = name, _relative(value, origin)
+    if response.complete:
+        answer = Answer(response.status, headers, b"".join(response.pieces))
+        if exchange.method == "HEAD":
+            answer.length = response.length
+        response.close()
+        return answer
+    idle = exchange.idle_timeout
+    if not idle:
+        stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+        idle = EVENT_STREAM_IDLE if stream else exchange.timeout
+    pieces = _pieces(response, idle, exchange.service)
+    return Answer(response.status, headers, pieces=pieces, length=response.length, close=response.close)
+
+
+def _relative(location: bytes, origin: str) -> bytes:
+    """A ``Location`` without the instance's own address, which is nobody's business."""
+    own = origin.encode("latin-1")
+    return location[len(own) :] if location.startswith(own + b"/") else location
+
+
+async def _pieces(response: Response, within: float, service: str) -> AsyncIterator[bytes]:
+    try:
+        while piece := await response.piece(within):
+            yield piece
+    except (UpstreamError, TimeoutError) as error:
+        raise broken(error, service) from None
+    finally:
+        response.close()
+
+
+async def _begun(connection: Connection, response: Response, within: float) -> None:
+    """Until there is enough of the answer to go on with: all of a small one, else its head."""
+    while not response.complete:
+        if response.error is not None:
+            raise response.error
+        if response.begun and (response.length is None or response.length > WHOLE):
+            return
+        await connection.wait(within)
+
+
+async def _upload(connection: Connection, pieces: AsyncIterator[bytes], *, chunked: bool) -> None:
+    try:
+        async for piece in pieces:
+            if chunked and piece:
+                piece = b"%x\r\n%b\r\n" % (len(piece), piece)  # noqa: PLW2901  the same, framed
+            if piece:
+                await connection.write(piece)
+        if chunked:
+            await connection.write(b"0\r\n\r\n")
+    except (Problem, ClientGone) as error:
+        connection.fail(error)
+
+
+def _head(origin: Origin, method: str, target: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    lines = [f"{method} {origin.base}{target} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.authority, b"\r\n"]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def own_headers(exchange: Exchange, within: float) -> list[tuple[bytes, bytes]]:
+    """What the gateway tells the service: of whom the request is, and ``within`` how many seconds it is to be answered.
+    No client can have sent any of these."""
+    client = exchange.client
+    headers = [
+        (b"x-forwarded-proto", client.scheme.encode()),
+        (b"request-timeout-ms", b"%d" % max(1, int(within * 1000))),
+    ]
+    if client.address:
+        headers.append((b"x-forwarded-for", client.address.encode()))
+    if client.host:
+        headers.append((b"x-forwarded-host", client.host.encode()))
+    if request_id := context.current().request_id:
+        headers.append((b"x-request-id", request_id.encode()))
+    if not exchange.principal.anonymous:
+        headers.append((b"x-user-id", exchange.principal.subject.encode()))
+    return headers
+
+
+def trace_headers(span: Span) -> list[tuple[bytes, bytes]]:
+    """What carries the trace on."""
+    if type(span) is RecordingSpan:
+        trace, own = span_ids(span)
+        found = [(b"traceparent", f"00-{trace}-{own}-01".encode())]
+        if span.state:
+            found.append((b"tracestate", span.state.to_header().encode()))
+        return found
+    return [(name.encode(), value.encode()) for name, value in inject().items()]
+
+
+def _header(response: Response, wanted: bytes) -> str | None:
+    for name, value in response.headers:
+        if name == wanted:
+            return value.decode("latin-1")
+    return None
+
+
+def broken(error: Exception, service: str) -> Problem:
+    """What to tell the client about an exchange that failed."""
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(f"The service {service} did not answer in time")
+    if isinstance(error, NotConnected):
+        return BadGateway(f"The service {service} cannot be reached")
+    if isinstance(error, BrokeOff):
+        return BadGateway(f"The service {service} broke off in the middle of its answer")
+    if isinstance(error, NoAnswer):
+        return BadGateway(f"The service {service} closed the connection without an answer")
+    return BadGateway(f"The service {service} gave an answer that is no HTTP")
