@@ -20,7 +20,7 @@ from microkit.bus.connect import connect
 from microkit.bus.consumer import ConsumerRuntime
 from microkit.bus.port import Bus
 from microkit.choreography import ProcessKeeper, ProcessMetrics
-from microkit.client import HttpCaller, open_session
+from microkit.client import HttpCaller, Policies, Upstream, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate, pending
@@ -35,7 +35,7 @@ from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
 from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
-from microkit.probes import answering, consumer_probe, discovery_probe, relay_probe, saga_probe
+from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
 from microkit.saga import SagaEngine, SagaRetention
 from microkit.settings import ServiceSettings
@@ -66,7 +66,8 @@ class Parts:
     session: aiohttp.ClientSession
     tokens: ServiceTokens | None
     verifier: Verifier | None
-    call_timeout: float
+    settings: ServiceSettings
+    upstreams: dict[str, Upstream] = field(default_factory=dict)
     callers: dict[str, HttpCaller] = field(default_factory=dict)
     relay: Relay | None = None
     consumers: ConsumerRuntime | None = None
@@ -78,14 +79,31 @@ class Parts:
         found = self.callers.get(service)
         if found is None:
             found = self.callers[service] = HttpCaller(
-                service,
-                resolver=self.resolver,
+                self.upstream(service),
                 session=self.session,
                 telemetry=self.telemetry,
                 tokens=self.tokens,
-                timeout=self.call_timeout,
+                timeout=self.settings.request_timeout,
+                clients=self.settings.clients,
             )
         return found
+
+    def upstream(self, service: str) -> Upstream:
+        """The instances of a service, with their breakers and its retry budget, made once."""
+        found = self.upstreams.get(service)
+        if found is None:
+            found = self.upstreams[service] = Upstream(
+                service,
+                resolver=self.resolver,
+                telemetry=self.telemetry,
+                guard=self.policies(service).guard(),
+                zone=self.settings.zone or "",
+            )
+        return found
+
+    def policies(self, service: str) -> Policies:
+        """How the settings want a service to be called."""
+        return Policies(service, self.settings.clients, self.settings.request_timeout)
 
 
 class Assembly:
@@ -140,7 +158,7 @@ class Assembly:
             session=session,
             tokens=self._tokens(),
             verifier=verifier,
-            call_timeout=settings.request_timeout,
+            settings=settings,
         )
         await self._resources(parts)
         self._workers(parts)
@@ -223,7 +241,11 @@ class Assembly:
         offered[Resolver] = parts.resolver
         if parts.database is not None:
             offered[Database] = parts.database
+        if self._declared.clients:
+            self._health.part("clients", clients_probe(parts.upstreams), critical=False)
         for contract in self._declared.clients:
+            service = contract.contract_service
+            parts.policies(service).check([c for c in self._declared.clients if c.contract_service == service])
             offered[contract] = contract(parts.caller(contract.contract_service))
         for resource in self._declared.resources:
             if resource.kind in offered:

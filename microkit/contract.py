@@ -151,6 +151,8 @@ class Operation(Generic[P, R]):
         self.raises = _problems(raises, declaration.__qualname__)
         self.timeout = timeout
         self.idempotent = idempotent
+        self.hedge = False
+        self.collapse = False
         self.name = declaration.__name__
         self.description = inspect.getdoc(declaration) or ""
         self._allow = allow
@@ -310,6 +312,8 @@ class _Declare(Protocol):
         raises: tuple[type[Problem], ...] = ...,
         timeout: float | None = ...,
         idempotent: bool = ...,
+        hedge: bool = ...,
+        collapse: bool = ...,
     ) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Operation[P, R]]: ...
 
 
@@ -322,9 +326,11 @@ def _declares(method: str, *, idempotent_method: bool) -> _Declare:
         raises: tuple[type[Problem], ...] = (),
         timeout: float | None = None,
         idempotent: bool = idempotent_method,
+        hedge: bool = False,
+        collapse: bool = False,
     ) -> Callable[[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], Operation[P, R]]:
         def decorate(declaration: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Operation[P, R]:
-            return Operation(
+            operation = Operation(
                 declaration,
                 method=method,
                 path=path,
@@ -334,6 +340,13 @@ def _declares(method: str, *, idempotent_method: bool) -> _Declare:
                 timeout=timeout,
                 idempotent=idempotent,
             )
+            if (hedge and not idempotent) or (collapse and method not in SAFE_METHODS):
+                raise DefinitionError(
+                    f"{declaration.__qualname__}: hedge=True is for what may be done twice (idempotent=True), "
+                    "collapse=True for what only reads"
+                )
+            operation.hedge, operation.collapse = hedge, collapse
+            return operation
 
         return decorate
 
@@ -343,7 +356,8 @@ def _declares(method: str, *, idempotent_method: bool) -> _Declare:
     ``path`` follows the contract's prefix and may hold ``{{parameters}}``. ``status`` is the answer's on success.
     ``allow`` names who may call: a role, several, ``SIGNED_IN`` or ``ANYONE``. ``raises`` lists the problems that are
     part of the contract. ``timeout`` (seconds) bounds the call. ``idempotent`` says that sending it twice does no harm,
-    so that a client may retry it without a key.
+    so that a client may retry it without a key. ``hedge`` lets a client send it a second time while the first is late,
+    and take the first answer; ``collapse`` lets equal reads that one caller makes at once be sent once.
     """
     return declare
 

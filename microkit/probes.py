@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from microkit.bus.consumer import ConsumerRuntime
+from microkit.client import Upstream
 from microkit.discovery.port import Discovery
 from microkit.outbox import Relay
 from microkit.saga import SagaEngine
@@ -81,5 +82,17 @@ def discovery_probe(discovery: Discovery) -> Probe:
         if stale:
             raise PartDown("; ".join(stale))
         return {each.service: each.instances for each in standings}
+
+    return probe
+
+
+def clients_probe(upstreams: Mapping[str, Upstream]) -> Probe:
+    """Up while every service that is called can be, as far as calls have shown; with its breaker and instances."""
+
+    async def probe() -> Details:
+        refused = [name for name, upstream in upstreams.items() if not upstream.callable]
+        if refused:
+            raise PartDown(f"the breaker is open: {', '.join(refused)}")
+        return {name: upstream.state() for name, upstream in upstreams.items()}
 
     return probe

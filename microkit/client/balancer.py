@@ -130,6 +130,10 @@ class Balancer:
                 return one if one.cost(now) <= two.cost(now) else two
         return min(self._all, key=lambda instance: instance.cost(now), default=None)
 
+    def others(self, tried: Collection[Instance]) -> bool:
+        """Whether an instance can be called that is none of ``tried``."""
+        return any(instance not in tried for instance in self._all)
+
     def waits_until(self) -> float:
         """When the next breaker lets a probe through, by the clock; where none can be called."""
         return min((instance.breaker.opens_at() for instance in self._known.values()), default=math.inf)

@@ -4,142 +4,172 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from itertools import count
-from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Hashable, Mapping
+from typing import Any, Final, Generic, TypeVar
 
 import aiohttp
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
-from yarl import URL
 
 from microkit.auth.issuer import ServiceTokens
+from microkit.client.attempts import Attempts, Call
 from microkit.client.codec import OperationCodec, WireAnswer, WireRequest
+from microkit.client.exchange import Exchange
 from microkit.client.outgoing import outgoing_headers, time_allowed
-from microkit.context import current
+from microkit.client.policy import Policies
+from microkit.client.upstream import Upstream
+from microkit.context import WorkContext, current
 from microkit.contract import Operation
-from microkit.discovery.port import Endpoint, Resolver
-from microkit.errors import BadGateway, DeadlineExceeded, Unavailable
+from microkit.errors import DeadlineExceeded
+from microkit.resilience.bulkhead import Bulkhead, BulkheadFull
+from microkit.resilience.collapse import Collapser
+from microkit.resilience.hedging import Latency
+from microkit.settings.clients import P95, ClientSettings
 from microkit.telemetry import Telemetry
 
 R = TypeVar("R")
 
-ANSWER_LIMIT: Final = 8 * 1024 * 1024
-"""Bytes of an answer, unpacked."""
+_ERROR: Final = Status(StatusCode.ERROR)
 
-_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None)  # the deadline is over the whole call, the resolver included
+
+class _Plan(Generic[R]):
+    """What is known of the calls of one operation before the first."""
+
+    def __init__(self, operation: Operation[..., R], policies: Policies, service: str) -> None:
+        self.operation = operation
+        self.codec = OperationCodec(operation)
+        self.policy = policies.of(operation)
+        self.name = operation.qualified_name
+        self.span_name = f"{operation.method} {operation.path}"
+        self.attributes = {
+            "http.request.method": operation.method,
+            "url.template": operation.path,
+            "peer.service": service,
+        }
+        self.latency = Latency() if self.policy.hedge_after == P95 else None
 
 
 class HttpCaller:
     """Carries out the calls to one service.
 
     ``tokens`` are what the service calls with in its own name; without them it can only pass its caller's token on.
-    ``timeout`` (seconds) bounds a call whose operation names none; the caller's deadline bounds every call.
+    ``timeout`` (seconds) bounds a call for which neither its operation nor ``clients``, the settings, name another; the
+    caller's deadline bounds every call, its retries and the waiting for its turn included.
     A call whose answer was lost raises :class:`BadGateway`: it may have been carried out. :class:`Unavailable` means
     that it was not sent.
     """
 
     def __init__(
         self,
-        service: str,
+        upstream: Upstream,
         *,
-        resolver: Resolver,
         session: aiohttp.ClientSession,
         telemetry: Telemetry,
         tokens: ServiceTokens | None = None,
         timeout: float = 10.0,
-        answer_limit: int = ANSWER_LIMIT,
+        clients: Mapping[str, ClientSettings] | None = None,
     ) -> None:
-        self._service = service
-        self._resolver = resolver
-        self._session = session
+        self.upstream = upstream
+        self._service = upstream.service
+        self._policies = Policies(upstream.service, clients or {}, timeout)
         self._telemetry = telemetry
         self._durations = telemetry.metrics.http_client
         self._tokens = tokens
-        self._timeout = timeout
-        self._answer_limit = answer_limit
-        self._codecs: dict[Operation[..., Any], OperationCodec[Any]] = {}
-        self._turn = count()
+        self._bulkhead = Bulkhead(upstream.service, self._policies.concurrency, self._policies.queue_timeout)
+        self._plans: dict[Operation[..., Any], _Plan[Any]] = {}
+        self._collapser: Collapser[WireAnswer] = Collapser()
+        metrics, label = telemetry.metrics, ("server_address",)
+        hedges = metrics.counter(
+            "http_client_hedges_total", "Second attempts beside a late first.", (*label, "second_won")
+        )
+        self._attempts = Attempts(upstream, Exchange(self._service, session, self._policies), hedges)
+        self._crowded = metrics.counter(
+            "http_client_bulkhead_refused_total", "Calls that waited for their turn in vain.", label
+        )(self._service)
+        self._collapsed = metrics.counter(
+            "http_client_collapsed_total", "Calls that were answered with another's answer.", label
+        )(self._service)
+        metrics.gauge("http_client_waiting_requests", "Calls that wait for their turn.", label)(
+            self._service
+        ).set_function(lambda: self._bulkhead.waiting)
 
     async def call(self, operation: Operation[..., R], arguments: Mapping[str, Any]) -> R:
-        codec: OperationCodec[R] | None = self._codecs.get(operation)
-        if codec is None:
-            codec = self._codecs[operation] = OperationCodec(operation)
+        plan: _Plan[R] | None = self._plans.get(operation)
+        if plan is None:
+            plan = self._plans[operation] = _Plan(operation, self._policies, self._service)
         context = current()
-        wire = codec.request(arguments)
-        seconds = time_allowed(operation, context, self._timeout)
-        attributes = {
-            "http.request.method": operation.method,
-            "url.template": operation.path,
-            "peer.service": self._service,
-        }
-        with self._telemetry.span(
-            f"{operation.method} {operation.path}", kind=SpanKind.CLIENT, attributes=attributes
-        ) as span:
-            wire.headers.update(outgoing_headers(operation, context, seconds, self._tokens))
-            answer = await self._timed(operation, wire, seconds, span)
-        return codec.result(answer)
+        wire = plan.codec.request(arguments)
+        if plan.policy.collapse:
+            answer = await self._collapse(plan, wire, context)
+        else:
+            answer = await self._call(plan, wire, context)
+        return plan.codec.result(answer)
 
-    async def _timed(self, operation: Operation[..., Any], wire: WireRequest, seconds: float, span: Span) -> WireAnswer:
-        started = time.perf_counter()
+    async def _call(self, plan: _Plan[Any], wire: WireRequest, context: WorkContext) -> WireAnswer:
+        seconds = time_allowed(plan.operation, context, plan.policy.timeout)
+        started = time.monotonic()
         status: int | str = ""
         failure = ""
+        with self._telemetry.span(plan.span_name, kind=SpanKind.CLIENT, attributes=plan.attributes) as span:
+            wire.headers.update(outgoing_headers(plan.operation, context, seconds, self._tokens))
+            try:
+                async with asyncio.timeout(seconds):
+                    answer = await self._in_turn(
+                        Call(plan.name, plan.policy, wire, started + seconds, span, plan.latency)
+                    )
+            except TimeoutError:
+                failure = "timeout"
+                raise DeadlineExceeded(f"{self._service} did not answer {plan.name} within {seconds:.3g} s") from None
+            except BaseException as error:
+                failure = type(error).__name__
+                raise
+            else:
+                status = answer.status
+                if status >= 400:
+                    failure = str(status)  # as OpenTelemetry's conventions want it
+                self._describe(span, answer)
+                return answer
+            finally:
+                operation = plan.operation
+                self._durations(self._service, operation.method, operation.path, status, failure).observe(
+                    time.monotonic() - started
+                )
+
+    async def _in_turn(self, call: Call) -> WireAnswer:
+        bulkhead = self._bulkhead
+        if not bulkhead.try_enter():
+            try:
+                await bulkhead.enter()
+            except BulkheadFull:
+                self._crowded.inc()
+                raise
         try:
-            async with asyncio.timeout(seconds):
-                answer = await self._ask(wire, await self._pick(), span)
-            status = answer.status
-            failure = str(status) if answer.status >= 400 else ""  # as OpenTelemetry's conventions want it
-        except TimeoutError:
-            failure = "timeout"
-            raise DeadlineExceeded(
-                f"{self._service} did not answer {operation.qualified_name} within {seconds:.3g} s"
-            ) from None
-        except BaseException as error:
-            failure = type(error).__name__
-            raise
-        else:
-            return answer
+            self.upstream.begin()
+            return await self._attempts.make(call)
         finally:
-            child = self._durations(self._service, operation.method, operation.path, status, failure)
-            child.observe(time.perf_counter() - started)
+            bulkhead.leave()
 
-    async def _pick(self) -> Endpoint:
-        """The instance to call: each in turn."""
-        endpoints = await self._resolver.resolve(self._service)
-        return endpoints[next(self._turn) % len(endpoints)]
+    async def _collapse(self, plan: _Plan[Any], wire: WireRequest, context: WorkContext) -> WireAnswer:
+        """The answer to the same question of the same caller, where it is being asked."""
+        seconds = time_allowed(plan.operation, context, plan.policy.timeout)
+        identity = outgoing_headers(plan.operation, context, seconds, self._tokens).get("Authorization")
+        key: Hashable = (plan.operation, wire.target, tuple(sorted(wire.headers.items())), identity, context.tenant)
+        deadline = time.monotonic() + seconds
+        while True:
+            joins = self._collapser.joins(key)
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                    answer = await self._collapser.share(key, lambda: self._call(plan, wire, context))
+            except TimeoutError:
+                raise DeadlineExceeded(f"{self._service} did not answer {plan.name} within {seconds:.3g} s") from None
+            except DeadlineExceeded:
+                if joins and time.monotonic() < deadline:
+                    continue  # the other's time was shorter
+                raise
+            if joins:
+                self._collapsed.inc()
+            return answer
 
-    async def _ask(self, wire: WireRequest, endpoint: Endpoint, span: Span) -> WireAnswer:
-        address = urlsplit(endpoint.url)
-        span.set_attribute("server.address", address.hostname or "")
-        if address.port is not None:
-            span.set_attribute("server.port", address.port)
-        try:
-            async with self._session.request(
-                wire.method,
-                URL(endpoint.url + wire.target, encoded=True),
-                data=wire.body,
-                headers=wire.headers,
-                allow_redirects=False,
-                timeout=_NO_TIMEOUT,
-            ) as response:
-                span.set_attribute("http.response.status_code", response.status)
-                if response.status >= 400:
-                    span.set_status(Status(StatusCode.ERROR))
-                body = await self._read(response)
-        except aiohttp.ClientConnectorError as error:
-            reason = error.os_error.strerror or type(error.os_error).__name__
-            raise Unavailable(f"{self._service} cannot be reached: {reason}") from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise BadGateway(f"{self._service} broke off its answer: {type(error).__name__}") from error
-        return WireAnswer(response.status, body, response.headers.get("Retry-After"))
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        length = response.content_length
-        if length is not None and length <= self._answer_limit and "Content-Encoding" not in response.headers:
-            return await response.read()
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > self._answer_limit:  # leaving the answer half read ends its connection
-                raise BadGateway(f"{self._service} answered with more than {self._answer_limit} bytes")
-        return bytes(body)
+    def _describe(self, span: Span, answer: WireAnswer) -> None:
+        span.set_attribute("http.response.status_code", answer.status)
+        if answer.status >= 400:
+            span.set_status(_ERROR)

@@ -103,6 +103,11 @@ class Instance:
         """It failed after ``seconds``."""
         self.answered(max(seconds, min(_LONGEST_PENALTY, _FAILED * max(self._average, seconds))), now)
 
+    def kept_waiting(self, seconds: float, now: float) -> None:
+        """Who asked left after ``seconds`` without an answer: it would have taken longer."""
+        if seconds > self._average > 0.0:
+            self.answered(seconds, now)
+
     def start_anew(self, now: float) -> None:
         """Back after a time without calls: its times are forgotten, and its share grows slowly."""
         self._average = 0.0

@@ -39,6 +39,8 @@ def outgoing_headers(
     headers = {**inject(), "Accept": "application/json", "Request-Timeout-Ms": str(max(1, int(seconds * 1000)))}
     if bearer := _bearer(operation, context, tokens):
         headers["Authorization"] = f"Bearer {bearer}"
+    if context.critical:
+        headers["Request-Priority"] = "critical"
     if context.request_id:
         headers["X-Request-ID"] = context.request_id
     if not (operation.safe or operation.idempotent):

@@ -108,6 +108,8 @@ class Chosen:
         else:
             if outcome is Outcome.SHED:
                 instance.failed(now - self._began, now)
+            else:
+                instance.kept_waiting(now - self._began, now)
             instance.breaker.left(self._ticket)
             upstream.breaker.left(self._service_ticket)
             if not instance.breaker.closed:
@@ -185,6 +187,12 @@ class Upstream:
     def on_change(self, listener: Callable[[Breaker, BreakerState], None]) -> None:
         """``listener`` is told each new state of the service's breaker and of those of its instances."""
         self._listeners.append(listener)
+
+    @property
+    def callable(self) -> bool:
+        """Whether a call would be let through, were it as a probe."""
+        instances = self.balancer.instances
+        return self.breaker.admits() and (not instances or any(one.breaker.admits() for one in instances))
 
     def state(self) -> dict[str, Any]:
         """What is to be seen of it: for health and for people."""

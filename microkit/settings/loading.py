@@ -25,6 +25,8 @@ S = TypeVar("S", bound=ServiceSettings)
 
 SHARED_SECRETS_DIR: Final = "MICROKIT_SECRETS_DIR"
 
+_NESTED: Final = "__"  # PAYMENT_CLIENTS__BILLING__TIMEOUT
+
 # What Kubernetes puts into every container for each Service of the namespace, one named "billing" among them:
 # BILLING_SERVICE_HOST, BILLING_PORT=tcp://10.0.0.11:3003, BILLING_PORT_3003_TCP_ADDR ...
 _SERVICE_LINK: Final = re.compile(
@@ -56,16 +58,17 @@ class _Variables(EnvSettingsSource):
     """pydantic-settings' reader, on variables that it is given."""
 
     def __init__(self, settings: type[ServiceSettings], prefix: str, variables: Mapping[str, str]) -> None:
-        super().__init__(settings, case_sensitive=False, env_prefix=prefix)
+        super().__init__(settings, case_sensitive=False, env_prefix=prefix, env_nested_delimiter=_NESTED)
         self.env_vars = {name.lower(): value for name, value in variables.items()}
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+    def decode_complex_value(self, field_name: str, field: FieldInfo | None, value: Any) -> Any:
         """JSON; else, for a list, words with commas between; else the text, for the field's own validators."""
         try:
             decoded = orjson.loads(value)
         except ValueError:
             decoded = None
-        kind = get_origin(field.annotation) or field.annotation
+        annotation = field.annotation if field is not None else None  # of a key that no setting has, for one
+        kind = get_origin(annotation) or annotation
         if kind in {list, set, frozenset, tuple} and not isinstance(decoded, list):
             return [word.strip() for word in value.split(",") if word.strip()]
         return value if decoded is None else decoded
@@ -123,6 +126,7 @@ class _Reading(Generic[S]):
         self.cls = cls
         self.origin = origin
         self.fields = {origin.key(name): name for name in cls.model_fields}
+        self.nested = {key for key, name in self.fields.items() if name == "clients"}
         self.secrets_key = origin.key("secrets_dir")
         others = {Origin(name).prefix for name in neighbours}
         self.other_prefixes = tuple(name for name in others if name != origin.prefix and name.startswith(origin.prefix))
@@ -171,7 +175,7 @@ class _Reading(Generic[S]):
             key = name.upper()
             if not key.startswith(self.origin.prefix) or key == self.secrets_key:
                 continue
-            if key in self.fields:
+            if key in self.fields or key.partition(_NESTED)[0] in self.nested:
                 if not (key.endswith("_PORT") and _SERVICE_LINK_PORT.match(value)):
                     mine[key] = value
             elif not key.startswith(self.other_prefixes) and not self._is_service_link(key):

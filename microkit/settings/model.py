@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretBytes, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from microkit.redaction import shown
+from microkit.settings.clients import Clients
 from microkit.settings.quantities import Duration, Size
 from microkit.settings.values import (
     SHORTEST_SECRET,
@@ -165,6 +166,12 @@ class ServiceSettings(BaseSettings):
         default_factory=dict,
         description="where other services are, for static://",
         examples=["user=http://10.0.0.5:3001,http://10.0.0.6:3001;payment=http://10.0.0.7:3002"],
+    )
+    clients: Clients = Field(
+        default_factory=dict,
+        description="how other services are called, by service, default for all; written "
+        "…_CLIENTS__BILLING__TIMEOUT=2s, and …_CLIENTS__BILLING__OPERATIONS__READ__TIMEOUT=1s for an operation",
+        examples=['{"default": {"timeout": "5s"}, "billing": {"attempts": 2}}'],
     )
 
     _origin: Origin = PrivateAttr(default_factory=Origin)

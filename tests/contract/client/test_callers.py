@@ -17,12 +17,13 @@ import pytest
 from pydantic import BaseModel, Field, SecretStr
 
 from microkit.auth import ServiceTokens, SigningKey
-from microkit.client import HttpCaller, InProcessCaller, connect
+from microkit.client import HttpCaller, InProcessCaller, Upstream, connect
 from microkit.context import WorkContext, working
 from microkit.contract import ANYONE, SERVICE, Caller, Contract, Header, delete, get, patch, post, put
 from microkit.discovery.port import Endpoint
 from microkit.errors import BadGateway, DeadlineExceeded, NotFound, Problem, RemoteProblem
 from microkit.page import Page, PageRequest
+from microkit.settings.clients import ClientSettings
 from microkit.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
@@ -129,13 +130,14 @@ Make = Callable[..., Caller]
 @pytest.fixture(params=["http", "in-process"])
 def make(request: pytest.FixtureRequest, recorder: Any, recorder_url: str, session: aiohttp.ClientSession) -> Make:
     def over_http(tokens: ServiceTokens | None = None) -> Caller:
+        telemetry = Telemetry("shop")
         return HttpCaller(
-            "things",
-            resolver=Everywhere(recorder_url),
+            Upstream("things", resolver=Everywhere(recorder_url), telemetry=telemetry),
             session=session,
-            telemetry=Telemetry("shop"),
+            telemetry=telemetry,
             tokens=tokens,
             timeout=8.0,
+            clients={"things": ClientSettings(attempts=1)},
         )
 
     def in_process(tokens: ServiceTokens | None = None) -> Caller:
