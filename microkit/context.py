@@ -7,7 +7,7 @@ services in one process never see each other's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,9 @@ class WorkContext:
     """One request, one message or one saga step.
 
     ``deadline`` is a reading of ``time.monotonic()`` in seconds; ``None`` means that nobody waits.
-    ``bearer`` is the caller's access token as it came, to be sent on in the caller's name.
+    ``bearer`` is the caller's access token as it came, to be sent on in the caller's name. ``critical`` work goes before
+    other where there is too much to do: the steps of sagas, and what is called for them. ``event_headers`` are sent
+    with the events that are published: whom they answer, and where their own answer is awaited.
     """
 
     request_id: str = ""
@@ -28,6 +30,8 @@ class WorkContext:
     tenant: str | None = None
     bearer: str | None = field(default=None, repr=False)
     idempotency_key: str | None = None
+    critical: bool = False
+    event_headers: Mapping[str, str] | None = None
 
 
 _EMPTY = WorkContext()
@@ -57,9 +61,9 @@ def remaining() -> float | None:
     return left
 
 
-def forget_bearer() -> None:
+def forget_bearer(*, critical: bool = False) -> None:
     """Takes the caller's token out of the work under way: what is called from here on is called in one's own name."""
-    _current.set(replace(_current.get(), bearer=None))
+    _current.set(replace(_current.get(), bearer=None, critical=critical))
 
 
 @contextmanager

@@ -85,6 +85,16 @@ class Database:
         self._writers = pool("write", made.write, made.writers)
         self._readers = self._writers if made.read is made.write else pool("read", made.read, pool_size + max_overflow)
 
+    @property
+    def expected_wait(self) -> float:
+        """Seconds that a transaction which began now would wait for its connection; 0 where nobody waits."""
+        return self._writers.expected_wait
+
+    @property
+    def typical_use(self) -> float:
+        """Seconds for which a transaction keeps its connection, on average."""
+        return self._writers.typical_use
+
     async def start(self) -> None:
         """Opens the first connection.
 

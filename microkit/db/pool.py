@@ -68,6 +68,16 @@ class Pool:
         pool = self.engine.sync_engine.pool
         return pool.checkedin() if isinstance(pool, QueuePool) else 0
 
+    @property
+    def expected_wait(self) -> float:
+        """Seconds that the next one would wait for a connection; 0 where nobody waits."""
+        return self.pending / self.size * self._use
+
+    @property
+    def typical_use(self) -> float:
+        """Seconds for which a connection is used, on average."""
+        return self._use
+
     async def enter(self) -> None:
         """Takes a place.
 

@@ -51,7 +51,10 @@ class Work:
         """What the step's calls carry. They go in the service's own name: the starter's token may have expired."""
         carried = self.held.context
         return WorkContext(
-            request_id=carried.get("request_id") or "", tenant=carried.get("tenant"), idempotency_key=self._key
+            request_id=carried.get("request_id") or "",
+            tenant=carried.get("tenant"),
+            idempotency_key=self._key,
+            critical=True,
         )
 
     async def effect(self, tx: Transaction | None) -> Any:

@@ -14,7 +14,9 @@ from microkit.web.limits import Limits
 from microkit.web.target import check_path
 
 READ_WITHIN_LIMITS: Final = "microkit.read_within_limits"
-"""A key of the scope: our server has counted the head's bytes while it read them."""
+"""A key of the scope: our server has counted the head's bytes while it read them. Its value is the time (a reading of
+``time.monotonic()``) when the head was whole, ``None`` where the request then had to wait for one before it on its
+connection."""
 
 # host [ ":" port ] (RFC 9110, 7.2), of what names a host in practice: RFC 3986 takes "a,b" and "" as well.
 _HOST: Final = re.compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from random import getrandbits
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from microkit.errors import DeadlineExceeded, InternalError, MethodNotAllowed, N
 from microkit.telemetry import Telemetry
 from microkit.telemetry.logs import serving
 from microkit.web.access import Access, Verify, bearer
-from microkit.web.admission import Admission
+from microkit.web.admission import READ_WITHIN_LIMITS, Admission
 from microkit.web.binding import OFFERED
 from microkit.web.builtin import builtin_routes
 from microkit.web.call import Call, HeaderList, Reply
@@ -31,9 +32,11 @@ from microkit.web.limits import Limits
 from microkit.web.mounting import mounted
 from microkit.web.observer import Observer
 from microkit.web.problems import MEDIA_TYPE, problem_for, render
+from microkit.web.rate_limits import RateLimits
 from microkit.web.route import Route, Surface
 from microkit.web.routing import Methods, RouteTable
 from microkit.web.sent import FRAMING, Sent, UnsendableAnswer, check_sendable, request_id
+from microkit.web.shedding import Entrance
 
 PRUNE_EVERY: Final = 600.0
 _MOST_PIECES: Final = 1000
@@ -47,7 +50,8 @@ class WebApp:
 
     Each request gets, in one layer: the limits, the host check, a span under the caller's, a duration in the metrics, a
     line in the access log, a deadline, the caller's identity, and a problem document for whatever goes wrong.
-    ``verify`` turns an access token into a caller. ``resources`` are bound to handlers' parameters by their type.
+    ``verify`` turns an access token into a caller. ``resources`` are bound to handlers' parameters by their type; a
+    :class:`~microkit.resilience.rate.RateLimiter` among them counts for the limits, else one in memory.
 
     Raises:
         DefinitionError: a handler asks for something that is not there, or two routes collide.
@@ -75,6 +79,8 @@ class WebApp:
         self._admission = Admission(self.limits)
         self._idempotency = Idempotency(database) if database is not None else None
         self._pruning: asyncio.Task[None] | None = None
+        self._entrance = Entrance(self.limits, telemetry, self._access, database)
+        self._rates = RateLimits(surface.limits, resources, telemetry)
         self._active = 0
         self._watch = Watch()
         telemetry.metrics.active.set_function(lambda: self._active)
@@ -86,6 +92,7 @@ class WebApp:
     def _add_routes(self, resources: Mapping[Any, object], database: Database | None) -> tuple[Route, ...]:
         routes = [Route.of_operation(operation, handler) for operation, handler in self.surface.operations]
         routes += [Route.of_inline(inline, {*OFFERED, *resources}) for inline in self.surface.routes]
+        self._rates.check({route.limited_as for route in routes})
         answers: dict[tuple[str, str], Answer] = {}
         for route in routes:
             endpoint = Endpoint(
@@ -94,10 +101,12 @@ class WebApp:
                 resources=resources,
                 database=database,
                 idempotency=self._idempotency,
+                rates=self._rates,
                 depth=self.limits.depth,
             )
             answers[route.method, route.path] = endpoint.answer
-            self._table.add(route.method, route.path, Served(route.path, endpoint.answer, route.timeout))
+            served = Served(route.path, endpoint.answer, route.timeout, transacts=route.transacts)
+            self._table.add(route.method, route.path, served)
         own = answers.get(("GET", "/openapi.json"))
         for path, answer in builtin_routes(self.surface, routes, self.health, self.telemetry, own).items():
             if (
@@ -118,6 +127,7 @@ class WebApp:
 
     async def stop(self) -> None:
         """Ends what :meth:`start` began."""
+        self._entrance.close()
         if self._pruning is not None:
             self._pruning.cancel()
             await asyncio.gather(self._pruning, return_exceptions=True)
@@ -135,7 +145,8 @@ class WebApp:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        began = time.perf_counter()
+        began = time.monotonic()
+        arrived = scope.get(READ_WITHIN_LIMITS) or began
         headers = dict(scope["headers"])
         trouble: Problem | None = None
         served, in_path = self._unrouted, _NOTHING
@@ -144,26 +155,59 @@ class WebApp:
             served, in_path = self._find(scope["method"], scope["path"])
         except Problem as problem:
             trouble = problem
+        limit = self._limit(served, headers)
+        deadline = None if limit is None else arrived + limit
+        sent = Sent(send, scope["method"], request_id(headers))
+        if trouble is None and not served.quiet:
+            if deadline is not None and deadline <= began:
+                trouble = DeadlineExceeded()  # and takes no place
+            elif self._entrance.enter_now(began - arrived, transacts=served.transacts):
+                sent.began = began
+            elif await self._refused_at_entrance(served, headers, sent, began - arrived):
+                return
+            elif deadline is not None and deadline <= time.monotonic():
+                trouble = DeadlineExceeded()
         token = bearer(headers.get(b"authorization"))
         call = Call(scope, receive, headers, in_path, self.limits.body, token)
-        limit = self._limit(served, headers)
-        if limit == 0.0:
-            trouble = DeadlineExceeded()
-        deadline = None if limit is None else time.monotonic() + limit
-        sent = Sent(send, scope["method"], request_id(headers))
+        await self._observed(call, served, trouble, deadline, sent, began)
+
+    async def _refused_at_entrance(
+        self, served: Served, headers: Mapping[bytes, bytes], sent: Sent, waited: float
+    ) -> bool:
+        """Waits for a place; sends the refusal where there is none."""
+        refusal = await self._entrance.enter(waited, headers, transacts=served.transacts)
+        if refusal is None:
+            sent.began = time.monotonic()
+            return False
+        # Neither a span nor a line in the log: they would cost more than the answer.
+        self.telemetry.metrics.http_server(sent.method, served.template, refusal.status).observe(waited)
+        await sent.whole(refusal)
+        return True
+
+    async def _observed(
+        self, call: Call, served: Served, trouble: Problem | None, deadline: float | None, sent: Sent, began: float
+    ) -> None:
+        """The exchange in its span, with its context, and what is told about it afterwards."""
         span = self._observer.begin(call, served)
         in_service = serving.set(self._service)
-        at_work = context.enter(WorkContext(sent.request_id, deadline, None, token))
+        at_work = context.enter(WorkContext(sent.request_id, deadline, None, call.token))
         in_span = attach(set_span_in_context(span))
         self._active += 1
         try:
             await self._exchange(call, served, trouble, deadline, sent)
         finally:
             self._active -= 1
+            self._leave(sent)
             detach(in_span)
             context.leave(at_work)
             serving.reset(in_service)
-            self._observer.end(call, served, span, sent, time.perf_counter() - began)
+            self._observer.end(call, served, span, sent, time.monotonic() - began)
+
+    def _leave(self, sent: Sent) -> None:
+        """Makes place for the next request, once."""
+        if sent.began is not None:
+            self._entrance.leave(time.monotonic() - sent.began)
+            sent.began = None
 
     async def _exchange(
         self, call: Call, served: Served, trouble: Problem | None, deadline: float | None, sent: Sent
@@ -182,9 +226,11 @@ class WebApp:
                     raise watched.explain(error) from None
                 finally:
                     self._watch.end(watched)
+            sent.more_headers = call.more_headers
             if isinstance(answer, Reply):
                 await sent.whole(answer)
             else:
+                sent.on_head = partial(self._leave, sent)  # what streams for hours keeps nobody out
                 await answer(call.scope, call.receive, sent.message)
                 if not sent.started:
                     await _silence(call.receive)
@@ -195,6 +241,7 @@ class WebApp:
                 # Half an answer is out. Only the end of the connection tells the client that it is not whole.
                 self._observer.failed(error, call)
                 raise
+            sent.more_headers = call.more_headers
             await sent.whole(self._problem_reply(error, call))
 
     def _limit(self, served: Served, headers: Mapping[bytes, bytes]) -> float | None:

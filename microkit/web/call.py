@@ -15,6 +15,7 @@ from microkit.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 HeaderList = list[tuple[bytes, bytes]]
 
 JSON: Final = b"application/json"
+_NO_HEADERS: Final[HeaderList] = []
 _IDENTITY: Final = frozenset({b"", b"identity"})
 
 
@@ -34,7 +35,8 @@ class Call:
 
     ``headers`` maps lower-case names to values, as bytes; ``in_path`` holds the path's parameters as text; ``values``
     the operation's parameters, validated; ``token`` the access token as it came; ``body`` the body as it came, once it
-    has been read. ``waits_for_client`` is true while nothing goes on because a body is still to come.
+    has been read; ``more_headers`` are for the answer, whatever it is. ``waits_for_client`` is true while nothing
+    goes on because a body is still to come.
     """
 
     __slots__ = (
@@ -43,6 +45,7 @@ class Call:
         "headers",
         "in_path",
         "limit",
+        "more_headers",
         "principal",
         "receive",
         "route",
@@ -73,6 +76,7 @@ class Call:
         self.transaction: Transaction | None = None
         self.values: dict[str, Any] = {}
         self.body = b""
+        self.more_headers: HeaderList = _NO_HEADERS
         self.waits_for_client = False
         self._request: Request | None = None
 

@@ -19,8 +19,10 @@ from microkit.web.access import Access
 from microkit.web.binding import Binding
 from microkit.web.call import JSON, Call, HeaderList, Reply
 from microkit.web.idempotency import Idempotency, Identity
+from microkit.web.rate_limits import RateLimits
 from microkit.web.route import Route
 from microkit.web.sent import FRAMING, check_sendable
+from microkit.web.shedding import CRITICAL, PRIORITY
 
 Answer = Callable[[Call], Awaitable[Reply | ASGIApp]]
 """Answers a call with a whole reply, or with an application that sends one in pieces."""
@@ -34,12 +36,13 @@ _STREAMS: Final = ("body_iterator", "path")
 class Served:
     """What stands in the route table. ``template`` labels metrics and spans; a ``quiet`` one has no span and no line in
     the access log, as probes come by the second; ``timeout`` is in seconds, ``None`` where the limits' holds and
-    ``0`` where there is none."""
+    ``0`` where there is none; one that ``transacts`` waits for a connection of the database."""
 
     template: str
     answer: Answer
     timeout: float | None = None
     quiet: bool = False
+    transacts: bool = False
 
 
 class Endpoint:
@@ -53,6 +56,7 @@ class Endpoint:
         resources: Mapping[Any, object],
         database: Database | None,
         idempotency: Idempotency | None,
+        rates: RateLimits,
         depth: int,
     ) -> None:
         self.route = route
@@ -70,13 +74,24 @@ class Endpoint:
             )
         self._idempotency = idempotency if route.remembered else None
         self._write = _writer(route)
+        self._rates = rates
+        policy = rates.of(route.limited_as)
+        # Who guesses tokens from one address is to be stopped before the token is looked at.
+        self._policy_before = policy if policy is not None and policy.limit.by != "principal" else None
+        self._policy_of_caller = policy if policy is not None and policy.limit.by == "principal" else None
+        if self._policy_of_caller is not None:
+            self._looks_at_token = True
 
     async def answer(self, call: Call) -> Reply | ASGIApp:
+        if self._policy_before is not None:
+            await self._rates.take(self._policy_before, call)
         if self._looks_at_token:
             call.principal = await self._access.admit(call.token, self._allow)
             if call.principal.is_service:
                 # A service's token says who calls us. Sent on, it would let the next one take us for that service.
-                forget_bearer()
+                forget_bearer(critical=call.headers.get(PRIORITY) == CRITICAL)
+        if self._policy_of_caller is not None:
+            await self._rates.take(self._policy_of_caller, call)
         await self._binding.read(call)
         if self._database is None:
             return self._write(await self._binding.handler(call))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPMethod
 from random import getrandbits
@@ -123,7 +124,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[READ_WITHIN_LIMITS] = True  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
+        self.scope[READ_WITHIN_LIMITS] = None  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
         self._in_head = True
         self._unfinished_bytes = self._header_bytes = self._hosts = 0
 
@@ -144,6 +145,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_came()
         self._check_head()
         super().on_headers_complete()
+        if not self.pipeline:
+            self.scope[READ_WITHIN_LIMITS] = time.monotonic()  # type: ignore[typeddict-unknown-key]
         if self._draining():
             self.cycle.keep_alive = False
 

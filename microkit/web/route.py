@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,7 @@ from microkit.db import Transaction
 from microkit.errors import DefinitionError, Problem
 from microkit.injection import bare
 from microkit.page import PageRequest
+from microkit.resilience.rate import Limit
 from microkit.web.schema import types_within
 
 Handler = Callable[..., Awaitable[Any]]
@@ -72,6 +73,8 @@ class Surface:
     routes: Sequence[InlineRoute] = ()
     mounts: Sequence[Mount] = ()
     internals: bool = True
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    """Rate limits, by an operation's name (``Billing.create``) or an inline route's (``POST /path``)."""
     asyncapi: Callable[[], Mapping[str, Any]] | None = None
     """Writes the document of its events, where it has some."""
 
@@ -93,6 +96,11 @@ class Route:
     raises: tuple[type[Problem], ...] = ()
     timeout: float | None = None
     idempotent: bool = True
+
+    @property
+    def limited_as(self) -> str:
+        """What its rate limit is called: ``Billing.create``, or ``POST /path`` of an inline route."""
+        return self.name if self.group else f"{self.method} {self.path}"
 
     @property
     def safe(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import getrandbits
 from typing import Any, Final
 
 from starlette.types import Message, Send
 
-from microkit.web.call import Reply
+from microkit.web.call import HeaderList, Reply
 
 CLIENT_GONE: Final = 499
 """What is logged where nothing was sent: nginx' code for a client that left, here also a server that was stopped."""
@@ -55,23 +55,42 @@ def check_sendable(status: int, headers: Iterable[tuple[Any, Any]]) -> None:
 
 
 class Sent:
-    """Sends an answer, and knows its ``status`` and the ``size`` of what went out of its body, in bytes."""
+    """Sends an answer, and knows its ``status`` and the ``size`` of what went out of its body, in bytes.
 
-    __slots__ = ("_head", "_send", "request_id", "size", "started", "status")
+    ``began`` is when the request got its place among those that are worked on, ``None`` while it has none.
+    ``more_headers`` are added to whatever is sent; ``on_head`` is called before the head of an answer in pieces is.
+    """
+
+    __slots__ = (
+        "_head",
+        "_send",
+        "began",
+        "method",
+        "more_headers",
+        "on_head",
+        "request_id",
+        "size",
+        "started",
+        "status",
+    )
 
     def __init__(self, send: Send, method: str, request_id: str) -> None:
         self._send = send
+        self.method = method
         self._head = method == "HEAD"
         self.request_id = request_id
         self.started = False
         self.status = CLIENT_GONE
         self.size = 0
+        self.more_headers: HeaderList = []
+        self.began: float | None = None
+        self.on_head: Callable[[], None] | None = None
 
     async def whole(self, reply: Reply) -> None:
         """Sends a reply that is in one piece, and whose head can be sent."""
         body = reply.body
         status = reply.status
-        headers = [*reply.headers, (b"x-request-id", self.request_id.encode())]
+        headers = [*reply.headers, *self.more_headers, (b"x-request-id", self.request_id.encode())]
         if status not in _NO_LENGTH:
             headers.append((b"content-length", b"%d" % len(body)))
         self.started, self.status = True, status
@@ -87,7 +106,9 @@ class Sent:
             given = list(message.get("headers", ()))
             check_sendable(message["status"], given)
             self.started, self.status = True, message["status"]
-            headers = [*given, (b"x-request-id", self.request_id.encode())]
+            headers = [*given, *self.more_headers, (b"x-request-id", self.request_id.encode())]
+            if self.on_head is not None:
+                self.on_head()
             message = {**message, "headers": headers}
         else:
             self.size += len(message.get("body", b""))

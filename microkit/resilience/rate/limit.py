@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 from typing import Final, Literal, Self
 
 from microkit.errors import DefinitionError
@@ -84,6 +85,19 @@ class Verdict:
     reset: float
     retry_after: float = 0.0
     counted: bool = True
+
+
+def network_of(address: str) -> str:
+    """Whose an address is: of IPv6 its /64, which is what one household gets, and can change within at will."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
 
 
 _DUST: Final = 1e-6

@@ -120,7 +120,7 @@ async def test_more_than_the_pool_takes_is_503_and_it_serves_what_it_can(
     answers = await asyncio.gather(*asked)
     refused = [headers for status, headers, _ in answers if status == 503]
     assert {status for status, _, _ in answers} <= {200, 503, 504}
-    assert all(headers["retry-after"] == "1" for headers in refused)
+    assert all(headers["retry-after"] in {"1", "2", "3"} for headers in refused)
     assert len(refused) > 100, "most are told at once that it is too much"
     assert sum(status == 200 for status, _, _ in answers) >= 10, "those that are let in are served"
     assert database._readers._free._value == 2

@@ -1,0 +1,125 @@
+"""Refusing what cannot be done in time, before anything is done for it: 503, and when to come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from random import randint
+from typing import Final, Literal
+
+import orjson
+
+from microkit.contract import SIGNED_IN
+from microkit.db import Database
+from microkit.errors import Problem, Unavailable
+from microkit.resilience.shed import LEAST_TOLERANCE, Gate, Overloaded
+from microkit.telemetry import Telemetry
+from microkit.web.access import Access, bearer
+from microkit.web.call import HeaderList, Reply
+from microkit.web.limits import Limits
+from microkit.web.problems import MEDIA_TYPE
+
+CRITICAL: Final = b"critical"
+"""The value of ``Request-Priority`` that goes before others. It is believed of services of the system only."""
+
+PRIORITY: Final = b"request-priority"
+
+Why = Literal["queue", "concurrency", "database"]
+
+_LARGE_BODY: Final = 64 * 1024
+_LATEST: Final = 3
+"""Seconds after which the last of those that were refused are asked to come again."""
+
+
+class ServiceOverloaded(Unavailable, status=503, title="The service has more to do than it can"): ...
+
+
+class _DatabaseQueue:
+    """The queue before the database's connections: bounded by time as the gate's is, and looked at from outside."""
+
+    def __init__(self, database: Database, patience: float) -> None:
+        self._database = database
+        self._patience = patience
+        self._empty_at = time.monotonic()
+
+    def too_long(self, *, critical: bool = False) -> bool:
+        """Whether who came now would wait for too long."""
+        wait = self._database.expected_wait
+        if wait == 0.0:
+            self._empty_at = time.monotonic()
+            return False
+        standing = time.monotonic() - self._empty_at > self._patience
+        if critical or not standing:
+            return wait > self._patience
+        return wait > max(LEAST_TOLERANCE, self._database.typical_use)
+
+
+class Entrance:
+    """Where requests come in. ``Limits.shedding`` off leaves it open."""
+
+    def __init__(self, limits: Limits, telemetry: Telemetry, access: Access, database: Database | None) -> None:
+        self._on = limits.shedding
+        self._gate = gate = Gate(most=limits.concurrency, patience=limits.queue)
+        self._database = _DatabaseQueue(database, limits.queue) if database is not None else None
+        self._access = access
+        self._body = orjson.dumps(ServiceOverloaded("Come back as Retry-After says").document())
+        metrics = telemetry.metrics
+        self._shed = metrics.counter(
+            "http_server_shed_requests_total", "Requests refused because there was too much to do.", ("reason",)
+        )
+        metrics.gauge(
+            "http_server_concurrency_limit", "Requests that may be worked on at once, at present."
+        )().set_function(lambda: gate.limit)
+        metrics.gauge("http_server_queued_requests", "Requests that wait for a place.")().set_function(
+            lambda: gate.waiting
+        )
+        metrics.gauge("http_server_overloaded", "1 while the event loop has no pause.")().set_function(
+            lambda: gate.overloaded
+        )
+
+    def enter_now(self, waited: float, *, transacts: bool) -> bool:
+        """Whether a request that has been there for ``waited`` seconds may go on at once."""
+        if not self._on:
+            return True
+        if transacts and self._database is not None and self._database.too_long():
+            return False
+        return self._gate.enter_now(waited)
+
+    async def enter(self, waited: float, headers: Mapping[bytes, bytes], *, transacts: bool) -> Reply | None:
+        """Waits for a place where that makes sense; what to answer where it does not."""
+        critical = headers.get(PRIORITY) == CRITICAL and await self._is_service(headers)
+        why: Why = "database"
+        if not (transacts and self._database is not None and self._database.too_long(critical=critical)):
+            try:
+                await self._gate.enter(waited, critical=critical)
+            except Overloaded as error:
+                why = error.reason
+            else:
+                return None
+        self._shed(why).inc()
+        return self._refusal(headers)
+
+    def leave(self, seconds: float) -> None:
+        """A request that went in is done, after ``seconds``."""
+        if self._on:
+            self._gate.leave(seconds)
+
+    def close(self) -> None:
+        self._gate.close()
+
+    async def _is_service(self, headers: Mapping[bytes, bytes]) -> bool:
+        """A user's word counts for nothing here, nor a token's before it is verified."""
+        try:
+            principal = await self._access.admit(bearer(headers.get(b"authorization")), (SIGNED_IN,))
+        except Problem:
+            return False
+        return principal.is_service
+
+    def _refusal(self, headers: Mapping[bytes, bytes]) -> Reply:
+        # Random, so that those who were refused together do not come again together.
+        wait = b"%d" % randint(1, _LATEST)  # noqa: S311  jitter, no secret
+        told: HeaderList = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"), (b"retry-after", wait)]
+        length = headers.get(b"content-length", b"0")
+        if b"transfer-encoding" in headers or not length.isdigit() or int(length[:9]) > _LARGE_BODY:
+            told.append((b"connection", b"close"))  # nobody is going to read that
+        return Reply(503, told, self._body)
