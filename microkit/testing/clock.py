@@ -142,12 +142,14 @@ def virtual_time(clock: VirtualClock | None = None) -> Iterator[VirtualClock]:
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose timers go by a virtual clock. ``sockets`` is what it listens to."""
+    """An event loop whose timers go by a virtual clock. ``sockets`` is what it listens to,
+    ``own`` the descriptors of its own among them."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
         self.sockets = _LeapingSelector(clock)
         super().__init__(self.sockets)
+        self.own = {key.fd for key in self.sockets.get_map().values()}
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]  # typed by its callers
         future = super().run_in_executor(executor, func, *args)
