@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -171,6 +171,10 @@ class Upstream:
         if not own.closed:
             self.balancer.review()  # one probe, and the others go elsewhere
         return Chosen(self, instance, service_ticket, ticket)
+
+    def breakers(self) -> Iterable[Breaker]:
+        """The service's, and those of its instances."""
+        return (self.breaker, *(instance.breaker for instance in self.balancer.instances))
 
     def begin(self) -> None:
         """A call begins, of one attempt or more."""

@@ -59,7 +59,7 @@ class Breaker:
 
     ``failures`` in a row open it; ``reset`` seconds later (give or take a tenth, so that a hundred callers do not probe
     together) one call is let through, whose outcome closes it or opens it again. ``changed`` is told each new state.
-    With ``led``, it stays open until somebody else calls :meth:`probe_now` or :meth:`close`.
+    While it is :meth:`lead`, it stays open until somebody else calls :meth:`probe_now` or :meth:`close`.
 
     ``ticket = breaker.enter()`` is followed by one of :meth:`succeeded`, :meth:`failed` and :meth:`left`, in a
     ``finally``; or all of it is ``with breaker.calling(): await ...``.
@@ -170,6 +170,15 @@ class Breaker:
         if self.state is not BreakerState.OPEN:
             self._circuit().open()
 
+    def lead(self, led: bool) -> None:
+        """Whether somebody else decides when it is probed, from now on."""
+        if led != self.led:
+            self.led = led
+            if self.state is BreakerState.OPEN:
+                self._wait()
+                if self._changed is not None:
+                    self._changed(self, self.state)  # whoever waits for it waits for another time now
+
     def probe_now(self) -> None:
         """Lets the next call through as the probe."""
         if self.state is BreakerState.OPEN:
@@ -192,12 +201,15 @@ class Breaker:
         self._ticket += 1
         self._probing = False
         if state is BreakerState.OPEN:
-            wait = self._reset * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  spreads load
-            self._opened_until = math.inf if self.led else self._clock() + wait
+            self._wait()
         if state is not self.state:
             self.state = state
             if self._changed is not None:
                 self._changed(self, state)
+
+    def _wait(self) -> None:
+        wait = self._reset * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  spreads load
+        self._opened_until = math.inf if self.led else self._clock() + wait
 
 
 class Calling:
