@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, Union, get_args, get_origin
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,11 @@ from microkit.errors import DefinitionError, UndecodableMessage
 
 Payload = dict[str, Any]
 """An event as JSON has it."""
+
+REPLY_TO: Final = "mk_reply_to"
+"""Header of a command: what its reply is to carry as ``IN_REPLY_TO``."""
+IN_REPLY_TO: Final = "mk_in_reply_to"
+"""Header of whatever is published while a command is handled (*Return Address* and *Correlation Identifier*)."""
 
 _KEYS = (str, int, UUID, Decimal, date, Enum)
 _TOPIC = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*\Z")

@@ -21,7 +21,7 @@ from microkit.bus.port import Delivery
 from microkit.bus.subscription import Batching, Fate, Subscription
 from microkit.context import WorkContext
 from microkit.errors import DeadLetter, slug
-from microkit.message import Message
+from microkit.message import IN_REPLY_TO, REPLY_TO, Message
 from microkit.redaction import said
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import extract
@@ -235,7 +235,10 @@ class Scope:
         self.seconds = -time.perf_counter()
         self._span = span = self._handling.start_span(delivery, self._attempt, self._together)
         self._attached = attach(set_span_in_context(span))
-        self._token = context.enter(WorkContext(request_id=delivery.message.id, deadline=self._until))
+        asked = delivery.message.headers.get(REPLY_TO)
+        answers = {IN_REPLY_TO: asked} if asked else None  # what is published now is the reply
+        work = WorkContext(request_id=delivery.message.id, deadline=self._until, event_headers=answers)
+        self._token = context.enter(work)
 
     def failed(self, failure: Failure) -> None:
         """Writes into the span what the attempt came to."""

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import QueryableAttribute, Session
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
+from microkit.context import current
 from microkit.db import pagination
 from microkit.db.failure import CommitUnknown, is_disconnect
 from microkit.db.pool import Lease
@@ -30,7 +31,7 @@ Params = Mapping[str, Any]
 
 
 class Published(NamedTuple):
-    """An event, and the trace headers of the work that published it: one transaction may serve several."""
+    """An event, and the trace and reply headers of the work that published it: one transaction may serve several."""
 
     event: Event
     trace: Mapping[str, str]
@@ -196,6 +197,8 @@ class Transaction:
         if self._outbox_writer is None:
             raise DefinitionError("publish() needs the outbox: the database of this service was made without one")
         trace = inject()
+        if (headers := current().event_headers) is not None:
+            trace.update(headers)
         self._published += [Published(event, trace) for event in events]
 
     def after_commit(self, callback: Callable[[], None]) -> None:

@@ -80,7 +80,9 @@ class Awaited:
     @property
     def functions(self) -> tuple[Then, ...]:
         """What may be called when it is over."""
-        return tuple(each for each in (self.then, self.on_timeout) if each is not None and not isinstance(each, OnTimeout))
+        return tuple(
+            each for each in (self.then, self.on_timeout) if each is not None and not isinstance(each, OnTimeout)
+        )
 
 
 def await_event(

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from microkit import context
 from microkit.db import Transaction, database_now
 from microkit.errors import Conflict
+from microkit.message import IN_REPLY_TO
 from microkit.saga.keys import SIGNAL, Admission, admit
 from microkit.saga.limits import Limits
 from microkit.saga.tables import Direction, Status, saga, saga_key
@@ -66,6 +67,7 @@ async def enrol(tx: Transaction, saga_id: UUID, columns: dict[str, Any], key: st
         admission = await admit(tx, saga_id, columns["name"], key, limits)
     work = context.current()
     carried = {"request_id": work.request_id or None, "tenant": work.tenant, **inject()}
+    carried["in_reply_to"] = (work.event_headers or {}).get(IN_REPLY_TO)  # a saga may be what answers
     parameters = {
         "id": saga_id,
         "context": {name: value for name, value in carried.items() if value is not None},

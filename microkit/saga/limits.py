@@ -34,7 +34,9 @@ class Rate:
 
     def __post_init__(self) -> None:
         if not (0 < self.starts < float("inf") and 0 < self.per < float("inf")) or self.burst < 1:
-            raise DefinitionError(f"{self}: starts and seconds above 0, and a burst of at least 1, such as Rate(10, per=1)")
+            raise DefinitionError(
+                f"{self}: starts and seconds above 0, and a burst of at least 1, such as Rate(10, per=1)"
+            )
         if self.each not in ("name", "key"):
             raise DefinitionError(f'{self}: each is "name" or "key"')
 
@@ -64,5 +66,7 @@ class Limits:
             return None
         key = self.key(state)
         if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
-            raise ValueError(f"{saga}: key= gave {key!r:.100}; a key is text of 1 to {LONGEST_KEY} printable characters")
+            raise ValueError(
+                f"{saga}: key= gave {key!r:.100}; a key is text of 1 to {LONGEST_KEY} printable characters"
+            )
         return key

@@ -15,7 +15,8 @@ from microkit.saga.tables import Direction, Status
 
 class Ended(StrEnum):
     """How an attempt of a step ended. ``lost``: with the process, or the lease, that made it. ``not-yet``: it was none,
-    the step did nothing and asked to be called again. ``skipped``: an operator said that it counts as done."""
+    the step did nothing and asked to be called again. ``waiting``: none either, it waits for an event. ``skipped``: by
+    its condition it was not needed, or an operator said that it counts as done."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -23,6 +24,7 @@ class Ended(StrEnum):
     TIMED_OUT = "timed-out"
     LOST = "lost"
     NOT_YET = "not-yet"
+    WAITING = "waiting"
     SKIPPED = "skipped"
 
 
@@ -32,7 +34,7 @@ class Attempt:
 
     ``local``: it runs in a transaction of this service's database, so that a failed attempt is known to have left
     nothing behind. Of any other the outcome is unknown until it says so itself. ``waited`` is how many seconds ago the
-    step said for the first time that its turn had not come.
+    step said for the first time that its turn had not come. ``skipped`` are the steps that were not needed.
     """
 
     step: Step
@@ -41,17 +43,20 @@ class Attempt:
     local: bool
     failure: Failure | None = None
     waited: float = 0.0
+    skipped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of an attempt. ``reason`` is for people and ``type`` for programs; both empty where it is done.
-    ``again_after`` is how many seconds a step asks for whose turn has not come."""
+    ``again_after`` is how many seconds a step asks for whose turn has not come, or may wait for its event. ``own``: it
+    was refused and may have happened, or may still happen, all the same."""
 
     ended: Ended
     reason: str = ""
     type: str | None = None
     again_after: float = 0.0
+    own: bool = False
 
 
 DONE = Outcome(Ended.DONE)
@@ -117,18 +122,18 @@ class Move:
 
 def after(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     """The move that follows ``attempt`` of a step of ``saga``."""
-    if outcome.ended is Ended.NOT_YET:
+    if outcome.ended in (Ended.NOT_YET, Ended.WAITING):
         return _put_off(attempt, outcome)
     if attempt.direction is Direction.UNDO:
         return _after_undo(saga, attempt, outcome)
-    if outcome.ended is Ended.DONE:
+    if outcome.ended in (Ended.DONE, Ended.SKIPPED):
         position = saga.positions[attempt.step.name] + 1
         if position == len(saga.steps):
             return Move(Status.COMPLETED, Direction.ACTION, None, None)
         return Move(Status.RUNNING, Direction.ACTION, saga.steps[position].name, 0)
     if outcome.ended is Ended.REFUSED and attempt.step.kind is not StepKind.RETRIABLE:
         # A first attempt that refuses has left nothing. An earlier one may have, before its answer was lost.
-        own = not attempt.local and attempt.number > 1
+        own = outcome.own or (not attempt.local and attempt.number > 1)
         return turn_back(saga, attempt, Failure(attempt.step.name, outcome.reason, outcome.type), own=own)
     return _after_failure(saga, attempt, outcome)
 
@@ -137,16 +142,17 @@ def _after_failure(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     step = attempt.step
     if attempt.number < step.retry.attempts:
         return _wait(Status.RUNNING, attempt, outcome, step.retry.delay(attempt.number))
-    if step.kind is StepKind.COMPENSATABLE or (step.kind is StepKind.PIVOT and attempt.local):
+    if step.kind is StepKind.COMPENSATABLE or (step.kind is StepKind.PIVOT and attempt.local and not outcome.own):
         reason = _clean(f"gave up after {attempt.number} attempts: {outcome.reason}")
-        return turn_back(saga, attempt, Failure(step.name, reason, outcome.type), own=not attempt.local)
+        own = outcome.own or not attempt.local
+        return turn_back(saga, attempt, Failure(step.name, reason, outcome.type), own=own)
     return Move(Status.STUCK, Direction.ACTION, step.name, None, error=outcome.reason)
 
 
 def _after_undo(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     step = attempt.step
     if outcome.ended is Ended.DONE:
-        return _undo_from(saga, saga.positions[step.name] - 1, attempt.failure)
+        return _undo_from(saga, saga.positions[step.name] - 1, attempt.failure, attempt.skipped)
     if attempt.number < step.undo_retry.attempts:
         return _wait(Status.COMPENSATING, attempt, outcome, step.undo_retry.delay(attempt.number))
     return Move(Status.STUCK, Direction.UNDO, step.name, None, attempt.failure, outcome.reason)
@@ -160,8 +166,10 @@ def _wait(status: Status, attempt: Attempt, outcome: Outcome, seconds: float) ->
 
 def _put_off(attempt: Attempt, outcome: Outcome) -> Move:
     status = Status.COMPENSATING if attempt.direction is Direction.UNDO else Status.RUNNING
-    # Those that wait for one thing are often put off together: spread, they do not come back together.
-    wait = outcome.again_after * random.uniform(1.0, 1.5)  # noqa: S311  jitter, no secret
+    # Those that wait for one thing are often put off together: spread, they do not come back together. Who waits for an
+    # event has its own time.
+    spread = 1.0 if outcome.ended is Ended.WAITING else random.uniform(1.0, 1.5)  # noqa: S311  jitter, no secret
+    wait = max(outcome.again_after * spread, 0.001)
     return Move(status, attempt.direction, attempt.step.name, wait, attempt.failure, outcome.reason, put_off=True)
 
 
@@ -169,11 +177,11 @@ def turn_back(saga: Saga[Any], attempt: Attempt, failure: Failure, *, own: bool)
     """The first move of a compensation, for ``failure``. ``own``: the attempt's own step may have taken effect, so that
     it is undone too."""
     position = saga.positions[attempt.step.name]
-    return _undo_from(saga, position if own else position - 1, failure)
+    return _undo_from(saga, position if own else position - 1, failure, attempt.skipped)
 
 
-def _undo_from(saga: Saga[Any], position: int, failure: Failure | None) -> Move:
+def _undo_from(saga: Saga[Any], position: int, failure: Failure | None, skipped: frozenset[str]) -> Move:
     for step in reversed(saga.steps[: position + 1]):
-        if step.undo is not None:
+        if step.undo is not None and step.name not in skipped:
             return Move(Status.COMPENSATING, Direction.UNDO, step.name, 0, failure)
     return Move(Status.COMPENSATED, Direction.UNDO, None, None, failure)

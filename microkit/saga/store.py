@@ -16,9 +16,10 @@ from sqlalchemy.dialects import postgresql
 from microkit.db import Transaction, database_now, jsontext
 from microkit.db.prepared import PreparedSelect
 from microkit.errors import MicrokitError
+from microkit.saga.keys import give_back
 from microkit.saga.progress import Attempt, Move, Outcome
 from microkit.saga.step import Failure
-from microkit.saga.tables import Direction, Status, saga, saga_step
+from microkit.saga.tables import ENDS, Direction, Status, saga, saga_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,18 @@ class Held:
     began_at: datetime
     context: dict[str, Any]
     not_yet_since: datetime | None
+    key: str | None
+    decisions: dict[str, bool] | None
 
     @property
     def waited(self) -> float:
         """Seconds between the first time that the step said that its turn had not come, and this attempt."""
         return 0.0 if self.not_yet_since is None else (self.began_at - self.not_yet_since).total_seconds()
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The steps that were not needed, by their conditions."""
+        return frozenset(step for step, needed in (self.decisions or {}).items() if not needed)
 
 
 HELD = (
@@ -65,6 +73,8 @@ HELD = (
     saga.c.updated_at,
     saga.c.context,
     saga.c.not_yet_since,
+    saga.c.key,
+    saga.c.decisions,
 )
 
 
@@ -157,7 +167,7 @@ def _fenced(of: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
 
 
 def _moved(of: Mapping[str, ColumnElement[Any]]) -> dict[str, Any]:
-    """What a transition writes into the saga's row. One that goes on leaves ``next_at`` as it is, and so every index."""
+    """What a transition writes into the saga's row. One that goes on leaves ``next_at``, and so every index, alone."""
     put_off = sa.func.coalesce(saga.c.not_yet_since, database_now())
     return {
         **{name: of[name] for name in ("state", "status", "direction", "step", "attempts", "failure", "error")},
@@ -227,7 +237,31 @@ async def record_all(tx: Transaction, transitions: Sequence[Transition]) -> list
         written = {row[0]: row[1] for row in await tx.fetch(_ALL_AT_ONCE, columns)}
     else:
         written = {each["id"]: now for each in values if (now := await _write_one(tx, each)) is not None}
+    ended = [each.held for each in transitions if each.move.status in ENDS and each.held.id in written]
+    for held in sorted((each for each in ended if each.key), key=lambda each: each.key or ""):
+        await give_back(tx, held.id, held.key or "")
     return [_after(transition, written.get(transition.held.id)) for transition in transitions]
+
+
+_DECIDE: Final = (
+    sa.update(saga)
+    .where(_fenced({name: sa.bindparam(f"held_{name}") for name in ("id", "epoch", "seq")}))
+    .values(decisions=sa.bindparam("decided", type_=saga.c.decisions.type))
+    .returning(saga.c.id)
+)
+
+
+async def decide(tx: Transaction, held: Held, *, needed: bool) -> Held:
+    """Writes down whether the condition of the step that ``held`` is at holds.
+
+    Raises:
+        LeaseLost: nothing is written.
+    """
+    decisions = {**(held.decisions or {}), held.step: needed}
+    of = {"held_id": held.id, "held_epoch": held.epoch, "held_seq": held.seq, "decided": decisions}
+    if (await tx.execute(_DECIDE, of)).first() is None:
+        raise LeaseLost
+    return replace(held, decisions=decisions)
 
 
 async def _write_one(tx: Transaction, values: Mapping[str, Any]) -> datetime | None:

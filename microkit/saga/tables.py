@@ -17,8 +17,8 @@ import sqlalchemy as sa
 
 
 class Status(StrEnum):
-    """Of a saga. ``completed`` and ``compensated`` are its ends; ``stuck`` waits for an operator, and ``queued`` for the
-    saga that has its key: nothing of it has begun."""
+    """Of a saga. ``completed`` and ``compensated`` are its ends; ``stuck`` waits for an operator, ``queued``, of which
+    nothing has begun, for the saga that has its key."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -26,6 +26,9 @@ class Status(StrEnum):
     COMPLETED = "completed"
     COMPENSATED = "compensated"
     STUCK = "stuck"
+
+
+ENDS = (Status.COMPLETED, Status.COMPENSATED)
 
 
 class Direction(StrEnum):
@@ -101,6 +104,7 @@ saga_operation = sa.Table(
 )
 """The audit trail. It is deleted with the saga, when that has ended and is older than the service keeps them."""
 
+
 def _of_saga() -> sa.Column[object]:
     return sa.Column("saga_id", sa.Uuid, sa.ForeignKey("saga.id", ondelete="CASCADE"), primary_key=True)
 
@@ -111,6 +115,7 @@ saga_wait = sa.Table(
     _of_saga(),
     sa.Column("place", sa.String(110), primary_key=True, comment="the step; step:undo where it waits in going back"),
     sa.Column("name", sa.String(100), nullable=False, comment="of the definition"),
+    sa.Column("step", sa.String(100), nullable=False, comment="that the saga is at meanwhile: this one, or its group"),
     sa.Column("events", sa.Text, nullable=False, comment="their types, joined by |"),
     sa.Column("value", sa.Text, nullable=False, comment="by which the event is told"),
     sa.Column("status", sa.String(12), nullable=False, comment="waiting, arrived, done, timed-out"),
@@ -135,6 +140,7 @@ saga_mail = sa.Table(
     sa.Column("headers", sa.JSON, nullable=False),
     sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("keep_until", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("only_begun", sa.Boolean, nullable=False, comment="for a saga only that had begun when it came"),
 )
 """Events that came before any saga waited for them."""
 sa.Index("ix_saga_mail_keep_until", saga_mail.c.keep_until)
@@ -144,7 +150,7 @@ saga_branch = sa.Table(
     metadata,
     _of_saga(),
     sa.Column("place", sa.String(110), primary_key=True, comment="the branch; branch:undo for its compensation"),
-    sa.Column("status", sa.String(12), nullable=False, comment="begun, waiting, failed, done, refused, given-up, skipped"),
+    sa.Column("status", sa.String(12), nullable=False, comment="begun, failed, done, ..."),
     sa.Column("attempts", sa.Integer, nullable=False, comment="begun"),
     sa.Column("happened", sa.Boolean, nullable=False, comment="or may have: it is undone when the saga turns back"),
     sa.Column("changes", sa.JSON(none_as_null=True), nullable=True, comment="fields of the state, where it is done"),
@@ -152,7 +158,7 @@ saga_branch = sa.Table(
     sa.Column("type", sa.Text, nullable=True),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
 )
-"""How far the branches of parallel groups are."""
+"""How far the branches of parallel groups are. ``status``: begun, waiting, failed, done, refused, given-up, skipped."""
 
 saga_key = sa.Table(
     "saga_key",

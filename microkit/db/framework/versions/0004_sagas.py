@@ -54,6 +54,7 @@ def _events() -> None:
         _of_saga(),
         sa.Column("place", sa.String(110), primary_key=True, comment="the step; step:undo where it waits in going back"),
         sa.Column("name", sa.String(100), nullable=False, comment="of the definition"),
+        sa.Column("step", sa.String(100), nullable=False, comment="that the saga is at meanwhile: this one, or its group"),
         sa.Column("events", sa.Text, nullable=False, comment="their types, joined by |"),
         sa.Column("value", sa.Text, nullable=False, comment="by which the event is told"),
         sa.Column("status", sa.String(12), nullable=False, comment="waiting, arrived, done, timed-out"),
@@ -75,17 +76,17 @@ def _events() -> None:
         sa.Column("headers", sa.JSON, nullable=False),
         sa.Column("received_at", _TIME, nullable=False),
         sa.Column("keep_until", _TIME, nullable=False),
+        sa.Column("only_begun", sa.Boolean, nullable=False, comment="for a saga only that had begun when it came"),
     )
     op.create_index("ix_saga_mail_keep_until", "saga_mail", ["keep_until"])
 
 
 def _branches() -> None:
-    statuses = "begun, waiting, failed, done, refused, given-up, skipped"
     op.create_table(
         "saga_branch",
         _of_saga(),
         sa.Column("place", sa.String(110), primary_key=True, comment="the branch; branch:undo for its compensation"),
-        sa.Column("status", sa.String(12), nullable=False, comment=statuses),
+        sa.Column("status", sa.String(12), nullable=False, comment="begun, failed, done, ..."),
         sa.Column("attempts", sa.Integer, nullable=False, comment="begun"),
         sa.Column("happened", sa.Boolean, nullable=False, comment="or may have: it is undone when the saga turns back"),
         sa.Column("changes", sa.JSON, comment="fields of the state, where it is done"),
