@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 from unittest import mock
 
+import anyio.to_thread
 from sqlalchemy import Engine, event
 from sqlalchemy.pool import Pool
 
@@ -27,12 +28,15 @@ from microkit.testing.database_clock import bring_to, prepare
 R = TypeVar("R")
 
 _monotonic: Final = time.monotonic
+_run_sync: Final = anyio.to_thread.run_sync
 
-STILL: Final = 0.001
-"""Real seconds without any movement after which the clock may leap, when nobody is known to be at work."""
+STILL: Final = 0.0002
+"""Real seconds without any movement after which the clock may leap, when nobody is known to be at work: what one end of
+a connection has sent, the other has by then."""
 
-PATIENCE: Final = 1.0
-"""The same, while a connection of a database is in use or a thread at work: whoever sleeps inside a transaction."""
+PATIENCE: Final = 2.0
+"""The same, while a connection of a database is in use. Longer than a statement takes; and whoever sleeps inside a
+transaction is waited for no longer."""
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 
@@ -45,6 +49,7 @@ class VirtualClock:
         self._watch = watch
         self._at_work: set[object] = set()
         self._connecting: set[object] = set()
+        self._threads: set[object] = set()
         self._shift: Callable[[float], None] = lambda _seconds: None
 
     def monotonic(self) -> float:
@@ -58,8 +63,13 @@ class VirtualClock:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is at work outside of the event loop: a database, a thread."""
+        """Whether a database is at work."""
         return bool(self._at_work or self._connecting)
+
+    @property
+    def threads(self) -> set[object]:
+        """Those at work in threads, for whom the clock waits as long as they take."""
+        return self._threads
 
     def begin(self, worker: object) -> None:
         """Keeps the clock from leaping until :meth:`end`."""
@@ -70,8 +80,8 @@ class VirtualClock:
 
     def forget(self) -> None:
         """Nobody is at work any more: they were all killed."""
-        self._at_work.clear()
-        self._connecting.clear()
+        for workers in (self._at_work, self._connecting, self._threads):
+            workers.clear()
 
     def give_up(self) -> None:
         """Waits no more for connections that are being opened: nobody is told when that fails."""
@@ -85,6 +95,7 @@ class VirtualClock:
         with (
             time_machine.travel(now + self.skipped, tick=True) as traveller,
             mock.patch.object(time, "monotonic", self.monotonic),
+            mock.patch.object(anyio.to_thread, "run_sync", self._in_thread),
             _listening(Pool, self._of_pools()),
             _listening(Engine, {"do_connect": self._open}),
         ):
@@ -93,6 +104,14 @@ class VirtualClock:
                 yield
             finally:
                 self._shift = lambda _seconds: None
+
+    async def _in_thread(self, *arguments: Any, **options: Any) -> Any:
+        worker = object()
+        self._threads.add(worker)
+        try:
+            return await _run_sync(*arguments, **options)
+        finally:
+            self._threads.discard(worker)
 
     def _open(self, dialect: object, record: Any, *_: object) -> None:
         self._connecting.add(record)
@@ -153,8 +172,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]  # typed by its callers
         future = super().run_in_executor(executor, func, *args)
-        self.clock.begin(future)
-        future.add_done_callback(self.clock.end)
+        self.clock.threads.add(future)
+        future.add_done_callback(self.clock.threads.discard)
         return future
 
 
@@ -171,11 +190,16 @@ class _LeapingSelector(selectors.DefaultSelector):
             return ready
         until = None if timeout is None else _monotonic() + timeout
         while True:
-            patience = PATIENCE if self._clock.busy else STILL
-            left = patience if until is None else min(patience, until - _monotonic())
-            ready = super().select(max(0.0, left))
+            if self._clock.busy or until is None:
+                left = PATIENCE if until is None else min(PATIENCE, until - _monotonic())
+                ready = super().select(max(0.0, left))
+            else:
+                time.sleep(STILL)
+                ready = super().select(0)
             if ready:
                 return ready
+            if self._clock.threads and (until is None or _monotonic() < until):
+                continue
             self._clock.give_up()
             if until is not None:
                 self._clock.leap(max(0.0, until - _monotonic()))

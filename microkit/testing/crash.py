@@ -15,12 +15,13 @@
 The scenario is played once to find every commit, publish, call and acknowledgement. Then it is played again for each of
 them, before and after it: the process is stopped dead there (see :mod:`microkit.testing.crash_life`), started again on
 the same databases and the same broker, and when it has come to rest the invariant is looked at. All in one process and
-in virtual time, which takes a fraction of a second for each point. :func:`microkit.testing.crash_process.explore_killing`
-does the same with processes and a real SIGKILL.
+in virtual time, which takes a fraction of a second for each point.
+:func:`microkit.testing.crash_process.explore_killing` does the same with processes and a real SIGKILL.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import traceback
@@ -31,12 +32,12 @@ from typing import Final, Generic, Literal, Self, TypeVar
 
 from microkit.bus.memory import MemoryBus
 from microkit.errors import MicrokitError
-from microkit.testing.postgres import Cluster
 from microkit.testing.clock import VirtualClock, virtual_time
 from microkit.testing.crash_life import Life
 from microkit.testing.crash_points import Commits, Watch, WatchedBus, WatchedSettlingBus
-from microkit.testing.crash_world import CrashScenario, Places, World, rest
+from microkit.testing.crash_world import CrashScenario, Place, World, rest
 from microkit.testing.folder import short_lived
+from microkit.testing.postgres import Cluster
 
 __all__ = ["CrashScenario", "Explored", "explore"]
 
@@ -53,6 +54,7 @@ WITHIN: Final = 3600.0
 DOWN: Final = 30.0
 """Virtual seconds until a killed process is started again: longer than its leases last."""
 
+_SETTLED: Final = 0.1
 _TRIES: Final = 3
 _SHOWN: Final = 5
 
@@ -79,9 +81,9 @@ def explore(
     """Kills the system of ``scenario`` at each of its points in turn, and checks the scenario's invariant.
 
     ``only`` names one point (else the environment variable ``MICROKIT_CRASH_POINT``); ``every=5`` takes each fifth. The
-    ``broker`` stays when the process dies, as Kafka and Redis do, or dies with it, as ``memory://``. Databases are SQLite
-    files, or databases on ``postgres`` (the fixture ``postgres_cluster``). ``within`` virtual seconds after it was
-    started again the system must have come to rest.
+    ``broker`` stays when the process dies, as Kafka and Redis do, or dies with it, as ``memory://``. The databases
+    are files, or on ``postgres`` (the fixture ``postgres_cluster``). ``within`` virtual seconds after it was started
+    again the system must have come to rest.
 
     Raises:
         AssertionError: the invariant does not hold, or the system does not come to rest. The message names the points,
@@ -148,11 +150,11 @@ class _Explorer(Generic[T]):
         self._commits = Commits()
         self._clock = VirtualClock()
         self._arranged: list[T] = []
-        self._runs = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._places = Places(stack.enter_context(short_lived("mkcrash-")), self._postgres)
+            self._place = Place(stack.enter_context(short_lived("mkcrash-")), self._postgres)
+            stack.callback(self._place.clear)
             stack.enter_context(virtual_time(self._clock))
             stack.enter_context(self._commits.seen())
             self._stack = stack.pop_all()
@@ -164,25 +166,23 @@ class _Explorer(Generic[T]):
     def arrange(self) -> None:
         """Brings about what all runs begin with."""
         scenario = self._make()
-        world = self._places.first(scenario.system)
+        world = self._place.world(scenario.system, scenario.settings)
 
         async def main() -> None:
             bus = WatchedBus(MemoryBus(), Watch(lambda _point: None))
-            async with world.alive(bus, scenario.settings) as running:
+            async with world.alive(bus) as running:
                 self._arranged.append(await scenario.arrange(running))
                 await rest(running, bus, within=self._within)
 
         Life(self._clock, main).live()
+        self._place.keep()
 
     def discover(self) -> list[str]:
         """The points, in the order in which they are passed."""
         points: list[str] = []
         run = self._next()
-        try:
-            watch = Watch(points.append)
-            self._life(run, watch, self._bus_of(run, watch)).live()
-        finally:
-            self._places.forget(run.world)
+        watch = Watch(points.append)
+        self._life(run, watch, self._bus_of(run, watch)).live()
         return points
 
     def kill(self, point: str) -> bool:
@@ -191,14 +191,7 @@ class _Explorer(Generic[T]):
         Raises:
             Exception: of the invariant.
         """
-        for _ in range(_TRIES):
-            run = self._next()
-            try:
-                if self._killed(run, point):
-                    return True
-            finally:
-                self._places.forget(run.world)
-        return False
+        return any(self._killed(self._next(), point) for _ in range(_TRIES))
 
     def _killed(self, run: _Run[T], point: str) -> bool:
         def reached(name: str) -> None:
@@ -226,9 +219,9 @@ class _Explorer(Generic[T]):
         return True
 
     def _next(self) -> _Run[T]:
-        self._runs += 1
+        self._place.renew()
         scenario = self._make()
-        return _Run(scenario, self._places.next(f"run{self._runs}", scenario.system))
+        return _Run(scenario, self._place.world(scenario.system, scenario.settings))
 
     def _bus_of(self, run: _Run[T], watch: Watch) -> WatchedBus:
         return (WatchedSettlingBus if self._broker == "dies" else WatchedBus)(run.broker, watch)
@@ -239,7 +232,8 @@ class _Explorer(Generic[T]):
         scenario, arranged = run.scenario, self._arranged[0]
 
         async def main() -> None:
-            async with run.world.alive(bus, scenario.settings) as running:
+            async with run.world.alive(bus) as running:
+                await asyncio.sleep(_SETTLED)  # until all has been done that a start does by itself
                 watch.see(running.running.instances)
                 if not run.acted:
                     await scenario.act(running, arranged)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -62,19 +62,14 @@ class Life:
         """Ends the connections of the dead: those to SQLite files, and all sockets, the listening ones, too."""
         for driver in connections:
             if hasattr(driver, "stop"):
-                cut(driver)  # closes in its thread, after the statement that is under way
-                driver._thread.join(5)  # noqa: SLF001  it tells nobody else
+                _cut_sqlite(driver)
         if self._loop is None:
             return
+        nothing = os.open(os.devnull, os.O_RDWR)
         for key in list(self._loop.sockets.get_map().values()):
-            if key.fd in self._loop.own:
-                continue
-            # On a duplicate, so that the dead does not find its own closed, and somebody else's in its place.
-            with socket.socket(fileno=socket.dup(key.fd)) as duplicate:
-                try:
-                    duplicate.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    continue
+            if key.fd not in self._loop.own:
+                os.dup2(nothing, key.fd)  # closes it, and its number is given to nobody else
+        os.close(nothing)
         self._clock.forget()
 
     def bury(self) -> None:
@@ -89,6 +84,7 @@ class Life:
             self._thread.join(_BURIAL)
         finally:
             logging.disable(logging.NOTSET)
+            self._clock.forget()
         if self._thread.is_alive():
             raise MicrokitError(
                 f"something swallows its cancellation and does not end: {asyncio.all_tasks(self._loop)}"
@@ -120,3 +116,15 @@ class Life:
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self.dead:
             loop.default_exception_handler(context)
+
+
+def _cut_sqlite(driver: Any) -> None:
+    """Closes an aiosqlite connection in its thread, after the statement that is under way.
+
+    The locks of a process that died are gone. Here a cursor that the dead holds would keep the file locked: SQLite
+    closes a connection when its last statement is finalized. So the transaction ends before.
+    """
+    if driver._connection is not None:  # noqa: SLF001  its loop is dead, and so is all that is public
+        driver._tx.put_nowait((None, driver._connection.rollback))  # noqa: SLF001  as above
+    cut(driver)
+    driver._thread.join(5)  # noqa: SLF001  as above

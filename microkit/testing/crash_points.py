@@ -16,7 +16,7 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import aiohttp
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_
 
@@ -49,6 +49,7 @@ class Watch:
     def __init__(self, reached: Callable[[str], None]) -> None:
         self.on = False
         self._ports: dict[int, str] = {}
+        self._owners: dict[int, str] = {}
         self._reached = reached
         self._counts: Counter[str] = Counter()
 
@@ -85,7 +86,13 @@ class Watch:
         for name, instance in instances.items():
             self._ports[urlsplit(instance.url).port or 0] = name
             self._trace(instance.parts.session)
+            if instance.parts.database is not None:
+                self._owners[id(instance.parts.database.engine.sync_engine.dialect)] = name
         self.on = True
+
+    def owner(self, dialect: Dialect) -> str:
+        """Whose database it is."""
+        return self._owners.get(id(dialect), "somebody")
 
     def _trace(self, session: aiohttp.ClientSession) -> None:
         tracing = aiohttp.TraceConfig()
@@ -173,17 +180,17 @@ class Commits:
         commit = dialect.do_commit
 
         def do_commit(adapted: Any) -> None:
-            with self._around(self._tables(adapted)):
+            with self._around(self._tables(adapted), dialect):
                 commit(adapted)
 
         dialect.do_commit = do_commit  # type: ignore[method-assign]  # of this one engine
 
     @contextmanager
-    def _around(self, tables: Sequence[str]) -> Iterator[None]:
-        if self.watch is None or not self.watch.on or not tables:
+    def _around(self, tables: Sequence[str], dialect: Dialect) -> Iterator[None]:
+        if self.watch is None or not tables:
             yield
             return
-        with self.watch.around(f"commit of {', '.join(tables)} by {serving.get() or 'the test'}"):
+        with self.watch.around(f"commit of {', '.join(tables)} by {self.watch.owner(dialect)}"):
             yield
 
     def _tables(self, adapted: Any) -> list[str]:
@@ -210,7 +217,7 @@ class Commits:
         send = PostgresDriver.send_held
 
         def send_held(driver: Any, connection: Connection, held: Any) -> None:
-            with self._around(_written(held.as_one()[0])):
+            with self._around(_written(held.as_one()[0]), connection.dialect):
                 send(driver, connection, held)
 
         with mock.patch.object(PostgresDriver, "send_held", send_held):

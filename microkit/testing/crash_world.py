@@ -6,9 +6,10 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
+from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -20,15 +21,16 @@ from microkit.outbox.tables import outbox
 from microkit.saga.tables import saga
 from microkit.servers.ports import free_ports
 from microkit.service import Service
+from microkit.settings import ServiceSettings
 from microkit.system import RunningSystem, System
 from microkit.testing.postgres import Cluster
 from microkit.testing.system import SystemUnderTest
 
 T = TypeVar("T")
 
-_ARRANGED: Final = "arranged"
-_LOOK: Final = 0.02
-_SLOWEST_LOOK: Final = 1.0
+_LOOK: Final = 0.5
+_SLOWEST_LOOK: Final = 10.0
+_QUIET: Final[Mapping[str, object]] = {"access_log": False, "trace_sampling": 0.0}
 
 
 class CrashScenario(Generic[T]):
@@ -57,29 +59,21 @@ class CrashScenario(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One run's place: its folder, its databases and the broker that outlives the process."""
+    """Where a system is run: with these settings, the same in each of its lives."""
 
     system: System
+    settings: Mapping[str, ServiceSettings]
     folder: Path
-    databases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def alive(self, bus: Bus, settings: Mapping[str, Mapping[str, object]]) -> AsyncIterator[SystemUnderTest]:
+    async def alive(self, bus: Bus) -> AsyncIterator[SystemUnderTest]:
         """The services run, in this event loop, for as long as the block does."""
-        names = [service.name for service in self.system.services]
-        given: dict[str, dict[str, object]] = {
-            name: {**self.databases.get(name, {}), **settings.get(name, {})} for name in names
-        }
-        for name, port in zip(names, free_ports(len(names)), strict=True):
-            given[name]["port"] = port
-        around = Surroundings(self.folder, IN_MEMORY)
-        chosen = chosen_settings(self.system.name, self.system.services, self.system.issuer, around, given)
         running = RunningSystem(self.system.name, self.folder, bus=bus)
         for service in self.system.services:
             for group, listeners in service.declared.groups().items():
                 bus.declare(group, topics_of(listeners))
             running.instances[service.name] = service.instance(
-                chosen[service.name], bus=bus, registry=running.registry, ring=running.ring
+                self.settings[service.name], bus=bus, registry=running.registry, ring=running.ring
             )
         await bus.start()
         try:
@@ -90,58 +84,62 @@ class World:
             await asyncio.gather(*(instance.stop() for instance in running.instances.values()))
 
 
-class Places:
-    """Makes the places of runs, in ``folder``; the databases are files there, or ``postgres`` has them."""
+class Place:
+    """Where all runs take place, one after the other: a folder with SQLite files, or databases on ``postgres``."""
 
     def __init__(self, folder: Path, postgres: Cluster | None) -> None:
-        self._folder = folder
+        self._folder = folder / "now"
+        self._arranged = folder / "arranged"
         self._postgres = postgres
+        self._tag = f"crash_{uuid4().hex[:8]}"
+        self._settings: dict[str, ServiceSettings] = {}
+        self._databases: list[str] = []
 
-    def first(self, what: System | Service) -> World:
-        """The empty place, where is arranged what all runs begin with."""
-        system = system_of(what)
-        (self._folder / _ARRANGED).mkdir()
-        for service in _storing(system):
-            self._psql(f'CREATE DATABASE "{_database(_ARRANGED, service)}" TEMPLATE template0')
-        return self._world(_ARRANGED, system)
+    def world(self, what: System | Service, settings: Mapping[str, Mapping[str, object]]) -> World:
+        """The system in this place, whose databases are as they were left. Its settings are read once, for all runs."""
+        system = what if isinstance(what, System) else System(what.name, [what])
+        if not self._settings:
+            self._settings = self._chosen(system, settings)
+        return World(system, self._settings, self._folder)
 
-    def next(self, run: str, what: System | Service) -> World:
-        """A place that is as the first one was left."""
-        system = system_of(what)
-        shutil.copytree(self._folder / _ARRANGED, self._folder / run)
-        for service in _storing(system):
-            source, target = _database(_ARRANGED, service), _database(run, service)
-            self._psql(f'CREATE DATABASE "{target}" TEMPLATE "{source}"')
-        return self._world(run, system)
+    def _chosen(self, system: System, settings: Mapping[str, Mapping[str, object]]) -> dict[str, ServiceSettings]:
+        given: dict[str, dict[str, object]] = {}
+        for service, port in zip(system.services, free_ports(len(system.services)), strict=True):
+            given[service.name] = {"port": port, **_QUIET, **settings.get(service.name, {})}
+            if self._postgres is not None and service.declared.stores:
+                given[service.name]["database_url"] = self._postgres.url(self._made(service.name))
+        return chosen_settings(
+            system.name, system.services, system.issuer, Surroundings(self._folder, IN_MEMORY), given
+        )
 
-    def forget(self, world: World) -> None:
-        for service in _storing(world.system):
-            self._psql(f'DROP DATABASE IF EXISTS "{_database(world.folder.name, service)}" WITH (FORCE)')
-        shutil.rmtree(world.folder, ignore_errors=True)
+    def _made(self, service: str) -> str:
+        name = f"{self._tag}_{service}"
+        self._psql(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        self._databases.append(name)
+        return name
 
-    def _world(self, run: str, system: System) -> World:
-        urls: dict[str, dict[str, object]] = {}
-        if self._postgres is not None:
-            urls = {
-                service: {"database_url": self._postgres.url(_database(run, service))} for service in _storing(system)
-            }
-        return World(system, self._folder / run, urls)
+    def keep(self) -> None:
+        """As it is now, all runs begin."""
+        self._folder.rename(self._arranged)
+        for name in self._databases:
+            self._psql(f'ALTER DATABASE "{name}" RENAME TO "{name}_arranged"')
+
+    def renew(self) -> None:
+        """Makes it what it was when it was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.copytree(self._arranged, self._folder)
+        for name in self._databases:
+            self._psql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            self._psql(f'CREATE DATABASE "{name}" TEMPLATE "{name}_arranged"')
+
+    def clear(self) -> None:
+        for name in self._databases:
+            for each in (name, f"{name}_arranged"):
+                self._psql(f'DROP DATABASE IF EXISTS "{each}" WITH (FORCE)')
 
     def _psql(self, command: str) -> None:
         if self._postgres is not None:
             self._postgres.psql(command)
-
-
-def _storing(system: System) -> list[str]:
-    return [service.name for service in system.services if service.declared.stores]
-
-
-def _database(run: str, service: str) -> str:
-    return f"{run}_{service}"
-
-
-def system_of(what: System | Service) -> System:
-    return what if isinstance(what, System) else System(what.name, [what])
 
 
 async def rest(world: SystemUnderTest, bus: Bus, *, within: float) -> None:
@@ -150,7 +148,7 @@ async def rest(world: SystemUnderTest, bus: Bus, *, within: float) -> None:
     Raises:
         AssertionError: that takes longer than ``within`` (virtual) seconds; the message says what is left.
     """
-    look = _LOOK
+    look = _LOOK  # in virtual time this is not waited for, but for all that can move
     loop = asyncio.get_running_loop()
     until = loop.time() + within
     quiet = 0
