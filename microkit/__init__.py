@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from microkit.message import Event, upcast
     from microkit.page import Page, PageRequest
     from microkit.proxies import ClientAddress
+    from microkit.resilience.rate import Limit
     from microkit.saga import (
         ASK_AGAIN,
         NO_EFFECT,
@@ -109,6 +110,7 @@ _HOMES: Final = {
         "request",
         "retriable",
     ],
+    "resilience.rate": ["Limit"],
     "service": ["Service"],
     "settings": ["Duration", "ServiceSettings", "Size"],
     "system": ["System"],
@@ -137,6 +139,7 @@ __all__ = [
     "Gateway",
     "Header",
     "Instance",
+    "Limit",
     "MicrokitError",
     "NotFound",
     "Page",

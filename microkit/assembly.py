@@ -37,6 +37,8 @@ from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
 from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
+from microkit.resilience.rate import RateLimiter
+from microkit.resilience.rate import connect as rate_limiter
 from microkit.saga import SagaEngine, SagaRetention
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
@@ -60,6 +62,7 @@ class Parts:
     """What a running instance owns. The ``relay`` starts first and stops last, because the ``workers`` publish."""
 
     telemetry: Telemetry
+    limiter: RateLimiter
     database: Database | None
     bus: Bus | None
     resolver: Discovery
@@ -150,8 +153,11 @@ class Assembly:
         )
         if verifier is not None:
             self._owned.push_async_callback(verifier.close)
+        limiter = rate_limiter(settings.rate_limit_url.get_secret_value())
+        self._owned.push_async_callback(limiter.close)
         parts = Parts(
             telemetry=telemetry,
+            limiter=limiter,
             database=await self._database(telemetry) if declared.stores else None,
             bus=await self._bus(bus) if declared.stores else None,
             resolver=self._discovery(telemetry),
@@ -239,6 +245,7 @@ class Assembly:
         offered[Telemetry] = parts.telemetry
         offered[aiohttp.ClientSession] = parts.session
         offered[Resolver] = parts.resolver
+        offered[RateLimiter] = parts.limiter
         if parts.database is not None:
             offered[Database] = parts.database
         if self._declared.clients:
@@ -304,6 +311,7 @@ class Assembly:
             routes=routes,
             mounts=[await self._mount(mounted, parts, routes) for mounted in declared.mounts],
             internals=self._exposes_internals(),
+            limits=declared.rate_limits(settings),
             asyncapi=self._events() if declared.sent() or declared.listeners else None,
         )
         return WebApp(
@@ -315,6 +323,10 @@ class Assembly:
             limits=Limits(
                 body=settings.body_limit,
                 timeout=settings.request_timeout,
+                connections=settings.max_connections,
+                concurrency=settings.max_concurrency,
+                queue=settings.queue_patience,
+                shedding=settings.load_shedding,
                 allowed_hosts=self._hosts(),
             ),
             health=self._health,

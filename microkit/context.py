@@ -20,9 +20,9 @@ class WorkContext:
     """One request, one message or one saga step.
 
     ``deadline`` is a reading of ``time.monotonic()`` in seconds; ``None`` means that nobody waits.
-    ``bearer`` is the caller's access token as it came, to be sent on in the caller's name. ``critical`` work goes before other
-    where there is too much to do: the steps of sagas, and what is called for them. ``event_headers`` are sent with the
-    events that are published: whom they answer, and where their own answer is awaited.
+    ``bearer`` is the caller's access token as it came, to be sent on in the caller's name. ``critical`` work goes
+    before other where there is too much to do: the steps of sagas, and what is called for them. ``event_headers`` are
+    sent with the events that are published: whom they answer, and where their own answer is awaited.
     """
 
     request_id: str = ""

@@ -13,9 +13,10 @@ from starlette.types import ASGIApp
 
 from microkit.choreography import Process
 from microkit.contract import Contract, Operation
-from microkit.errors import DefinitionError
+from microkit.errors import ConfigurationError, DefinitionError
 from microkit.gateway import Gateway
 from microkit.message import Event
+from microkit.resilience.rate import Limit
 from microkit.saga import Saga
 from microkit.settings import ServiceSettings
 from microkit.web import InlineRoute
@@ -107,6 +108,7 @@ class Declared:
     title: str
     version: str
     handlers: dict[Operation[..., Any], Handler] = field(default_factory=dict)
+    limits: dict[str, Limit] = field(default_factory=dict)
     routes: list[InlineRoute] = field(default_factory=list)
     mounts: list[Mounted] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
@@ -137,6 +139,28 @@ class Declared:
         modules = dict.fromkeys(operation.contract.__module__ for operation in self.handlers)
         owned = [event for module in modules for event in _events_of(module) if event.__module__ == module]
         return list(dict.fromkeys([*owned, *self.publishes]))
+
+    def rate_limits(self, settings: ServiceSettings) -> dict[str, Limit]:
+        """What the service declares, and what the settings say over it, by ``Billing.create`` or ``POST /path``.
+
+        Raises:
+            ConfigurationError: one is no limit, or of an operation that is not there.
+        """
+        limits = dict(self.limits)
+        known = {operation.qualified_name for operation in self.handlers}
+        known |= {route.limited_as for route in self.routes}
+        key = settings.origin.key("rate_limits")
+        for name, text in settings.rate_limits.items():
+            if name not in known:
+                there = ", ".join(sorted(known)) or "none"
+                raise ConfigurationError(f"{key}: {self.name} has no operation {name!r}; it has {there}")
+            try:
+                limits[name] = Limit.parse(text)
+            except ValueError as error:
+                if text != "off":
+                    raise ConfigurationError(f"{key}: {error}") from None
+                limits.pop(name, None)
+        return limits
 
     def check(self) -> None:
         """Refuses what can be seen to be wrong before anything is started.

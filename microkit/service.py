@@ -23,6 +23,7 @@ from microkit.errors import DefinitionError
 from microkit.gateway import Gateway
 from microkit.instance import ClientOfRunning, Instance
 from microkit.message import Event
+from microkit.resilience.rate import Limit
 from microkit.saga import Saga
 from microkit.settings import ServiceSettings, load
 from microkit.telemetry import TraceRing
@@ -77,11 +78,14 @@ class Service:
     def name(self) -> str:
         return self.declared.name
 
-    def handles(self, operation: Operation[P, R]) -> Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]:
+    def handles(
+        self, operation: Operation[P, R], *, limit: Limit | None = None
+    ) -> Callable[[Callable[H, Awaitable[R]]], Callable[H, Awaitable[R]]]:
         """Says which function carries out an operation of a contract.
 
         Its parameters are bound by name to the operation's, and by type to a ``Transaction``, the ``Principal``, a
-        typed client, the settings or a resource. A transaction is committed before the answer is sent.
+        typed client, the settings or a resource. A transaction is committed before the answer is sent. ``limit`` is how
+        often it may be called, ``Limit(10, per=60)``; the setting ``rate_limits`` may say otherwise.
 
         Raises:
             DefinitionError: the operation belongs to another service, or has a handler already.
@@ -97,6 +101,8 @@ class Service:
                     "take @service.handles away from one of them"
                 )
             self.declared.handlers[operation] = handler
+            if limit is not None:
+                self.declared.limits[operation.qualified_name] = limit
             return handler
 
         return register
@@ -216,31 +222,34 @@ class Service:
         definitions.an_app(path, app, self.name)
         self.declared.mounts.append(Mounted(path, app, roles_of(allow, f"{self.name}: service.mount({path!r}, ...)")))
 
-    def get(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
+    def get(self, path: str, *, allow: Roles, status: int = 200, limit: Limit | None = None) -> _Inline:
         """An inline GET, for small things that no other service calls."""
-        return self._inline("GET", path, allow, status)
+        return self._inline("GET", path, allow, status, limit)
 
-    def post(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
+    def post(self, path: str, *, allow: Roles, status: int = 200, limit: Limit | None = None) -> _Inline:
         """An inline POST, for small things that no other service calls."""
-        return self._inline("POST", path, allow, status)
+        return self._inline("POST", path, allow, status, limit)
 
-    def put(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
+    def put(self, path: str, *, allow: Roles, status: int = 200, limit: Limit | None = None) -> _Inline:
         """An inline PUT, for small things that no other service calls."""
-        return self._inline("PUT", path, allow, status)
+        return self._inline("PUT", path, allow, status, limit)
 
-    def patch(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
+    def patch(self, path: str, *, allow: Roles, status: int = 200, limit: Limit | None = None) -> _Inline:
         """An inline PATCH, for small things that no other service calls."""
-        return self._inline("PATCH", path, allow, status)
+        return self._inline("PATCH", path, allow, status, limit)
 
-    def delete(self, path: str, *, allow: Roles, status: int = 200) -> _Inline:
+    def delete(self, path: str, *, allow: Roles, status: int = 200, limit: Limit | None = None) -> _Inline:
         """An inline DELETE, for small things that no other service calls."""
-        return self._inline("DELETE", path, allow, status)
+        return self._inline("DELETE", path, allow, status, limit)
 
-    def _inline(self, method: str, path: str, allow: Roles, status: int) -> _Inline:
+    def _inline(self, method: str, path: str, allow: Roles, status: int, limit: Limit | None) -> _Inline:
         def register(handler: Callable[H, Awaitable[R]]) -> Callable[H, Awaitable[R]]:
             where = f"{self.name}: {method} {path}"
             definitions.an_async_function(handler, where)
-            self.declared.routes.append(InlineRoute(method, path, handler, roles_of(allow, where), status))
+            route = InlineRoute(method, path, handler, roles_of(allow, where), status)
+            self.declared.routes.append(route)
+            if limit is not None:
+                self.declared.limits[route.limited_as] = limit
             return handler
 
         return register

@@ -22,6 +22,7 @@ from microkit.settings.values import (
     endpoints,
     host_name,
     http_url,
+    named_limits,
     network,
     refuse_weak,
     upper,
@@ -31,6 +32,7 @@ Timeout = Annotated[Duration, Field(gt=0)]
 Word = Annotated[str, Field(min_length=1)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(upper)]
 Endpoints = Annotated[dict[Word, Annotated[list[Word], Field(min_length=1)]], BeforeValidator(endpoints)]
+RateLimits = Annotated[dict[Word, Word], BeforeValidator(named_limits)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,34 @@ class ServiceSettings(BaseSettings):
     allowed_hosts: list[Word] = Field(
         ["*"], min_length=1, description="Host headers that are answered", examples=["billing.example.com,*.internal"]
     )
+    max_connections: int = Field(10_000, ge=1, description="connections open at once; those beyond are closed with 503")
+    max_concurrency: int = Field(
+        1000, ge=1, description="requests worked on at once at most; under load it shrinks by itself"
+    )
+    queue_patience: Duration = Field(
+        0.1, description="longest wait of a request for its turn in a burst; under load it is shorter"
+    )
+    load_shedding: bool = Field(True, description="answer 503 at once to what cannot be done in time")
+    rate_limits: RateLimits = Field(
+        default_factory=dict,
+        description="how often an operation may be called, over what its service says; off takes a limit away",
+        examples=["Billing.create=10/60s;Billing.read=100/s burst=200 by=address"],
+    )
+    rate_limit_url: SecretUrl = Field(
+        SecretUrl("memory://"),
+        description="what counts for rate limits; memory:// counts in each instance for itself",
+        examples=["redis://redis:6379/0"],
+    )
+    cache_url: SecretUrl = Field(
+        SecretUrl("memory://"),
+        description="where a gateway keeps answers; memory:// keeps them in each instance",
+        examples=["redis://redis:6379/1"],
+    )
+    routes_file: Word | None = Field(
+        None,
+        description="a gateway's routes, TOML or JSON, in the place of those in its code; read again when it changes",
+        examples=["/etc/billpay/routes.toml"],
+    )
     trusted_proxies: list[Word] = Field(
         [],
         description="addresses or networks of the gateway and of proxies, whose X-Forwarded-For is believed; "
@@ -172,6 +202,11 @@ class ServiceSettings(BaseSettings):
         description="how other services are called, by service, default for all; written "
         "…_CLIENTS__BILLING__TIMEOUT=2s, and …_CLIENTS__BILLING__OPERATIONS__READ__TIMEOUT=1s for an operation",
         examples=['{"default": {"timeout": "5s"}, "billing": {"attempts": 2}}'],
+    )
+    breaker_state_url: SecretUrl | None = Field(
+        None,
+        description="where the instances of this service share what they know of failing neighbours; unset: nowhere",
+        examples=["redis://redis:6379/0"],
     )
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -274,6 +309,13 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _base_url(cls, value: str | None) -> str | None:
         return base_url(value)
+
+    @field_validator("breaker_state_url")
+    @classmethod
+    def _known_store(cls, value: SecretUrl | None) -> SecretUrl | None:
+        if value is not None and value.get_secret_value().partition(":")[0] not in {"redis", "rediss"}:
+            raise ValueError("begins with redis:// or rediss://")
+        return value
 
     @field_validator("services")
     @classmethod

@@ -62,6 +62,16 @@ def endpoints(value: Any) -> Any:
     return {name.strip(): [url.strip() for url in urls.split(",")] for name, _, urls in pairs}
 
 
+def named_limits(value: Any) -> Any:
+    """``Billing.create=10/60s;POST /pay=5/m by=address`` as a dictionary. JSON has been read before."""
+    if isinstance(value, Mapping):
+        return value
+    pairs = [part.partition("=") for part in value.split(";") if part.strip()] if isinstance(value, str) else []
+    if not pairs or not all(equals and name.strip() and limit.strip() for name, equals, limit in pairs):
+        raise ValueError("is written Billing.create=10/60s;POST /pay=5/m by=address;Billing.read=off")
+    return {name.strip(): limit.strip() for name, _, limit in pairs}
+
+
 def http_url(value: str | None) -> str | None:
     """Raises ValueError where it is no http URL."""
     if value is not None:
