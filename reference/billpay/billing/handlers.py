@@ -18,6 +18,8 @@ from reference.billpay.billing.tables import BillRow, ReconciliationRow, Release
 from reference.billpay.contracts.billing import (
     Bill,
     BillCreated,
+    BillNotSettled,
+    BillRefunded,
     BillReleased,
     BillReserved,
     BillSettled,
@@ -25,6 +27,7 @@ from reference.billpay.contracts.billing import (
     BillWasCancelled,
     NewBill,
     Reconciliation,
+    RefundHold,
     Reservation,
     Verdict,
 )
@@ -45,6 +48,7 @@ async def create(body: NewBill, tx: Transaction, caller: Principal) -> Bill:
         due_at=body.due_at.astimezone(UTC),
         status=BillStatus.OPEN,
         payment_id=None,
+        discount=0,
         created_at=datetime.now(UTC),
     )
     tx.add(row)
@@ -100,7 +104,31 @@ async def release(bill_id: UUID, body: Reservation, tx: Transaction) -> Bill:
 async def settle(bill_id: UUID, body: Reservation, tx: Transaction) -> Bill:
     row = await _own(tx, bill_id, body.owner, for_update=True)
     if _move(row, domain.settle(_standing(row), body.payment_id)):
-        tx.publish(BillSettled(bill_id=row.id, payment_id=body.payment_id, amount=from_stroops(row.amount)))
+        paid = from_stroops(row.amount - row.discount)
+        tx.publish(BillSettled(bill_id=row.id, payment_id=body.payment_id, amount=paid))
+    return _bill(row)
+
+
+async def hold_refund(bill_id: UUID, body: RefundHold, tx: Transaction) -> Bill:
+    row = await _own(tx, bill_id, body.owner, for_update=True)
+    if await tx.get(ReleasedRow, body.refund_id) is not None:
+        raise BillNotSettled("This refund has given the bill back and cannot take it again")
+    _move(row, domain.hold_refund(_standing(row), body.payment_id, body.refund_id))
+    return _bill(row)
+
+
+async def release_refund(bill_id: UUID, body: RefundHold, tx: Transaction) -> Bill:
+    row = await _own(tx, bill_id, body.owner, for_update=True)
+    _move(row, domain.release_refund(_standing(row), body.refund_id))
+    if await tx.get(ReleasedRow, body.refund_id) is None:
+        tx.add(ReleasedRow(payment_id=body.refund_id, bill_id=row.id, released_at=datetime.now(UTC)))
+    return _bill(row)
+
+
+async def refund(bill_id: UUID, body: RefundHold, tx: Transaction) -> Bill:
+    row = await _own(tx, bill_id, body.owner, for_update=True)
+    if _move(row, domain.refund(_standing(row), body.refund_id)):
+        tx.publish(BillRefunded(bill_id=row.id, payment_id=body.payment_id, refund_id=body.refund_id))
     return _bill(row)
 
 
@@ -108,7 +136,8 @@ async def reconcile(event: PaymentSettled, tx: Transaction) -> None:
     """Records whether what was paid is what was billed."""
     row = await tx.find(BillRow, BillRow.id == event.bill_id, BillRow.owner == event.owner)
     paid = to_stroops(event.amount)
-    verdict = domain.reconcile(_standing(row) if row else None, row.amount if row else None, event.payment_id, paid)
+    billed = row.amount - row.discount if row else None
+    verdict = domain.reconcile(_standing(row) if row else None, billed, event.payment_id, paid)
     tx.add(
         ReconciliationRow(
             payment_id=event.payment_id,
@@ -116,7 +145,7 @@ async def reconcile(event: PaymentSettled, tx: Transaction) -> None:
             owner=event.owner,
             verdict=verdict,
             paid=paid,
-            billed=row.amount if row else None,
+            billed=billed,
             transaction_hash=event.transaction_hash,
             ledger=event.ledger,
             reconciled_at=datetime.now(UTC),
@@ -135,14 +164,16 @@ async def _own(tx: Transaction, bill_id: UUID, owner: str, *, for_update: bool =
 
 
 def _standing(row: BillRow) -> Standing:
-    return Standing(BillStatus(row.status), row.payment_id, row.due_at)
+    return Standing(BillStatus(row.status), row.payment_id, row.due_at, row.refund_id)
 
 
 def _move(row: BillRow, to: Standing) -> bool:
     """Writes a bill's new standing; whether it is one."""
-    moved = (row.status, row.payment_id) != (to.status, to.payment_id)
+    moved = (row.status, row.payment_id, row.refund_id) != (to.status, to.payment_id, to.refund_id)
     if moved:
-        row.status, row.payment_id = to.status, to.payment_id
+        row.status, row.payment_id, row.refund_id = to.status, to.payment_id, to.refund_id
+        if to.payment_id is None:  # what a coupon took off, it took off for that payment
+            row.discount, row.coupon = 0, None
     return moved
 
 
@@ -157,6 +188,8 @@ def _bill(row: BillRow) -> Bill:
         due_at=row.due_at,
         status=BillStatus(row.status),
         payment_id=row.payment_id,
+        discount=from_stroops(row.discount),
+        coupon=row.coupon,
         created_at=row.created_at,
     )
 

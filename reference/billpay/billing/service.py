@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from microkit import Service
-from reference.billpay.billing import handlers
+from reference.billpay.billing import coupons, handlers
 from reference.billpay.billing.settings import BillingSettings
 from reference.billpay.billing.tables import Base
 from reference.billpay.contracts.billing import Billing
+from reference.billpay.contracts.coupons import Coupons
 from reference.billpay.contracts.payment import PaymentSettled
 
 service = Service(
@@ -28,4 +29,13 @@ service.handles(Billing.cancel)(handlers.cancel)
 service.handles(Billing.reserve)(handlers.reserve)
 service.handles(Billing.release)(handlers.release)
 service.handles(Billing.settle)(handlers.settle)
+service.handles(Billing.hold_refund)(handlers.hold_refund)
+service.handles(Billing.release_refund)(handlers.release_refund)
+service.handles(Billing.refund)(handlers.refund)
+service.handles(Coupons.create)(coupons.create)
+service.handles(Coupons.list)(coupons.list_coupons)
+service.handles(Coupons.read)(coupons.read)
+service.handles(Coupons.reserve)(coupons.reserve)
+service.handles(Coupons.give_back)(coupons.give_back)
+service.handles(Coupons.redeem)(coupons.redeem)
 service.on(PaymentSettled)(handlers.reconcile)

@@ -13,16 +13,21 @@ from microkit.contract import Contract, get, post
 from microkit.errors import NotFound, Problem
 from microkit.message import Event
 from microkit.page import Page, PageRequest
-from reference.billpay.contracts.money import Amount, StellarAddress
+from reference.billpay.contracts.money import Amount, Deducted, StellarAddress
 
 
 class BillStatus(StrEnum):
-    """``open → reserved → settled``; ``reserved → open`` when a payment is compensated; ``open → cancelled``."""
+    """``open → reserved → settled``; ``reserved → open`` when a payment is compensated; ``open → cancelled``.
+
+    ``settled → refunding → refunded`` when its payment is paid back, ``refunding → settled`` when it cannot be.
+    """
 
     OPEN = "open"
     RESERVED = "reserved"
     SETTLED = "settled"
     CANCELLED = "cancelled"
+    REFUNDING = "refunding"
+    REFUNDED = "refunded"
 
 
 class BillExpired(Problem, status=409, title="The bill has expired"): ...
@@ -35,6 +40,12 @@ class BillReserved(Problem, status=409, title="Another payment of this bill is u
 
 
 class BillCancelled(Problem, status=409, title="The bill is cancelled"): ...
+
+
+class BillWasRefunded(Problem, status=409, title="The bill was paid and refunded"): ...
+
+
+class BillNotSettled(Problem, status=409, title="The bill is not settled by this payment"): ...
 
 
 class NewBill(BaseModel):
@@ -57,12 +68,25 @@ class Bill(BaseModel):
     due_at: datetime
     status: BillStatus
     payment_id: UUID | None
+    discount: Deducted
+    """What a coupon took off the amount, by the payment that holds or settled the bill."""
+    coupon: str | None
     created_at: datetime
 
 
 class Reservation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    payment_id: UUID
+    owner: str
+
+
+class RefundHold(BaseModel):
+    """The refund of a payment that settled the bill."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    refund_id: UUID
     payment_id: UUID
     owner: str
 
@@ -77,7 +101,7 @@ class Verdict(StrEnum):
 
 
 class Reconciliation(BaseModel):
-    """What the ledger says was paid, beside what the bill asked for."""
+    """What the ledger says was paid, beside what the bill asked for: its amount without what a coupon took off."""
 
     payment_id: UUID
     bill_id: UUID
@@ -108,6 +132,12 @@ class BillSettled(Event, topic="billing.bills", key="bill_id"):
 class BillReleased(Event, topic="billing.bills", key="bill_id"):
     bill_id: UUID
     payment_id: UUID
+
+
+class BillRefunded(Event, topic="billing.bills", key="bill_id"):
+    bill_id: UUID
+    payment_id: UUID
+    refund_id: UUID
 
 
 class BillWasCancelled(Event, topic="billing.bills", key="bill_id"):
@@ -144,7 +174,7 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
         "/{bill_id}/reserve",
         allow="service:payment",
         idempotent=True,
-        raises=(NotFound, BillExpired, BillAlreadyPaid, BillReserved, BillCancelled),
+        raises=(NotFound, BillExpired, BillAlreadyPaid, BillReserved, BillCancelled, BillWasRefunded),
     )
     async def reserve(self, bill_id: UUID, body: Reservation) -> Bill:
         """Hold the bill for one payment. The same payment may ask again."""
@@ -158,4 +188,19 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
     @post("/{bill_id}/settle", allow="service:payment", idempotent=True, raises=(NotFound, BillAlreadyPaid))
     async def settle(self, bill_id: UUID, body: Reservation) -> Bill:
         """The payment that holds the bill is final."""
+        ...
+
+    @post("/{bill_id}/hold-refund", allow="service:payment", idempotent=True, raises=(NotFound, BillNotSettled))
+    async def hold_refund(self, bill_id: UUID, body: RefundHold) -> Bill:
+        """The bill's payment is going to be paid back. The same refund may ask again."""
+        ...
+
+    @post("/{bill_id}/release-refund", allow="service:payment", idempotent=True, raises=(NotFound, BillWasRefunded))
+    async def release_refund(self, bill_id: UUID, body: RefundHold) -> Bill:
+        """It is not paid back after all. Nothing happens where this refund does not hold the bill."""
+        ...
+
+    @post("/{bill_id}/refund", allow="service:payment", idempotent=True, raises=(NotFound, BillNotSettled))
+    async def refund(self, bill_id: UUID, body: RefundHold) -> Bill:
+        """The payment has been paid back."""
         ...

@@ -20,6 +20,12 @@ Amount = Annotated[
     PlainSerializer(_plain, return_type=str, when_used="json"),
 ]
 
+Deducted = Annotated[
+    Decimal,
+    Field(ge=0, max_digits=18, decimal_places=7, description="In XLM, at most 7 decimals; 0 for nothing"),
+    PlainSerializer(_plain, return_type=str, when_used="json"),
+]
+
 STROOPS_PER_XLM: Final = 10_000_000
 
 

@@ -21,6 +21,10 @@ MEMO_BYTES: Final = 28
 """The most that a text memo holds."""
 
 
+REFUNDS: Final = "billpay:refunds"
+"""The owner of billpay's own wallet: no user is called so, because users' names are UUIDs."""
+
+
 class PayBill(BaseModel):
     """The state of the saga. What stands behind ``None`` is known after the step that finds it out."""
 
@@ -30,6 +34,21 @@ class PayBill(BaseModel):
     amount: Amount | None = None
     payee: StellarAddress | None = None
     reference: str = ""
+    coupon: str = ""
+    transaction_hash: str = ""
+    ledger: int = 0
+
+
+class RefundPayment(BaseModel):
+    """The state of the saga that pays a payment back."""
+
+    refund_id: UUID
+    payment_id: UUID
+    bill_id: UUID
+    owner: str
+    amount: Amount
+    address: StellarAddress
+    coupon: str = ""
     transaction_hash: str = ""
     ledger: int = 0
 

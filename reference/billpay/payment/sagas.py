@@ -10,6 +10,7 @@ from microkit.db import Transaction
 from microkit.errors import NotFound
 from microkit.saga import Retry, Saga, StepContext, compensatable, pivot, retriable
 from reference.billpay.contracts.billing import Billing, Reservation
+from reference.billpay.contracts.coupons import CouponClaim, Coupons
 from reference.billpay.contracts.money import to_stroops
 from reference.billpay.contracts.payment import PaymentFailed, PaymentSettled, PaymentStarted, PaymentStatus
 from reference.billpay.payment import domain
@@ -45,6 +46,25 @@ async def release_bill(state: PayBill, billing: Billing) -> None:
         await billing.release(state.bill_id, _reservation(state))
 
 
+def has_coupon(state: PayBill) -> bool:
+    """Whether the payer has named a coupon."""
+    return bool(state.coupon)
+
+
+async def reserve_coupon(state: PayBill, coupons: Coupons) -> dict[str, Any]:
+    """Holds the coupon for this payment and learns what is left to be paid."""
+    if not state.coupon:
+        return {}
+    return {"amount": (await coupons.reserve(state.coupon, _claim(state))).due}
+
+
+async def return_coupon(state: PayBill, coupons: Coupons) -> None:
+    """Gives the coupon back, or makes sure that a reservation on its way comes too late."""
+    if not state.coupon:
+        return
+    await coupons.give_back(state.coupon, _claim(state))
+
+
 async def submit_payment(state: PayBill, cashier: Cashier) -> dict[str, Any]:
     """The point of no return: a ledger takes the payment, or the payment is refused."""
     if state.amount is None or state.payee is None:
@@ -53,6 +73,13 @@ async def submit_payment(state: PayBill, cashier: Cashier) -> dict[str, Any]:
     order = Order(state.payment_id, state.owner, state.payee, to_stroops(state.amount), memo)
     done = await cashier.pay(order)
     return {"transaction_hash": done.hash, "ledger": done.ledger}
+
+
+async def redeem_coupon(state: PayBill, coupons: Coupons) -> None:
+    """The coupon is used up."""
+    if not state.coupon:
+        return
+    await coupons.redeem(state.coupon, _claim(state))
 
 
 async def settle_bill(state: PayBill, billing: Billing) -> None:
@@ -83,6 +110,10 @@ def _reservation(state: PayBill) -> Reservation:
     return Reservation(payment_id=state.payment_id, owner=state.owner)
 
 
+def _claim(state: PayBill) -> CouponClaim:
+    return CouponClaim(payment_id=state.payment_id, bill_id=state.bill_id, owner=state.owner)
+
+
 async def _payment(tx: Transaction, state: PayBill) -> PaymentRow:
     row = await tx.get(PaymentRow, state.payment_id)
     if row is None:
@@ -96,9 +127,12 @@ pay_bill = Saga(
     [
         compensatable(start_payment, undo=fail_payment),
         compensatable(reserve_bill, undo=release_bill, timeout=5),
+        compensatable(reserve_coupon, undo=return_coupon, timeout=5, when=has_coupon),
         # A network may be away for hours before it is stuck. Payments of one wallet wait for each other beside that.
         pivot(submit_payment, timeout=90, retry=Retry(attempts=2000, initial=0.5, maximum=10)),
+        retriable(redeem_coupon, timeout=5, when=has_coupon),
         retriable(settle_bill, timeout=5),
         retriable(finish_payment),
     ],
+    version=2,
 )

@@ -12,11 +12,13 @@ from microkit.db import Database
 from microkit.discovery.port import Resolver
 from microkit.telemetry import Telemetry
 from reference.billpay.contracts.billing import Billing
-from reference.billpay.contracts.payment import Payments, Wallets
+from reference.billpay.contracts.coupons import Coupons
+from reference.billpay.contracts.payment import Payments, RefundWallet, Wallets
 from reference.billpay.payment import handlers
 from reference.billpay.payment.cashier import Cashier, Network
 from reference.billpay.payment.horizon import Horizon, fixed
 from reference.billpay.payment.keys import open_vault
+from reference.billpay.payment.refunds import refund_payment
 from reference.billpay.payment.sagas import pay_bill
 from reference.billpay.payment.settings import PaymentSettings
 from reference.billpay.payment.tables import Base
@@ -32,14 +34,20 @@ service = Service(
 )
 
 service.client(Billing)
+service.client(Coupons)
 
 # The wallet's path is known before a payment's is matched: /payments/wallet is no payment.
 service.handles(Wallets.open)(handlers.open_wallet)
 service.handles(Wallets.read)(handlers.read_wallet)
+service.handles(RefundWallet.open)(handlers.open_refund_wallet)
+service.handles(RefundWallet.read)(handlers.read_refund_wallet)
 service.handles(Payments.pay)(handlers.pay)
 service.handles(Payments.list)(handlers.list_payments)
 service.handles(Payments.read)(handlers.read)
+service.handles(Payments.refund)(handlers.refund)
+service.handles(Payments.read_refund)(handlers.read_refund)
 service.saga(pay_bill)
+service.saga(refund_payment)
 
 
 @service.resource

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Integer, LargeBi
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _OPEN = text("state = 'open'")
+_MAY_BE_MADE = text("refund_of IS NOT NULL AND status <> 'failed'")
 _MAY_BE_PAID = text("state IN ('open', 'applied')")
 
 
@@ -27,12 +28,21 @@ class WalletRow(Base):
 
 
 class PaymentRow(Base):
+    """A payment; or a refund, which is a payment out of billpay's own wallet of the payment ``refund_of``, for a
+    ``cause``. The partial index holds the promise that a payment is paid back once."""
+
     __tablename__ = "payment"
-    __table_args__ = (Index("payment_of_owner", "owner", "created_at", "id"),)
+    __table_args__ = (
+        Index("payment_of_owner", "owner", "created_at", "id"),
+        Index("refund_of_payment", "refund_of", unique=True, sqlite_where=_MAY_BE_MADE, postgresql_where=_MAY_BE_MADE),
+    )
 
     id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     owner: Mapped[str] = mapped_column(String(100))
     bill_id: Mapped[UUID] = mapped_column(Uuid)
+    coupon: Mapped[str | None] = mapped_column(String(20))
+    refund_of: Mapped[UUID | None] = mapped_column(Uuid)
+    cause: Mapped[str | None] = mapped_column(Text)
     amount: Mapped[int | None] = mapped_column(BigInteger)
     status: Mapped[str] = mapped_column(String(12))
     reason: Mapped[str | None] = mapped_column(Text)

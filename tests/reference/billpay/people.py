@@ -19,7 +19,9 @@ from stellar_sdk import Keypair
 from microkit.auth import Issuer
 from microkit.contract import Contract
 from microkit.testing.system import SystemUnderTest, as_user
+from reference.billpay.billing.tables import CouponRow
 from reference.billpay.contracts.billing import Bill, Billing, BillStatus, NewBill
+from reference.billpay.contracts.coupons import Coupon, Coupons, NewCoupon
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
 from reference.billpay.contracts.payment import NewPayment, Payment, Payments, PaymentStatus, Wallet, Wallets
 from reference.billpay.ledger.tables import AccountRow, LedgerRow
@@ -115,9 +117,9 @@ class Person:
         with as_user(self.token):
             return await self.billpay.client(Billing).read(bill.id)
 
-    async def start_payment(self, bill: Bill) -> Payment:
+    async def start_payment(self, bill: Bill, *, coupon: str | None = None) -> Payment:
         with as_user(self.token):
-            return await self.billpay.client(Payments).pay(NewPayment(bill_id=bill.id))
+            return await self.billpay.client(Payments).pay(NewPayment(bill_id=bill.id, coupon=coupon))
 
     async def end_of(self, payment: Payment) -> Payment:
         """The payment when it has come to its end, and its bill is no longer reserved for it."""
@@ -131,8 +133,8 @@ class Person:
                 await asyncio.sleep(pause)
                 pause = min(1.0, 1.5 * pause)  # fifty who ask all the time are work, too
 
-    async def pay(self, bill: Bill) -> Payment:
-        return await self.end_of(await self.start_payment(bill))
+    async def pay(self, bill: Bill, *, coupon: str | None = None) -> Payment:
+        return await self.end_of(await self.start_payment(bill, coupon=coupon))
 
 
 @dataclass
@@ -150,6 +152,31 @@ class Billpay:
         person = Person(self)
         await person.open_wallet()
         return person
+
+    @property
+    def admin(self) -> str:
+        """An administrator's access token."""
+        return self.system.token(str(uuid4()), "admin")
+
+    async def coupon(
+        self, percent: int = 20, *, owner: Person | None = None, valid_for: timedelta = timedelta(days=3)
+    ) -> str:
+        """A new coupon's code."""
+        new = NewCoupon(
+            code=f"C{uuid4().hex[:12].upper()}",
+            percent=percent,
+            owner=str(owner.id) if owner else None,
+            expires_at=datetime.now(UTC) + valid_for,
+        )
+        with as_user(self.admin):
+            return (await self.client(Coupons).create(new)).code
+
+    async def read_coupon(self, code: str) -> Coupon:
+        """As billing's books have it."""
+        async with self.system["billing"].database.transaction(read_only=True) as tx:
+            row = await tx.get(CouponRow, code)
+        assert row is not None
+        return Coupon.model_validate(row, from_attributes=True)
 
     async def new_account(self) -> str:
         """An account of a provider that nobody else pays."""
