@@ -17,10 +17,12 @@ from microkit.saga import leases
 from microkit.saga.binding import bind_sagas
 from microkit.saga.definition import Saga
 from microkit.saga.enrol import SIGNAL
+from microkit.saga.leases import Turn
 from microkit.saga.metrics import SagaMetrics
 from microkit.saga.runner import Runner
 from microkit.saga.store import Held
 from microkit.saga.tables import Status
+from microkit.saga.turns import Turns
 from microkit.saga.writer import TransitionWriter
 from microkit.telemetry import Telemetry
 
@@ -29,7 +31,7 @@ _STRANGER = (
     "offer the one it began with beside it, then resume it"
 )
 # Seconds between two looks at how many sagas are open, for the gauges, and at those that nobody knows.
-_SURVEY = 15.0
+_SURVEY = 30.0
 # A batch is claimed when this share of the places is free, so that a busy engine does not claim one by one.
 _BATCH = 4
 _BATCH_PATIENCE = 0.01
@@ -90,6 +92,8 @@ class SagaEngine:
         self._stranger_after = 10 * lease if stranger_after is None else stranger_after
         self._bound = bind_sagas(sagas, {Database: database, Telemetry: telemetry, **resources})
         self._known = list(self._bound)
+        self._fair = Turns({key: bound.saga.name for key, bound in self._bound.items()}, concurrency)
+        self._slow = min(1.0, lease / 10)
         self._metrics = SagaMetrics(telemetry)
         self._metrics.in_flight.set_function(lambda: len(self._runs))
         for bound in self._bound.values():
@@ -141,9 +145,10 @@ class SagaEngine:
         while not self._runner.stopping:
             try:
                 free = await self._places(full)
-                full = await self._claim(free) == free
+                claimed = await self._claim(free)
+                full = claimed == min(free, leases.MOST)
                 if not full:
-                    await self._until_due()
+                    await self._until_due(nothing=not claimed)
             except Exception as error:  # noqa: BLE001  the database is away: it is asked again
                 self._failed("claim", error)
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311  jitter, no secret
@@ -152,12 +157,15 @@ class SagaEngine:
                 self._error, pause = None, 0.1
 
     async def _places(self, full: bool) -> int:
-        """Waits for a free place; after a full batch, for a moment, for several."""
+        """Waits for a free place; after a full batch, for a moment, for several. And while the database takes long to
+        write what the sagas under way have come to, no more are begun."""
         await self._freed_to(1)
         if full:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_BATCH_PATIENCE):
                     await self._freed_to(self._concurrency // _BATCH)
+        while self._writer.lag > self._slow and not self._runner.stopping:
+            await asyncio.sleep(self._slow / 4)
         return max(1, self._concurrency - len(self._runs))
 
     async def _freed_to(self, wanted: int) -> None:
@@ -165,11 +173,16 @@ class SagaEngine:
             self._freed.clear()
             await self._freed.wait()
 
+    def _turns(self) -> list[Turn]:
+        return self._fair.of(run.held.name for run in self._runs.values())
+
     async def _claim(self, limit: int) -> int:
+        turns = self._turns()
         until = time.monotonic() + self._lease
         claimed = await self._database.run(
-            lambda tx: leases.claim(tx, owner=self.owner, lease=self._lease, known=self._known, limit=limit)
+            lambda tx: leases.claim(tx, owner=self.owner, lease=self._lease, turns=turns, limit=limit)
         )
+        self._fair.given(claimed)
         for held in claimed:
             if self._runner.stopping:
                 self._unbegun.append(held.id)
@@ -177,16 +190,22 @@ class SagaEngine:
                 self._begin(held, until)
         return len(claimed)
 
-    async def _until_due(self) -> None:
-        """Waits until a saga is started in this process, or is due: a retry, or a lease that ran out."""
+    async def _until_due(self, *, nothing: bool) -> None:
+        """Waits until a saga is started in this process, or is due: a retry, or a lease that ran out. ``nothing`` could
+        be claimed last time: what is due then is another engine's claim, or has no place here."""
         signal = self._database.signal(SIGNAL)
         while not await signal.wait(0):
-            due = await self._database.run(lambda tx: leases.next_due(tx, known=self._known), read_only=True)
+            known = [turn.fingerprint for turn in self._turns()]
+            due = await self._database.run(lambda tx: leases.next_due(tx, known=known), read_only=True)
             self._error = None
-            if due is not None and due <= 0:
+            if due is not None and due <= 0 and not nothing:
                 return
-            wait = self._poll if due is None else min(due, self._poll)
-            if await signal.wait(max(wait, _SHORTEST_WAIT)):
+            wait = self._poll * random.uniform(1.0, 1.25)  # noqa: S311  jitter, no secret
+            if due is not None and due < wait:
+                wait = max(due, _SHORTEST_WAIT)
+                await signal.wait(wait)
+                return
+            if await signal.wait(wait):
                 return
 
     def _due_in(self, seconds: float) -> None:
@@ -215,6 +234,8 @@ class SagaEngine:
         if self._runs.get(run.held.id) is run:
             del self._runs[run.held.id]
         self._freed.set()
+        if len(self._bound) > 1:  # others of its name may have waited for a place
+            self._database.signal(SIGNAL).set()
 
     async def _beat_forever(self) -> None:
         while True:

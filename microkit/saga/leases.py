@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from microkit.db import Transaction, database_now
+from microkit.db.prepared import PreparedSelect
 from microkit.saga.store import HELD, Held, held_from
 from microkit.saga.tables import Status, saga
+
+MOST: Final = 64
+"""Sagas in one claim."""
 
 # A volatile function cannot be compared with an index; asked for once, as a subquery, it can.
 _NOW = sa.select(database_now()).scalar_subquery()
@@ -18,32 +24,103 @@ _NOW = sa.select(database_now()).scalar_subquery()
 _LEASE = database_now(sa.bindparam("lease", type_=sa.Float))
 _KNOWN = saga.c.fingerprint.in_(sa.bindparam("known", expanding=True))
 
-_DUE = (
-    sa.select(saga.c.id)
-    .where(saga.c.next_at <= _NOW, _KNOWN)
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a definition may have of the next claim: its sagas come one after another behind ``served``, as a queue of
+    many would number them, and are ``room`` at most."""
+
+    fingerprint: str
+    served: int
+    room: int
+
+
+def _texts(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=postgresql.ARRAY(sa.Text))
+
+
+def _numbers(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=postgresql.ARRAY(sa.BigInteger))
+
+
+_CLAIMED: Final = {
+    "epoch": saga.c.epoch + 1,
+    "attempts": saga.c.attempts + 1,
+    "lease_owner": sa.bindparam("owner"),
+    "next_at": _LEASE,
+    "updated_at": database_now(),
+}
+
+
+def _claim() -> PreparedSelect:
+    """PostgreSQL: the oldest of each definition, numbered; the lowest numbers of all of them; those not locked.
+
+    The limits inside are constants, so that one plan, from index to index, is right for every claim.
+    """
+    turns = (
+        sa.func.unnest(_texts("known"), _numbers("served"), _numbers("room"))
+        .table_valued(sa.column("fingerprint", sa.Text), sa.column("served", sa.Integer), sa.column("room", sa.Integer))
+        .render_derived(name="turns")
+    )
+    oldest = (
+        sa.select(saga.c.id, saga.c.next_at, sa.func.row_number().over(order_by=saga.c.next_at).label("place"))
+        .where(saga.c.fingerprint == turns.c.fingerprint, saga.c.next_at <= _NOW)
+        .order_by(saga.c.next_at)
+        .limit(sa.literal_column(str(MOST)))
+        .lateral("oldest")
+    )
+    turn = (turns.c.served + oldest.c.place).label("turn")
+    # Twice as many, since another engine may be claiming the same ones.
+    first = (
+        sa.select(oldest.c.id, oldest.c.next_at, turn)
+        .select_from(turns.join(oldest, sa.true()))
+        .where(oldest.c.place <= turns.c.room)
+        .order_by(turn, oldest.c.next_at)
+        .limit(sa.literal_column(str(2 * MOST)))
+        .subquery("first")
+    )
+    free = (
+        sa.select(saga.c.id)
+        .join(first, first.c.id == saga.c.id)
+        .where(saga.c.next_at <= _NOW)
+        .order_by(first.c.turn, first.c.next_at)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(of=saga, skip_locked=True)
+        .cte("free")
+    )
+    ids = sa.func.array(sa.select(free.c.id).scalar_subquery(), type_=postgresql.ARRAY(sa.Uuid))
+    claimed = sa.update(saga).where(saga.c.id == sa.func.any(ids)).values(_CLAIMED).returning(*HELD).cte("claimed")
+    return PreparedSelect(sa.select(*claimed.c), ["known", "served", "room", "limit", "owner", "lease"])
+
+
+_CLAIM: Final = _claim()
+_OLDEST: Final = (
+    sa.select(saga.c.id, saga.c.next_at)
+    .where(saga.c.fingerprint == sa.bindparam("fingerprint"), saga.c.next_at <= _NOW)
     .order_by(saga.c.next_at)
     .limit(sa.bindparam("limit", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
-    .cte("due")
 )
-_CLAIM = (
+_CLAIM_THESE: Final = (
     sa.update(saga)
-    .where(saga.c.id.in_(sa.select(_DUE.c.id)))
-    .values(
-        epoch=saga.c.epoch + 1,
-        attempts=saga.c.attempts + 1,
-        lease_owner=sa.bindparam("owner"),
-        next_at=_LEASE,
-        updated_at=database_now(),
-    )
+    .where(saga.c.id.in_(sa.bindparam("ids", expanding=True)), saga.c.next_at <= _NOW)
+    .values(_CLAIMED)
     .returning(*HELD)
 )
-_NEXT = (
-    sa.select(saga.c.next_at, database_now())
-    .where(saga.c.next_at.is_not(None), _KNOWN)
+
+_EACH: Final = sa.func.unnest(_texts("known")).table_valued("fingerprint").render_derived(name="known")
+_NEXT_OF_EACH: Final = (
+    sa.select(saga.c.next_at)
+    .where(saga.c.fingerprint == _EACH.c.fingerprint, saga.c.next_at.is_not(None))
     .order_by(saga.c.next_at)
-    .limit(1)
+    .limit(sa.literal_column("1"))
+    .lateral("soonest")
 )
+_NEXT: Final = {
+    "postgresql": sa.select(sa.func.min(_NEXT_OF_EACH.c.next_at), database_now()).select_from(
+        _EACH.join(_NEXT_OF_EACH, sa.true())
+    ),
+    "sqlite": sa.select(sa.func.min(saga.c.next_at), database_now()).where(saga.c.next_at.is_not(None), _KNOWN),
+}
 
 _OWN = saga.c.lease_owner == sa.bindparam("owner")
 
@@ -87,24 +164,49 @@ _PARK_STRANGERS = (
 _OPEN = sa.select(saga.c.name, saga.c.status, sa.func.count(), sa.func.min(saga.c.created_at), database_now()).group_by(
     saga.c.name, saga.c.status
 )
-_OPEN_ALIVE = _OPEN.where(saga.c.next_at.is_not(None))
-_OPEN_STUCK = _OPEN.where(saga.c.status == sa.literal_column("'stuck'"))
+_SURVEY = sa.union_all(
+    _OPEN.where(saga.c.next_at.is_not(None)), _OPEN.where(saga.c.status == sa.literal_column("'stuck'"))
+)
 
 
-async def claim(tx: Transaction, *, owner: str, lease: float, known: Collection[str], limit: int) -> list[Held]:
-    """Takes a lease of ``lease`` seconds on up to ``limit`` sagas that are due, the longest due first.
+async def claim(tx: Transaction, *, owner: str, lease: float, turns: Sequence[Turn], limit: int) -> list[Held]:
+    """Takes a lease of ``lease`` seconds on up to ``limit`` sagas that are due, ``MOST`` at most: of each definition
+    those that have been due the longest, and of all of them those with the lowest turns.
 
     Sagas whose lease ran out are due: their process is gone. The attempt that now begins is counted here, so that a
     step which ends the process each time is seen to.
     """
-    rows = await tx.execute(_CLAIM, {"owner": owner, "lease": lease, "known": list(known), "limit": limit})
+    limit = min(limit, MOST)
+    if tx.dialect != "postgresql":
+        return await _claim_one_by_one(tx, turns, {"owner": owner, "lease": lease}, limit)
+    columns = {
+        "known": [turn.fingerprint for turn in turns],
+        "served": [turn.served for turn in turns],
+        "room": [turn.room for turn in turns],
+    }
+    rows = await tx.fetch(_CLAIM, {**columns, "owner": owner, "lease": lease, "limit": limit})
     return [held_from(row) for row in rows]
+
+
+async def _claim_one_by_one(
+    tx: Transaction, turns: Sequence[Turn], parameters: Mapping[str, Any], limit: int
+) -> list[Held]:
+    """The same where statements cost little and one transaction writes at a time."""
+    found: list[tuple[int, Any, UUID]] = []
+    for turn in turns:
+        oldest = {"fingerprint": turn.fingerprint, "limit": min(limit, turn.room)}
+        rows = await tx.execute(_OLDEST, oldest)
+        found += [(turn.served + place, next_at, saga_id) for place, (saga_id, next_at) in enumerate(rows)]
+    ids = [saga_id for _, _, saga_id in sorted(found)[:limit]]
+    if not ids:
+        return []
+    return [held_from(row) for row in await tx.execute(_CLAIM_THESE, {**parameters, "ids": ids})]
 
 
 async def next_due(tx: Transaction, *, known: Collection[str]) -> float | None:
     """Seconds until the next saga is due, below 0 where one is; ``None`` where all have ended or are stuck."""
-    row = (await tx.execute(_NEXT, {"known": list(known)})).first()
-    return None if row is None else (row[0] - row[1]).total_seconds()
+    row = (await tx.execute(_NEXT[tx.dialect], {"known": list(known)})).one()
+    return None if row[0] is None else (row[0] - row[1]).total_seconds()
 
 
 async def heartbeat(tx: Transaction, *, owner: str, lease: float, ids: Collection[UUID]) -> set[UUID]:
@@ -137,5 +239,7 @@ async def park_strangers(tx: Transaction, *, known: Collection[str], overdue: fl
 
 async def survey(tx: Transaction) -> list[tuple[str, str, int, float]]:
     """Sagas that have not ended: name, status, how many, and the age of the oldest in seconds."""
-    rows = [*await tx.execute(_OPEN_ALIVE), *await tx.execute(_OPEN_STUCK)]
-    return [(name, status, count, (now - oldest).total_seconds()) for name, status, count, oldest, now in rows]
+    return [
+        (name, status, count, (now - oldest).total_seconds())
+        for name, status, count, oldest, now in await tx.execute(_SURVEY)
+    ]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from opentelemetry.trace import Span
 
 from microkit.context import deadline_within, working
-from microkit.db import CommitUnknown, Database, Transaction, is_transient
+from microkit.db import CommitUnknown, Database, DatabaseUnavailable, Transaction, is_transient
 from microkit.errors import DeadlineExceeded, MicrokitError
 from microkit.saga import leases
 from microkit.saga.binding import BoundSaga
@@ -25,6 +25,7 @@ from microkit.saga.metrics import SagaMetrics
 from microkit.saga.progress import DONE, Ended, Outcome, in_patience, outcome_of
 from microkit.saga.store import Held, LeaseLost, Transition
 from microkit.saga.tables import Direction, Status
+from microkit.saga.together import LocalSteps
 from microkit.saga.work import Unfit, Work
 from microkit.saga.writer import TransitionWriter
 from microkit.telemetry import Telemetry
@@ -62,6 +63,7 @@ class Runner:
         self._sagas = sagas
         self._metrics = metrics
         self._writer = writer
+        self._local = LocalSteps(database)
         self._owner = owner
         self._due_in = due_in
         self._log = telemetry.logger.getChild("saga")
@@ -106,7 +108,7 @@ class Runner:
             async with asyncio.timeout(work.attempt.step.timeout + _GRACE):
                 with deadline_within(work.attempt.step.timeout):
                     if work.attempt.local:
-                        now = await self._database.run(work.effect_and_progress)
+                        now = await self._locally(work)
                         self._tell(work, work.transition(DONE, None))
                         return DONE, now
                     state = await work.effect(None)
@@ -127,6 +129,16 @@ class Runner:
             if reloaded.seq > work.held.seq:
                 return DONE, reloaded
         return outcome, await self._record(work, outcome, state)
+
+    async def _locally(self, work: Work) -> Held | None:
+        """A database that is away, or has no connection free, is nothing that the step did: it waits, for its time."""
+        pause = 0.05
+        while True:
+            try:
+                return await self._local.carry(work)
+            except DatabaseUnavailable:
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  full jitter, no secret
+            pause = min(_LONGEST_PAUSE, pause * 2)
 
     async def _record(self, work: Work, outcome: Outcome, state: Any) -> Held | None:
         """Writes the outcome, for as long as the lease lasts. Returns the saga if it goes on at once."""

@@ -10,12 +10,15 @@ from pydantic import BaseModel, ValidationError
 from microkit.context import WorkContext
 from microkit.db import Transaction
 from microkit.errors import MicrokitError
+from microkit.message import IN_REPLY_TO, Event
+from microkit.saga.awaiting import Awaited, Then
 from microkit.saga.binding import BoundSaga, Scope
 from microkit.saga.definition import Saga, told
-from microkit.saga.progress import DONE, Attempt, Outcome, after
-from microkit.saga.step import Retry, StepContext
-from microkit.saga.store import Held, Transition, record
+from microkit.saga.progress import DONE, Attempt, Ended, Outcome, after
+from microkit.saga.step import Retry, Step, StepContext
+from microkit.saga.store import Held, Transition, decide, record
 from microkit.saga.tables import Direction
+from microkit.saga.waits import place_of
 
 
 class Unfit(MicrokitError):
@@ -23,39 +26,77 @@ class Unfit(MicrokitError):
 
 
 class Work:
-    """The next attempt of ``held``."""
+    """The next attempt of ``held``, or of a ``branch`` of the group that it is at, which has a ``number`` of its own."""
 
-    def __init__(self, bound: BoundSaga, held: Held) -> None:
+    def __init__(self, bound: BoundSaga, held: Held, branch: Step | None = None, number: int = 0) -> None:
         saga: Saga[Any] = bound.saga
-        step = saga.steps[saga.positions[held.step]]
+        step = branch or saga.steps[saga.positions[held.step]]
+        number = number or held.attempts
         undo = held.direction is Direction.UNDO
         local = step.undo_local if undo else step.action_local
+        self.bound = bound
         self.saga = saga
         self.held = held
-        self.attempt = Attempt(step, held.direction, held.attempts, local, held.failure, held.waited)
+        self.attempt = Attempt(step, held.direction, number, local, held.failure, held.waited, held.skipped)
         self.retry: Retry = step.undo_retry if undo else step.retry
+        self.awaits: Awaited | None = step.undo_awaits if undo else step.awaits
         self.title = f"saga {saga.name} {'undo ' if undo else ''}{step.name}"
         self.attributes: dict[str, str | int] = {
             "saga": saga.name,
             "saga_id": str(held.id),
-            "saga_step": held.step,
+            "saga_step": step.name,
             "saga_direction": held.direction,
-            "saga_attempt": held.attempts,
+            "saga_attempt": number,
         }
         """For spans and log lines."""
-        self._call = bound.calls[step.name, held.direction]
-        self._key = f"{held.id}:{step.name}{':undo' if undo else ''}"
+        self.place = place_of(step.name, held.direction)
+        self.key = f"{held.id}:{self.place}"
+        """What this step of this saga is known by elsewhere: the same in every attempt."""
 
     @property
     def context(self) -> WorkContext:
         """What the step's calls carry. They go in the service's own name: the starter's token may have expired."""
         carried = self.held.context
+        answers = carried.get("in_reply_to")
         return WorkContext(
             request_id=carried.get("request_id") or "",
             tenant=carried.get("tenant"),
-            idempotency_key=self._key,
-            critical=True,
+            idempotency_key=self.key,
+            critical=True,  # a saga that is turned away half-way costs more than one that is not begun
+            event_headers={IN_REPLY_TO: answers} if answers else None,
         )
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the step has a condition that has not been asked yet."""
+        step, held = self.attempt.step, self.held
+        return step.when is not None and held.direction is Direction.ACTION and step.name not in (held.decisions or {})
+
+    def is_needed(self) -> bool:
+        """Asks the step's condition.
+
+        Raises:
+            Unfit: the state does not fit.
+        """
+        when = self.attempt.step.when
+        return when is None or bool(when(self.state()))
+
+    def state(self) -> BaseModel:
+        """The state that the attempt begins with.
+
+        Raises:
+            Unfit: what is stored does not fit.
+        """
+        try:
+            state: BaseModel = self.saga.load(self.held.state)
+        except ValidationError as error:
+            raise Unfit(f"the stored state does not fit {self.saga.state.__name__}: {told(error)}") from None
+        return state
+
+    @property
+    def step_context(self) -> StepContext:
+        attempt = self.attempt
+        return StepContext(self.held.id, attempt.step.name, attempt.number, attempt.failure, self.key)
 
     async def effect(self, tx: Transaction | None) -> Any:
         """Calls the step; the state that it leaves, as JSON.
@@ -63,22 +104,35 @@ class Work:
         Raises:
             Unfit: the state it begins with does not fit.
         """
-        try:
-            state = self.saga.load(self.held.state)
-        except ValidationError as error:
-            raise Unfit(f"the stored state does not fit {self.saga.state.__name__}: {told(error)}") from None
-        held = self.held
-        context = StepContext(held.id, held.step, held.attempts, held.failure, self._key)
-        result = await self._call(Scope(state, context, tx))
+        state = self.state()
+        call = self.bound.calls[self.attempt.step.name, self.held.direction]
+        return self._dump(state, await call(Scope(state, self.step_context, tx)))
+
+    async def note(self, function: Then, state: BaseModel, tx: Transaction, event: Event | None) -> Any:
+        """Calls what takes note of an event, or of its absence; the state that it leaves, as JSON."""
+        result = await self.bound.notes[function](Scope(state, self.step_context, tx, event))
+        return self._dump(state, result)
+
+    def _dump(self, state: BaseModel, result: object) -> Any:
         return self.saga.dump(_state_after(self.saga, state, result))
 
-    async def effect_and_progress(self, tx: Transaction) -> Held | None:
+    async def effect_and_progress(self, tx: Transaction) -> tuple[Outcome, Held | None]:
         """Calls a local step and moves the saga on, in one transaction. Returns the saga if it goes on at once.
 
         Raises:
             LeaseLost: it was lost; nothing may be committed.
         """
-        return await record(tx, self.transition(DONE, await self.effect(tx)))
+        return DONE, await record(tx, self.transition(DONE, await self.effect(tx)))
+
+    async def skip(self, tx: Transaction) -> Held | None:
+        """Writes down that the step is not needed, and moves the saga on.
+
+        Raises:
+            LeaseLost: it was lost; nothing may be committed.
+        """
+        held = await decide(tx, self.held, needed=False)
+        outcome = Outcome(Ended.SKIPPED, f"not needed: {getattr(self.attempt.step.when, '__name__', 'when')}")
+        return await record(tx, Work(self.bound, held).transition(outcome, held.state))
 
     def transition(self, outcome: Outcome, state: Any) -> Transition:
         return Transition(self.held, self.attempt, outcome, after(self.saga, self.attempt, outcome), state)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from microkit.db import Transaction
 from microkit.saga import Saga, SagaEngine, StepContext, StepRefused, leases, retriable
+from microkit.saga.leases import Turn
 from microkit.saga.operations import Operator, resume
 from microkit.saga.progress import DONE
 from microkit.saga.store import LeaseLost, record
@@ -87,7 +88,7 @@ async def test_a_write_under_an_old_epoch_changes_nothing(bench: Bench) -> None:
 
     async def claim(owner: str) -> Work:
         found = await bench.database.run(
-            lambda tx: leases.claim(tx, owner=owner, lease=0.0, known=[trip.fingerprint], limit=1)
+            lambda tx: leases.claim(tx, owner=owner, lease=0.0, turns=[Turn(trip.fingerprint, 0, 1)], limit=1)
         )
         return Work(engine._bound[trip.fingerprint], found[0])
 
@@ -185,7 +186,7 @@ async def test_a_step_that_ends_its_process_each_time_is_given_up(bench: Bench) 
     saga_id = await bench.begin(trip)
     for _ in range(4):  # four processes that claim it, begin the first step, and are gone
         await bench.database.run(
-            lambda tx: leases.claim(tx, owner=uuid4().hex, lease=0.0, known=[trip.fingerprint], limit=1)
+            lambda tx: leases.claim(tx, owner=uuid4().hex, lease=0.0, turns=[Turn(trip.fingerprint, 0, 1)], limit=1)
         )
     async with bench.engine(trip):
         story = await bench.until_rest(saga_id)
@@ -268,7 +269,7 @@ async def test_a_transition_is_written_once_even_if_it_is_sent_twice(bench: Benc
     saga_id = await bench.begin(saga)
     engine = SagaEngine(bench.database, bench.telemetry, [saga], {})
     [held] = await bench.database.run(
-        lambda tx: leases.claim(tx, owner="me", lease=9.0, known=[saga.fingerprint], limit=1)
+        lambda tx: leases.claim(tx, owner="me", lease=9.0, turns=[Turn(saga.fingerprint, 0, 1)], limit=1)
     )
     work = Work(engine._bound[saga.fingerprint], held)
     transition = work.transition(DONE, {"done": ["room"]})
@@ -286,7 +287,7 @@ async def test_moving_on_touches_no_index(bench: Bench) -> None:
     await bench.begin(trip)
     engine = SagaEngine(bench.database, bench.telemetry, [trip], {})
     [held] = await bench.database.run(
-        lambda tx: leases.claim(tx, owner="me", lease=9.0, known=[trip.fingerprint], limit=1)
+        lambda tx: leases.claim(tx, owner="me", lease=9.0, turns=[Turn(trip.fingerprint, 0, 1)], limit=1)
     )
     work = Work(engine._bound[trip.fingerprint], held)
     async with bench.database.transaction() as tx:
