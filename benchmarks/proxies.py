@@ -41,7 +41,7 @@ async def microkit(routes: int, upstream: int, stack: AsyncExitStack) -> tuple[i
     from microkit.telemetry.logs import configure
     from microkit.web import Mount, Server, Surface, WebApp
 
-    devnull = stack.enter_context(open(os.devnull, "w"))  # noqa: ASYNC230  as standard output would be
+    devnull = stack.enter_context(open(os.devnull, "w"))  # noqa: ASYNC230, SIM115  as standard output would be
     configure(devnull, format="json", level="INFO")
     telemetry = Telemetry("gateway")
     issuer = Issuer(ISSUER, audience=AUDIENCE, keys=[SigningKey.generate()])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, get_type_hints
+from pathlib import Path
+from typing import Any, Final, Protocol, cast, get_type_hints
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
-from pydantic import SecretStr
-from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from microkit.asyncapi import document
@@ -30,6 +28,7 @@ from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.own import check_advertised
 from microkit.discovery.port import Discovery, Registrar, Resolver
 from microkit.errors import ConfigurationError, DefinitionError
+from microkit.fronting import RoutesFile, cache_store, inline_routes, own_document, setting_of
 from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
@@ -37,6 +36,7 @@ from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
 from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
+from microkit.resilience.breaker import Breaker
 from microkit.resilience.rate import RateLimiter
 from microkit.resilience.rate import connect as rate_limiter
 from microkit.saga import SagaEngine, SagaRetention
@@ -167,6 +167,7 @@ class Assembly:
             settings=settings,
         )
         await self._resources(parts)
+        self._share_breakers(parts)
         self._workers(parts)
         return parts
 
@@ -261,6 +262,19 @@ class Assembly:
                 )
             lifetime = Lifetime(resource, offered, patience=self._settings.shutdown_timeout)
             offered[resource.kind] = await self._owned.enter_async_context(lifetime)
+
+    def _share_breakers(self, parts: Parts) -> None:
+        url = self._settings.breaker_state_url
+        if url is None or not self._declared.clients:
+            return
+        from microkit.resilience.shared import SharedBreakers  # noqa: PLC0415  an extra
+
+        upstreams = parts.upstreams
+
+        def breakers() -> list[Breaker]:
+            return [breaker for upstream in upstreams.values() for breaker in upstream.breakers()]
+
+        parts.workers.append(SharedBreakers(url.get_secret_value(), self._declared.name, breakers))
 
     def _workers(self, parts: Parts) -> None:
         declared, health = self._declared, self._health
@@ -369,34 +383,35 @@ class Assembly:
     async def _mount(self, mounted: Mounted, parts: Parts, routes: list[InlineRoute]) -> Mount:
         app: ASGIApp
         if isinstance(mounted.app, Gateway):
-            app = gateway = await mounted.app.bind(
-                telemetry=parts.telemetry,
-                verify=parts.verifier.verify if parts.verifier is not None else None,
-                resolver=parts.resolver,
-                trusted_proxies=self._settings.trusted_proxies,
-                secret=self._setting,
-            )
-            self._owned.push_async_callback(gateway.close)
-            for name, ping in gateway.health_parts().items():
-                self._health.part(name, answering(ping), critical=False)
-            routes.append(InlineRoute("GET", "/openapi.json", _document_of(gateway), (ANYONE,)))
+            app = await self._gateway(mounted.app, parts, routes)
         else:
             app = mounted.app
             await self._owned.enter_async_context(lifespan_of(app, mounted.path))
         return Mount(mounted.path, app, mounted.allow)
 
-    def _setting(self, name: str) -> str:
-        """A setting's value, for a filter that names it.
-
-        Raises:
-            ConfigurationError: there is none of that name, or it is empty.
-        """
-        value = getattr(self._settings, name, None) if name in type(self._settings).model_fields else None
-        plain = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if not isinstance(plain, str) or not plain:
-            key = self._settings.origin.key(name)
-            raise ConfigurationError(f"{key} is missing: a filter of the gateway reads it")
-        return plain
+    async def _gateway(self, gateway: Gateway, parts: Parts, routes: list[InlineRoute]) -> BoundGateway:
+        settings = self._settings
+        bound = await gateway.bind(
+            telemetry=parts.telemetry,
+            verify=parts.verifier.verify if parts.verifier is not None else None,
+            resolver=parts.resolver,
+            upstream=parts.upstream,
+            trusted_proxies=settings.trusted_proxies,
+            limiter=cast("RateLimiter", parts.resources[RateLimiter]),
+            cache=cache_store(settings.cache_url.get_secret_value()),
+            setting=setting_of(settings),
+            own=own_document(self._declared, {ClientAddress: None, **parts.resources}),
+        )
+        self._owned.push_async_callback(bound.close)
+        if settings.routes_file is not None:
+            file = RoutesFile(Path(settings.routes_file), bound, parts.telemetry)
+            file.load()
+            parts.workers.append(file)
+            self._health.part("routes", answering(file.probe), critical=False)
+        for name, ping in bound.health_parts().items():
+            self._health.part(name, answering(ping), critical=False)
+        routes += inline_routes(bound, internals=self._exposes_internals())
+        return bound
 
     def _check_access(self, verifier: Verifier | None) -> None:
         guarded = [operation.qualified_name for operation in self._declared.handlers if ANYONE not in operation.allow]
@@ -409,10 +424,3 @@ class Assembly:
                 f"{prefix}_AUTH_ISSUER, {prefix}_AUTH_JWKS_URL and {prefix}_AUTH_AUDIENCE, such as "
                 f"https://user.example, https://user.example/.well-known/jwks.json and {self._declared.name}"
             )
-
-
-def _document_of(gateway: BoundGateway) -> Callable[[], Awaitable[Response]]:
-    async def openapi() -> Response:
-        return Response(orjson.dumps(await gateway.openapi()), media_type="application/json")
-
-    return openapi

@@ -195,7 +195,9 @@ class Instance:
             app = await assembly.web(parts)
             owned.push_async_callback(app.stop)
             await app.start()
-            self._server = server = Server(app, self.settings.host, self.settings.port, limits=app.limits)
+            self._server = server = Server(
+                app, self.settings.host, self.settings.port, limits=app.limits, websockets=bool(self.declared.mounts)
+            )
             try:
                 await self._go(server, parts)
                 self._started.set()

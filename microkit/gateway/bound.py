@@ -12,10 +12,8 @@ import orjson
 from opentelemetry.trace import get_current_span
 
 from microkit import context
-from microkit.auth.principal import ANONYMOUS
-from microkit.client.upstream import Guard
+from microkit.client.upstream import Upstream
 from microkit.contract import ANYONE
-from microkit.discovery.port import Resolver
 from microkit.errors import BadRequest, ConfigurationError, Problem
 from microkit.gateway.body import ClientGone, Receive, RequestBody, Send
 from microkit.gateway.caching.store import CacheStore
@@ -33,8 +31,7 @@ from microkit.gateway.table import Asked, RouteTable
 from microkit.gateway.upstreams import Upstreams
 from microkit.gateway.watch import ClientWatch
 from microkit.gateway.websocket import WebSocketProxy
-from microkit.proxies import ClientAddress, Proxies
-from microkit.resilience.rate import RateLimiter
+from microkit.proxies import Proxies
 from microkit.telemetry import Telemetry
 
 _HEALTH_TIMEOUT: Final = 2.0
@@ -56,32 +53,32 @@ class Defined(Protocol):
 class BoundGateway:
     """A gateway with connections. Made by :meth:`Gateway.bind`."""
 
-    def __init__(  # noqa: PLR0913  as the gateway hands them over
+    def __init__(
         self,
         gateway: Defined,
         *,
         telemetry: Telemetry,
         verify: Verify | None,
-        resolver: Resolver,
+        upstream: Callable[[str], Upstream],
         trusted_proxies: Sequence[str],
         shared: dict[object, Any],
-        secret: Callable[[str], str],
-        guard: Guard,
-        zone: str,
+        setting: Callable[[str], Any],
+        own: Callable[[], Mapping[str, Any]] | None,
     ) -> None:
         self._gateway = gateway
+        self._own = own
         self._verify = verify
         self._pool = Pool()
         self._proxies = Proxies(trusted_proxies)
         self._watch = ClientWatch()
         self._shared = shared
-        self.upstreams = Upstreams(self._pool, resolver, telemetry, guard=guard, zone=zone)
-        self._makings = Makings(telemetry, verify, secret, self.upstreams.send, shared)
+        self.upstreams = Upstreams(self._pool, upstream, telemetry)
+        self._makings = Makings(telemetry, verify, setting, self.upstreams.send, shared)
         self._websockets = WebSocketProxy(self.upstreams, telemetry)
         self._reports: dict[str, RouteReport] = {}
         self._table = RouteTable(())
         self._plans: dict[int, Plan] = {}
-        self._document = MergedDocument(gateway.title, (), self.upstreams)
+        self._document = MergedDocument(gateway.title, (), self.upstreams, own)
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -100,17 +97,16 @@ class BoundGateway:
         table = RouteTable(routes)
         reports = {route.title: self._reports.get(route.title) or RouteReport() for route in routes}
         plans = {id(route): plan(route, self._gateway.filters, self._makings, reports[route.title]) for route in routes}
-        document = MergedDocument(self._gateway.title, table.routes, self.upstreams)
+        document = MergedDocument(self._gateway.title, table.routes, self.upstreams, self._own)
         # One after the other without a wait between them: no request sees the one without the other.
         self._table, self._plans, self._reports, self._document = table, plans, reports, document
 
     async def close(self) -> None:
-        """Ends the connections to the services, and gives back what the filters hold."""
+        """Ends the connections to the services, and forgets the answers that were kept."""
         await self._websockets.close()
         await self._pool.close()
-        for kind in (RateLimiter, CacheStore):
-            if kind in self._shared:
-                await self._shared[kind].close()
+        if CacheStore in self._shared:
+            await self._shared[CacheStore].close()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = canonical_path(_raw_path(scope))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -31,7 +31,14 @@ class MergedDocument:
     A service that does not answer is left as it was last seen and named under ``x-unavailable``.
     """
 
-    def __init__(self, title: str, routes: Sequence[Route], upstreams: Upstreams) -> None:
+    def __init__(
+        self,
+        title: str,
+        routes: Sequence[Route],
+        upstreams: Upstreams,
+        own: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._own = own
         self._title = title
         self._routes = routes
         self._upstreams = upstreams
@@ -51,7 +58,9 @@ class MergedDocument:
                 # One that lacks a part is asked for again at once.
                 self._asked_at = now if not self._missing else float("-inf")
             reached = [route for route in self._routes if _is_for(route, host)]
-            return merge(self._title, reached, self._last_seen, self._missing)
+            return merge(
+                self._title, reached, self._last_seen, self._missing, own=self._own() if self._own is not None else None
+            )
 
     async def _ask(self, service: str) -> bool:
         try:
@@ -66,11 +75,17 @@ class MergedDocument:
 
 
 def merge(
-    title: str, routes: Sequence[Route], documents: Mapping[str, Document], missing: Sequence[str] = ()
+    title: str,
+    routes: Sequence[Route],
+    documents: Mapping[str, Document],
+    missing: Sequence[str] = (),
+    *,
+    own: Mapping[str, Any] | None = None,
 ) -> Document:
     """The operations of ``documents`` (by service) that can be reached through ``routes``, under their public paths.
 
-    Components of the same name and different content get the service's name in front.
+    Components of the same name and different content get the service's name in front. What the gateway answers itself
+    (``own``) comes first, as it does in the gateway.
     """
     routes = _described(routes)
     table = RouteTable(routes)
@@ -89,6 +104,10 @@ def merge(
                     # The route that demands less is what a client gets that demands nothing.
                     known.update(_with_references(tagged, renamed) | (known if _demands(route) else {}))
                     used.append(service)
+    if own is not None:
+        renamed = _place_components("gateway", dict(own), components)
+        for path, item in own.get("paths", {}).items():
+            paths[path] = {**paths.get(path, {}), **_with_references(item, renamed)}
     merged: Document = {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1"},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from microkit.client.upstream import Guard
+from microkit.client.upstream import Upstream
 from microkit.discovery.port import Resolver
 from microkit.errors import ConfigurationError
 from microkit.gateway.bound import BoundGateway
@@ -62,15 +63,17 @@ class Gateway:
         trusted_proxies: Sequence[str] = (),
         limiter: RateLimiter | None = None,
         cache: CacheStore | None = None,
-        secret: Callable[[str], str] | None = None,
-        guard: Guard = Guard(),
-        zone: str = "",
+        setting: Callable[[str], Any] | None = None,
+        upstream: Callable[[str], Upstream] | None = None,
+        own: Callable[[], Mapping[str, Any]] | None = None,
     ) -> BoundGateway:
         """An ASGI app. It raises :class:`~microkit.errors.Problem`, for the web floor to render. Close it when its
         server has stopped.
 
-        ``limiter`` counts for rate limits and ``cache`` keeps answers; without them each is done in memory. ``secret``
-        gives the value of a setting by its name. ``guard`` is how the services are guarded, ``zone`` where we are.
+        ``limiter`` counts for rate limits and ``cache`` keeps answers; without them each is done in memory. ``setting``
+        gives the value of a setting by its name. ``upstream`` gives the instances of a service as the typed client
+        knows them, so that what is learnt in one place holds for both; without it they are found by ``resolver`` and
+        guarded as is usual. ``own`` is the OpenAPI document of what the service answers itself.
 
         Raises:
             ConfigurationError: a route asks for roles and there is nothing to verify tokens with, or a filter misses a
@@ -80,16 +83,15 @@ class Gateway:
             self,
             telemetry=telemetry,
             verify=verify,
-            resolver=resolver,
+            upstream=upstream or (lambda service: Upstream(service, resolver=resolver, telemetry=telemetry)),
             trusted_proxies=trusted_proxies,
             shared={RateLimiter: limiter or MemoryRateLimiter()} | ({CacheStore: cache} if cache is not None else {}),
-            secret=secret or _no_setting,
-            guard=guard,
-            zone=zone,
+            setting=setting or _no_setting,
+            own=own,
         )
         bound.replace(self.routes)
         return bound
 
 
-def _no_setting(name: str) -> str:
+def _no_setting(name: str) -> object:
     raise ConfigurationError(f"{name} is no setting: there are none where the gateway is bound by hand")

@@ -15,7 +15,6 @@ from microkit.gateway.report import RouteReport
 from microkit.gateway.route import Route
 from microkit.telemetry import Telemetry
 
-
 _OF_HANDSHAKES: Final = frozenset(Phase) - {Phase.CACHE, Phase.UPSTREAM}
 
 
@@ -25,7 +24,7 @@ class Makings:
 
     telemetry: Telemetry
     verify: Verify | None
-    secret: Callable[[str], str]
+    setting: Callable[[str], Any]
     send: Handler
     shared: dict[object, Any]
 
@@ -54,7 +53,7 @@ def plan(route: Route, filters: Sequence[Filter], makings: Makings, report: Rout
     for one in chain:
         if chain.count(one) > 1:
             raise DefinitionError(f"The route {route.title} has the filter {one.kind} twice")
-    tools = Tools(route.prefix, makings.telemetry, makings.secret, makings.shared, makings.send)
+    tools = Tools(route.prefix, makings.telemetry, makings.setting, makings.shared, makings.send)
     handler = makings.send
     if route.answer_limit is not None:
         handler = SizeLimit(response=route.answer_limit).around(handler, tools)

@@ -35,10 +35,10 @@ class Route:
     and one caller always gets the same of them.
 
     **What happens.** ``strip_prefix`` is taken off before the request is sent on: ``Route("/api/bills",
-    service="billing", strip_prefix="/api")`` sends ``/api/bills/7`` to billing's ``/bills/7``. ``allow`` is who may pass
-    (a role, several, ``SIGNED_IN``), ``scopes`` what the token must be for, each of them; with ``ANYONE``, the default,
-    the service behind judges alone; it judges each operation in any case. ``timeout`` is how many seconds the service
-    may take until its answer begins, and between two parts of the answer; ``idle_timeout`` the latter alone.
+    service="billing", strip_prefix="/api")`` sends ``/api/bills/7`` to billing's ``/bills/7``. ``allow`` is who may
+    pass (a role, several, ``SIGNED_IN``), ``scopes`` what the token must be for, each of them; with ``ANYONE``, the
+    default, the service behind judges alone; it judges each operation in any case. ``timeout`` is how many seconds the
+    service may take until its answer begins, and between two parts of the answer; ``idle_timeout`` the latter alone.
     ``body_limit`` and ``answer_limit`` are in bytes; ``None`` takes the gateway's, and no limit. ``websocket`` is
     whether WebSockets pass. ``filters`` are further things to do, after those of the gateway.
     """

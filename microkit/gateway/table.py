@@ -17,7 +17,7 @@ _NOTHING: Final = "Nothing is offered under this path"
 
 
 class Asked(NamedTuple):
-    """What of a request decides about its route. ``headers`` by lower-case name; ``caller`` is the same for one caller."""
+    """What of a request decides about its route. ``headers`` by lower-case name; ``caller``: one for each caller."""
 
     method: str
     host: str

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from microkit import context
 from microkit.client.instance import Instance
-from microkit.client.upstream import Guard, Outcome, Upstream, outcome_of
-from microkit.discovery.port import Resolver
+from microkit.client.upstream import Outcome, Upstream, outcome_of
 from microkit.errors import BadGateway, DeadlineExceeded, Problem
 from microkit.gateway.body import ClientGone, RequestBody, stalled
 from microkit.gateway.connection import (
@@ -38,31 +37,24 @@ EVENT_STREAM_IDLE: Final = 300.0
 
 _LOCATIONS: Final = frozenset({b"location", b"content-location"})
 _LONGEST_PAUSE: Final = 2.0
-_DEFAULT_GUARD: Final = Guard()
 
 
 class Upstreams:
     """Sends requests to instances, chosen and guarded as the typed client does it."""
 
-    def __init__(
-        self, pool: Pool, resolver: Resolver, telemetry: Telemetry, *, guard: Guard = _DEFAULT_GUARD, zone: str = ""
-    ) -> None:
+    def __init__(self, pool: Pool, find: Callable[[str], Upstream], telemetry: Telemetry) -> None:
         self._pool = pool
-        self._resolver = resolver
         self._telemetry = telemetry
         self._durations = telemetry.metrics.http_client
         self._start_span = telemetry.tracer.start_span
-        self._guard = guard
-        self._zone = zone
+        self._find = find
         self._services: dict[str, Upstream] = {}
 
     def service(self, name: str) -> Upstream:
         """The instances of a service, and what is known about them."""
         found = self._services.get(name)
         if found is None:
-            found = self._services[name] = Upstream(
-                name, resolver=self._resolver, telemetry=self._telemetry, guard=self._guard, zone=self._zone
-            )
+            found = self._services[name] = self._find(name)
         return found
 
     async def send(self, exchange: Exchange) -> Answer:
@@ -108,11 +100,11 @@ class Upstreams:
                 finally:
                     response.close()
             outcome = Outcome.ANSWERED
-            return response.status, body
         except (TimeoutError, UpstreamError) as error:
             raise broken(error, service) from None
         finally:
             chosen.done(outcome)
+        return response.status, body
 
     def state(self) -> dict[str, Any]:
         """What is known of each service."""

@@ -135,7 +135,6 @@ class WebSocketProxy:
                         timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_TIMEOUT),
                     )
                 outcome = Outcome.ANSWERED
-                return joined
             except aiohttp.WSServerHandshakeError as error:
                 outcome = Outcome.ANSWERED if error.status < 500 else Outcome.FAILED
                 if error.status in {401, 403, 404}:
@@ -150,6 +149,8 @@ class WebSocketProxy:
                 more = len(avoid) < len(upstream.balancer.instances)
                 if not isinstance(error, aiohttp.ClientConnectorError) or not more or not upstream.may_retry("connect"):
                     raise BadGateway(f"The service {exchange.service} cannot be reached") from None
+            else:
+                return joined
             finally:
                 chosen.done(outcome)
 
@@ -221,7 +222,7 @@ class _Both:
 
     async def _watch_silence(self, idle: float) -> None:
         loop = asyncio.get_running_loop()
-        while (left := self._last + idle - loop.time()) > 0:
+        while (left := self._last + idle - loop.time()) > 0:  # noqa: ASYNC110  no message is to pay for it
             await asyncio.sleep(left)
         self.code, self._reason = _GOING_AWAY, "nothing was said for too long"
 

@@ -42,7 +42,7 @@ def directives(header: str) -> dict[str, str | None]:
 
 
 def may_store(asked: Mapping[bytes, bytes], identified: bool, answer: Answer, said: Directives) -> bool:
-    """Whether the answer to a GET may be kept, for everybody. ``identified`` is whether the caller proved who they are."""
+    """Whether the answer to a GET may be kept, for everybody. ``identified``: the caller proved who they are."""
     wishes = directives(asked.get(b"cache-control", b"").decode("latin-1"))
     if answer.status not in _STORABLE or "no-store" in said or "no-store" in wishes or "private" in said:
         return False

@@ -22,15 +22,15 @@ SHORTEST_KEY: Final = 20
 
 
 def hashed(key: str) -> str:
-    """What is kept of a key: SHA-256 in hexadecimal. A key is random and long (:func:`secrets.token_urlsafe`), so that a
-    slow hash, as passwords need, would only help who wants to keep the gateway busy."""
+    """What is kept of a key: SHA-256 in hexadecimal. A key is random and long (:func:`secrets.token_urlsafe`), so that
+    a slow hash, as passwords need, would only help who wants to keep the gateway busy."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """Who has a key: ``name`` is told to the service as ``X-User-Id: key:<name>``, ``hash`` is what :func:`hashed` makes
-    of the key; it never stands anywhere itself."""
+    """Who has a key: ``name`` is told to the service as ``X-User-Id: key:<name>``, ``hash`` is what :func:`hashed`
+    makes of the key; it never stands anywhere itself."""
 
     name: str
     hash: str = field(repr=False)
@@ -50,7 +50,8 @@ class ApiKeys(Filter):
     then held against the key's roles and scopes. A key that is unknown is a 401. Without one the token is looked at,
     unless the key is ``required``. The key is never passed on.
 
-    ``setting`` names a setting of the service that holds more keys, as JSON: ``{"acme": {"hash": "…", "roles": ["member"]}}``.
+    ``setting`` names a setting of the service that holds more keys, as JSON: ``{"acme": {"hash": "…", "roles":
+    ["member"]}}``.
     """
 
     kind: ClassVar[str] = "api-keys"
@@ -67,7 +68,7 @@ class ApiKeys(Filter):
             raise DefinitionError("api-keys: give it keys, or the setting that holds them")
 
     def around(self, inner: Handler, tools: Tools) -> Handler:
-        known = [*self.keys, *(_read(tools.secret(self.setting), self.setting) if self.setting else ())]
+        known = [*self.keys, *(_read(tools.setting(self.setting), self.setting) if self.setting else ())]
         if len({key.name for key in known}) != len(known):
             raise ConfigurationError("api-keys: two keys have the same name")
         principals = [(key.hash.encode(), key.name, _principal(key)) for key in known]
@@ -106,6 +107,5 @@ def _read(text: str, setting: str) -> list[ApiKey]:
             for name, entry in document.items()
         ]
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, DefinitionError):
-        raise ConfigurationError(
-            f'{setting} holds no API keys; an example: {{"acme": {{"hash": "<sha256 of the key>", "roles": ["member"]}}}}'
-        ) from None
+        example = '{"acme": {"hash": "<sha256 of the key>", "roles": ["member"]}}'
+        raise ConfigurationError(f"{setting} holds no API keys; an example: {example}") from None

@@ -14,9 +14,9 @@ from microkit.gateway.filters.port import Filter, Phase, Tools
 
 @dataclass(frozen=True, slots=True)
 class RedirectToCdn(Filter):
-    """``RedirectToCdn("https://cdn.example/shop", paths=("*.js", "*.css", "/assets/*"))``: GET and HEAD of these paths are
-    answered with a redirect to the same path there (``status`` 302, 307, 301 or 308). The address is fixed, so nothing
-    that a client sends leads anybody elsewhere. Other requests pass."""
+    """``RedirectToCdn("https://cdn.example/shop", paths=("*.js", "*.css", "/assets/*"))``: GET and HEAD of these paths
+    are answered with a redirect to the same path there (``status`` 302, 307, 301 or 308). The address is fixed, so
+    nothing that a client sends leads anybody elsewhere. Other requests pass."""
 
     kind: ClassVar[str] = "redirect-to-cdn"
     phase: ClassVar[Phase] = Phase.DOOR

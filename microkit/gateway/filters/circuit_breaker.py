@@ -14,10 +14,10 @@ from microkit.resilience.breaker import Breaker
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker(Filter):
     """``CircuitBreaker(failures=5, reset=10)``: after five failures of this route in a row it answers 503 at once, and
-    after ten seconds lets one request through to see. Each service has a breaker in any case, and each of its instances;
-    this one is for a route that fails by itself, such as a slow search, and should not open that of its service's
-    others. Failures are answers of 500 and above and those that did not come; 4xx, full (503 with ``Retry-After``) and
-    clients that hang up are none. Put a :class:`Fallback` before it to answer something instead.
+    after ten seconds lets one request through to see. Each service has a breaker in any case, and each of its
+    instances; this one is for a route that fails by itself, such as a slow search, and should not open that of its
+    service's others. Failures are answers of 500 and above and those that did not come; 4xx, full (503 with
+    ``Retry-After``) and clients that hang up are none. Put a :class:`Fallback` before it to answer something instead.
     """
 
     kind: ClassVar[str] = "circuit-breaker"

@@ -17,7 +17,8 @@ _AS_ONE: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Compress(Filter):
-    """Answers of at least ``least`` bytes and one of these ``types`` go out as gzip, where ``Accept-Encoding`` takes it.
+    """Answers of at least ``least`` bytes and one of these ``types`` go out as gzip, where ``Accept-Encoding`` takes
+    it.
 
     Never twice (an answer with ``Content-Encoding`` passes), never Server-Sent Events, parts (206), or what says
     ``no-transform``. A strong ETag becomes a weak one, as the bytes are others (RFC 9110, 8.8.1). Answers to requests

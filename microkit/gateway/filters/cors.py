@@ -15,9 +15,10 @@ _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?")
 
 @dataclass(frozen=True, slots=True)
 class Cors(Filter):
-    """``Cors(origins=("https://shop.example",), credentials=True)``: pages of these origins may call, with these methods
-    and request headers, and may read the ``expose`` headers of answers. ``max_age`` (seconds) is how long a browser may
-    remember what it was told.
+    """``Cors(origins=("https://shop.example",), credentials=True)``: pages of these origins may call, with these
+    methods and request headers, and may read the ``expose`` headers of answers. ``max_age`` (seconds) is how long a
+    browser may remember what it was told. ``setting`` names a setting of the service with a list of further origins;
+    where there are none at all, nothing is done.
 
     Strict: an origin is compared as a whole, a preflight that asks for more than is allowed is a 403, and ``"*"`` with
     ``credentials`` is refused at start-up, as every site could then act as its visitor. Requests without ``Origin`` are
@@ -27,27 +28,35 @@ class Cors(Filter):
     kind: ClassVar[str] = "cors"
     phase: ClassVar[Phase] = Phase.EDGE
 
-    origins: tuple[str, ...]
+    origins: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
     headers: tuple[str, ...] = ("Authorization", "Content-Type", "Idempotency-Key")
     expose: tuple[str, ...] = ("X-Request-ID", "RateLimit", "Retry-After")
     credentials: bool = False
     max_age: int = 600
+    setting: str = ""
 
     def __post_init__(self) -> None:
         for name in ("origins", "methods", "headers", "expose"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.origins:
+        if not self.origins and not self.setting:
             raise DefinitionError("cors: no origin may call; leave the filter out")
-        if "*" in self.origins and (self.credentials or len(self.origins) > 1):
+        self._check(self.origins)
+
+    def _check(self, origins: tuple[str, ...]) -> None:
+        if "*" in origins and (self.credentials or len(origins) > 1):
             raise DefinitionError("cors: '*' with credentials lets every site act as its visitor: name the origins")
-        for origin in self.origins:
+        for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise DefinitionError(f"cors: {origin!r} is no origin; write https://shop.example, without a path")
 
     def around(self, inner: Handler, tools: Tools) -> Handler:
-        anyone = "*" in self.origins
-        allowed_origins = {origin.encode() for origin in self.origins}
+        origins = (*self.origins, *(tools.setting(self.setting) if self.setting else ()))
+        self._check(origins)
+        if not origins:
+            return inner
+        anyone = "*" in origins
+        allowed_origins = {origin.encode() for origin in origins}
         headers = {name.lower() for name in self.headers}
         told = self._told()
 
@@ -60,7 +69,7 @@ class Cors(Filter):
                 return answer
             allowed = anyone or origin in allowed_origins
             if exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.asked:
-                return self._preflight(exchange, origin, allowed, headers)
+                return self._preflight(exchange, origin, headers if allowed else None, anyone)
             if not allowed and exchange.scope["type"] == "websocket":
                 raise Forbidden("Pages of this origin may not open a WebSocket here")  # no browser asks before it does
             own: Headers = [(b"access-control-allow-origin", b"*" if anyone else origin), *told] if allowed else []
@@ -86,14 +95,14 @@ class Cors(Filter):
             found.append((b"access-control-expose-headers", ", ".join(self.expose).encode()))
         return found
 
-    def _preflight(self, exchange: Exchange, origin: bytes, allowed: bool, headers: set[str]) -> Answer:
+    def _preflight(self, exchange: Exchange, origin: bytes, headers: set[str] | None, anyone: bool) -> Answer:
         method = exchange.asked[b"access-control-request-method"].decode("latin-1")
         asked = exchange.asked.get(b"access-control-request-headers", b"").decode("latin-1")
         wanted = {name.strip().lower() for name in asked.split(",") if name.strip()}
-        if not allowed or method not in self.methods or not wanted <= headers:
+        if headers is None or method not in self.methods or not wanted <= headers:
             raise Forbidden("Pages of this origin may not send this request", headers={"vary": "Origin"})
         answer = [
-            (b"access-control-allow-origin", b"*" if "*" in self.origins else origin),
+            (b"access-control-allow-origin", b"*" if anyone else origin),
             (b"access-control-allow-methods", ", ".join(self.methods).encode()),
             (b"access-control-allow-headers", ", ".join(self.headers).encode()),
             (b"access-control-max-age", str(self.max_age).encode()),

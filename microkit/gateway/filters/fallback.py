@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import orjson
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+import orjson
 
 from microkit.errors import DefinitionError, Problem
 from microkit.gateway.body import RequestBody
@@ -16,8 +17,9 @@ from microkit.gateway.filters.port import Filter, Phase, Tools
 @dataclass(frozen=True, slots=True)
 class Fallback(Filter):
     """``Fallback(body={"bills": []})`` answers instead of a service that failed (its breaker is open, it cannot be
-    reached, did not answer, or answers one of ``statuses``); ``Fallback(service="bills-archive")`` asks another one, for
-    safe methods only. ``status`` is that of the answer, which says ``X-Fallback: 1`` and ``Cache-Control: no-store``.
+    reached, did not answer, or answers one of ``statuses``); ``Fallback(service="bills-archive")`` asks another one,
+    for safe methods only. ``status`` is that of the answer, which says ``X-Fallback: 1`` and ``Cache-Control:
+    no-store``.
     """
 
     kind: ClassVar[str] = "fallback"

@@ -59,8 +59,8 @@ class RequestHeaders(Filter):
 
 @dataclass(frozen=True, slots=True)
 class ResponseHeaders(Filter):
-    """``ResponseHeaders(set={"X-Frame-Options": "DENY"}, remove=("X-Powered-By",))``. What is set goes out with refusals
-    as well.
+    """``ResponseHeaders(set={"X-Frame-Options": "DENY"}, remove=("X-Powered-By",))``. What is set goes out with
+    refusals as well.
 
     Raises:
         DefinitionError: a name or value is no header, or says where a body ends.

@@ -34,13 +34,12 @@ class Phase(IntEnum):
 class Tools:
     """What filters are given when a gateway is bound. ``route`` names the route in metrics and keys.
 
-    ``secret`` gives a value of the service's settings by name; ``redis`` connects to a ``redis://`` URL;
-    ``send`` asks a service as the gateway itself does.
+    ``setting`` gives a value of the service's settings by name; ``send`` asks a service as the gateway itself does.
     """
 
     route: str
     telemetry: Telemetry
-    secret: Callable[[str], str]
+    setting: Callable[[str], Any]
     shared: dict[object, Any]
     """Kept for the life of the bound gateway, also when its routes are replaced: stores, limiters, connections."""
     send: Callable[[Exchange], Awaitable[Answer]]

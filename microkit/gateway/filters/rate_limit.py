@@ -19,8 +19,8 @@ class RateLimit(Filter):
     ``rate_limit_url`` names a Redis.
 
     ``by`` is whose bucket it is: the signed-in ``user``'s (the address's for those who are not), the API ``key``'s (as
-    before, without one), the client's ``address``, or one for ``everybody``. By address it is looked at before the token
-    is. ``away`` says what holds while the store is away: ``open`` lets pass, ``local`` goes on counting in each
+    before, without one), the client's ``address``, or one for ``everybody``. By address it is looked at before the
+    token is. ``away`` says what holds while the store is away: ``open`` lets pass, ``local`` goes on counting in each
     instance; take that for log-ins and one-time passwords. Answers carry ``RateLimit`` and ``RateLimit-Policy``
     (draft-ietf-httpapi-ratelimit-headers), refusals are 429 with ``Retry-After``. ``name`` is what clients see, and
     routes with the same name share the buckets; without one each route has its own.

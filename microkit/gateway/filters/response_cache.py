@@ -20,9 +20,9 @@ _FAILED: Final = frozenset({500, 502, 503, 504})
 @dataclass(frozen=True, slots=True)
 class ResponseCache(Filter):
     """``ResponseCache()``: answers to GET that say for how long they are fresh (``s-maxage``, ``max-age``, ``Expires``)
-    are kept and given out again, under their ``Vary``, with an ``Age``, and with an ``ETag`` made where the service gives
-    none, so that ``If-None-Match`` is answered 304. ``default`` (seconds) is for answers that say nothing, 0 keeps none
-    of them.
+    are kept and given out again, under their ``Vary``, with an ``Age``, and with an ``ETag`` made where the service
+    gives none, so that ``If-None-Match`` is answered 304. ``default`` (seconds) is for answers that say nothing, 0
+    keeps none of them.
 
     Only what HTTP caching lets a shared cache keep: nothing ``private`` or ``no-store``, nothing with ``Set-Cookie`` or
     ``Vary: *``, nothing asked for with ``Authorization`` (or an API key) unless the answer says ``public`` or

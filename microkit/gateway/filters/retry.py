@@ -12,10 +12,11 @@ from microkit.gateway.filters.port import Filter, Phase, Tools
 
 @dataclass(frozen=True, slots=True)
 class Retry(Filter):
-    """``Retry(attempts=3)``: a safe request (GET, HEAD, OPTIONS) whose service broke off, or answered one of ``statuses``,
-    is sent again, to another instance where there is one, ``attempts`` times in all, after a random pause of up to
-    ``backoff`` seconds, doubled each time, or the service's ``Retry-After`` where it is shorter than the time that is
-    left. All of it stays within the retry budget of the service (20 % of its requests, 10 a second besides).
+    """``Retry(attempts=3)``: a safe request (GET, HEAD, OPTIONS) whose service broke off, or answered one of
+    ``statuses``, is sent again, to another instance where there is one, ``attempts`` times in all, after a random
+    pause of up to ``backoff`` seconds, doubled each time, or the service's ``Retry-After`` where it is shorter than
+    the time that is left. All of it stays within the retry budget of the service (20 % of its requests, 10 a second
+    besides).
 
     An unsafe request is never sent twice once a byte of it has gone out. Where no connection could be made nothing has,
     so another instance is asked in any case, with this filter or without.

@@ -126,19 +126,15 @@ class RewriteResponseJson(Filter):
                     answer.headers = [pair for pair in answer.headers if pair[0] not in _OF_THE_BYTES]
                     answer.length = None
                 return answer
+            body = await answer.whole(self.limit)
+            if body is None or answer.header(b"content-encoding") not in {None, b"identity"}:
+                if answer.close is not None:
+                    answer.close()
+                raise BadGateway(f"The answer is too large to be changed, or compressed: at most {self.limit} bytes")
             try:
-                body = await answer.whole(self.limit)
-                if body is None or answer.header(b"content-encoding") not in {None, b"identity"}:
-                    raise BadGateway(
-                        f"The answer is too large to be changed, or compressed: at most {self.limit} bytes"
-                    )
                 document = orjson.loads(body)
             except orjson.JSONDecodeError:
                 raise BadGateway("The service gave an answer that is no JSON") from None
-            except BadGateway:
-                if answer.close is not None:
-                    answer.close()
-                raise
             answer.body = orjson.dumps(changed(document, self.rename, self.remove, self.set))
             answer.headers = [pair for pair in answer.headers if pair[0] not in _OF_THE_BYTES]
             return answer

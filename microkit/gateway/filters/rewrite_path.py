@@ -14,7 +14,8 @@ from microkit.gateway.paths import canonical_path
 
 @dataclass(frozen=True, slots=True)
 class RewritePath(Filter):
-    r"""``RewritePath(r"/people/(\d+)", r"/users/\1")``: where the whole path matches, the service is asked for the other.
+    r"""``RewritePath(r"/people/(\d+)", r"/users/\1")``: where the whole path matches, the service is asked for the
+    other.
 
     What comes out is held to the same rules as what clients send: no rewriting makes ``..`` of dots and slashes.
     """

@@ -13,8 +13,8 @@ from microkit.gateway.paths import below, canonical_path
 
 @dataclass(frozen=True, slots=True)
 class StripPrefix(Filter):
-    """``StripPrefix("/v1")``: the service is asked for ``/bills`` instead of ``/v1/bills``. A path that does not begin so
-    is left alone. For one route ``Route(strip_prefix=…)`` does more: it also leads redirects back."""
+    """``StripPrefix("/v1")``: the service is asked for ``/bills`` instead of ``/v1/bills``. A path that does not begin
+    so is left alone. For one route ``Route(strip_prefix=…)`` does more: it also leads redirects back."""
 
     kind: ClassVar[str] = "strip-prefix"
 

@@ -12,8 +12,8 @@ from microkit.gateway.filters.port import Filter, Phase, Tools
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit(Filter):
-    """``TimeLimit(2.0)``: seconds for the service to answer, where the route's ``timeout`` and the caller's deadline are
-    longer. One for all routes is what the gateway's filters are for. The service is told what remains."""
+    """``TimeLimit(2.0)``: seconds for the service to answer, where the route's ``timeout`` and the caller's deadline
+    are longer. One for all routes is what the gateway's filters are for. The service is told what remains."""
 
     kind: ClassVar[str] = "time-limit"
     phase: ClassVar[Phase] = Phase.UPSTREAM

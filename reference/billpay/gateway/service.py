@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from microkit import ANYONE, SIGNED_IN, Gateway, Route, Service
+from microkit import ANYONE, SIGNED_IN, Gateway, PageRequest, Route, Service
+from microkit.gateway.composition import join
+from microkit.gateway.filters import Compress, Cors, RateLimit, ResponseCache, ResponseHeaders, Retry
+from reference.billpay.contracts.billing import Billing
+from reference.billpay.contracts.gateway import Dashboard
+from reference.billpay.contracts.payment import Payments
+from reference.billpay.contracts.user import Users
+from reference.billpay.gateway.settings import GatewaySettings
 
-service = Service("gateway", port=3000, title="Billpay gateway")
+service = Service("gateway", port=3000, title="Billpay gateway", settings=GatewaySettings)
+
+JWKS = "/.well-known/jwks.json"
+
+GUESSING = RateLimit("60/m burst=60", by="address", away="local", name="guessing")
+"""For what can be guessed: log-ins, refresh tokens, new accounts. Goes on counting while its store is away."""
+
+USE = RateLimit("600/m burst=200", by="user", name="use")
 
 gateway = Gateway(
     [
+        Route(
+            "/.well-known/jwks.json",
+            service="user",
+            exact=True,
+            methods=("GET", "HEAD"),
+            filters=(ResponseCache(default=60),),
+        ),
         # Registration and log-in are for everybody; the user service guards the rest of its operations itself.
-        Route("/api/users", service="user", strip_prefix="/api"),
-        Route("/api/sessions", service="user", strip_prefix="/api"),
-        Route("/api/payments", service="payment", strip_prefix="/api", allow=SIGNED_IN),
-        Route("/api/bills", service="billing", strip_prefix="/api", allow=SIGNED_IN),
+        Route("/api/sessions", service="user", strip_prefix="/api", methods=("POST",), filters=(GUESSING,)),
+        Route("/api/sessions", service="user", strip_prefix="/api", filters=(USE,)),
+        Route("/api/users", service="user", strip_prefix="/api", methods=("POST",), filters=(GUESSING,)),
+        Route("/api/users", service="user", strip_prefix="/api", filters=(USE, Retry())),
+        Route("/api/payments", service="payment", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, Retry())),
+        Route("/api/coupons", service="billing", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, Retry())),
+        Route("/api/bills", service="billing", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, Retry())),
+    ],
+    filters=[
+        Cors(setting="cors_origins"),
+        ResponseHeaders(set={"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}),
+        Compress(),
     ],
     title="Billpay",
     body_limit=1024 * 1024,
 )
 
 service.mount("/", gateway, allow=ANYONE)
+
+users = service.client(Users)
+bills = service.client(Billing)
+payments = service.client(Payments)
+
+
+@service.get("/api/dashboard", allow=SIGNED_IN)
+async def dashboard() -> Dashboard:
+    """What the caller sees first: profile, bills and payments, asked for at once."""
+    newest = PageRequest(limit=5)
+    return await join(Dashboard, within=2.0, user=users.me(), bills=bills.list(newest), payments=payments.list(newest))
