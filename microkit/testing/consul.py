@@ -86,7 +86,7 @@ class ConsulServer:
         app.router.add_get("/v1/status/leader", self._leader)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01, handler_cancellation=True)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, shutdown_timeout=0.01, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
         self.port = self._runner.addresses[0][1]
         self._ticking = asyncio.create_task(self._tick(), name="consul")
@@ -110,11 +110,15 @@ class ConsulServer:
     def reset(self, index: int) -> None:
         """The index of all goes to ``index``, as when an older snapshot is restored; whoever waits is answered."""
         self.agent.index = index
-        for service in self.agent.services.values():
-            service.index = index
+        self.agent.names = dict.fromkeys(self.agent.names, index)
         self.agent.extinction = index
         self.agent.wrote()
         self.agent.index = index
+
+    def touch(self) -> None:
+        """A write to every service that changes nothing of it; whoever waits is answered."""
+        for name in self.agent.names:
+            self.agent.names[name] = self.agent.wrote()
 
     async def run_checks(self) -> None:
         """Runs the HTTP checks now, in place of waiting for their intervals."""

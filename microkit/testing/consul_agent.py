@@ -88,6 +88,8 @@ class Agent:
         self.services: dict[str, Service] = {}
         self.keys: dict[str, dict[str, Any]] = {}
         self.extinction = index
+        self.names: dict[str, int] = {}
+        """The index of each service by name: a change of any of its instances raises it, a removal too."""
         self._ahead = 0.0
         self._changed = asyncio.Event()
 
@@ -139,7 +141,7 @@ class Agent:
         if (former := self.services.get(service_id)) is not None and not replace_checks:
             service.checks = {**former.checks, **service.checks}
         self.services[service_id] = service
-        service.index = self.wrote()
+        self._changed_service(service)
 
     def _check(self, given: Mapping[str, Any], service: Service, number: int) -> Check:
         check_id = given.get("checkid") or f"service:{service.service_id}{f':{number}' if number else ''}"
@@ -165,9 +167,12 @@ class Agent:
 
     def deregister(self, service_id: str) -> None:
         """``PUT /v1/agent/service/deregister/:service_id``"""
-        if self.services.pop(service_id, None) is None:
+        service = self.services.pop(service_id, None)
+        if service is None:
             raise Refused(404, f'Unknown service ID "{service_id}". Ensure that the service ID is passed')
-        self.extinction = self.wrote()
+        self._changed_service(service)
+        if not any(self.named(service.name)):
+            self.extinction = self.names.pop(service.name)
 
     def update(self, check_id: str, status: Status, output: str) -> None:
         """``PUT /v1/agent/check/pass|warn|fail/:check_id``"""
@@ -188,7 +193,10 @@ class Agent:
         if changed:
             check.status = status
             check.critical_since = self.now if status == "critical" else None
-            service.index = self.wrote()
+            self._changed_service(service)
+
+    def _changed_service(self, service: Service) -> None:
+        service.index = self.names[service.name] = self.wrote()
 
     def expire(self) -> None:
         """Fails the checks whose TTL is over, and reaps who was critical too long."""
@@ -210,7 +218,7 @@ class Agent:
 
     def index_of(self, name: str) -> int:
         """The index of a service: of its latest change. One that does not exist has that of the last that vanished."""
-        return max((service.index for service in self.named(name)), default=0) or self.extinction
+        return self.names.get(name, self.extinction)
 
     def entries(self, name: str, *, passing: bool, tags: list[str]) -> list[dict[str, Any]]:
         """``GET /v1/health/service/:service``"""

@@ -38,14 +38,14 @@ class ConsulEntries:
         await _within(
             self._agent.service.register(
                 service,
-                service_id=_id(endpoint),
+                service_id=_id(service, endpoint),
                 address=address.hostname,
                 port=port,
                 tags=list(endpoint.tags),
                 meta=meta,
                 # Consul takes no weight of 0 for one that passes.
                 weights={"Passing": max(endpoint.weight, 1), "Warning": 1},
-                check=self._check(endpoint),
+                check=self._check(service, endpoint),
                 replace_existing_checks=True,
             )
         )
@@ -53,9 +53,9 @@ class ConsulEntries:
     async def renew(self, service: str, endpoint: Endpoint) -> bool:
         if self._options.check == "http":
             # The agent asks by itself; that it still knows whom to ask is all there is to see to.
-            return await _within(self._agent.service_definition(_id(endpoint))) is not None
+            return await _within(self._agent.service_definition(_id(service, endpoint))) is not None
         try:
-            return bool(await _within(self._agent.check.ttl_pass(_check_id(endpoint))))
+            return bool(await _within(self._agent.check.ttl_pass(_check_id(service, endpoint))))
         except RegistryAway as away:
             # Agents before 1.11 answer 500 to a check that they do not know.
             if "does not have associated TTL" in str(away):
@@ -63,12 +63,12 @@ class ConsulEntries:
             raise
 
     async def remove(self, service: str, endpoint: Endpoint) -> None:
-        await _within(self._agent.service.deregister(_id(endpoint)))
+        await _within(self._agent.service.deregister(_id(service, endpoint)))
 
-    def _check(self, endpoint: Endpoint) -> dict[str, Any]:
+    def _check(self, service: str, endpoint: Endpoint) -> dict[str, Any]:
         options = self._options
         check: dict[str, Any] = {
-            "CheckID": _check_id(endpoint),
+            "CheckID": _check_id(service, endpoint),
             "Name": f"{endpoint.id} answers",
             # It is registered because it listens: without this it would be critical until the first check.
             "Status": "passing",
@@ -80,13 +80,14 @@ class ConsulEntries:
         return {**check, "TTL": f"{options.ttl:g}s"}
 
 
-def _id(endpoint: Endpoint) -> str:
-    """As it stands in the paths of requests: an id may be a URL."""
-    return _UNSAFE.sub("-", endpoint.id)
+def _id(service: str, endpoint: Endpoint) -> str:
+    """Unique among all services of the agent, and as it may stand in the paths of requests: an id may be a URL."""
+    own = _UNSAFE.sub("-", endpoint.id)
+    return own if own.startswith(service) else f"{service}-{own}"
 
 
-def _check_id(endpoint: Endpoint) -> str:
-    return f"service:{_id(endpoint)}"
+def _check_id(service: str, endpoint: Endpoint) -> str:
+    return f"service:{_id(service, endpoint)}"
 
 
 async def _within(asked: Awaitable[T]) -> T:
