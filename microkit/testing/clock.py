@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.pool import Pool
 
 from microkit.errors import MicrokitError, MissingExtra
-from microkit.testing.database_clock import bring_to, prepare
+from microkit.testing.database_clock import alone, bring_to, prepare
 
 R = TypeVar("R")
 
@@ -97,6 +97,7 @@ class VirtualClock:
             mock.patch.object(time, "monotonic", self.monotonic),
             mock.patch.object(anyio.to_thread, "run_sync", self._in_thread),
             _listening(Pool, self._of_pools()),
+            alone(self.begin, self.end),
             _listening(Engine, {"do_connect": self._open}),
         ):
             self._shift = traveller.shift
@@ -119,10 +120,10 @@ class VirtualClock:
     def _of_pools(self) -> dict[str, Callable[..., None]]:
         def connect(connection: Any, record: Any) -> None:
             prepare(connection)
-            self._connecting.discard(record)
 
         def checkout(connection: Any, record: Any, proxy: object) -> None:
             self.begin(record)
+            self._connecting.discard(record)
             bring_to(connection, record.info, self.skipped)
 
         def checkin(connection: Any, record: Any) -> None:

@@ -21,7 +21,6 @@ in virtual time, which takes a fraction of a second for each point.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shlex
 import traceback
@@ -35,7 +34,7 @@ from microkit.errors import MicrokitError
 from microkit.testing.clock import VirtualClock, virtual_time
 from microkit.testing.crash_life import Life
 from microkit.testing.crash_points import Commits, Watch, WatchedBus, WatchedSettlingBus
-from microkit.testing.crash_world import CrashScenario, Place, World, rest
+from microkit.testing.crash_world import CrashScenario, Place, Played, World, rest
 from microkit.testing.folder import short_lived
 from microkit.testing.postgres import Cluster
 
@@ -54,7 +53,6 @@ WITHIN: Final = 3600.0
 DOWN: Final = 30.0
 """Virtual seconds until a killed process is started again: longer than its leases last."""
 
-_SETTLED: Final = 0.1
 _TRIES: Final = 3
 _SHOWN: Final = 5
 
@@ -90,15 +88,10 @@ def explore(
             and how each of them is run alone.
         MicrokitError: nothing is passed at which anything could be lost, or ``only`` names no point.
     """
-    only = only or os.environ.get(ONLY)
-    with _Explorer(scenario, broker, postgres, within) as explorer:
+    with Explorer(scenario, broker, postgres, within) as explorer:
         explorer.arrange()
         points = explorer.discover()
-        if not points:
-            raise MicrokitError("the scenario commits nothing, publishes nothing and calls nobody: nothing can be lost")
-        chosen = points[::every] if only is None else [point for point in points if point == only]
-        if not chosen:
-            raise MicrokitError(f"no point is called {only!r}. There are:\n" + "\n".join(points))
+        chosen = chosen_points(points, only, every)
         killed, failures = [], []
         for point in chosen:
             try:
@@ -112,6 +105,22 @@ def explore(
     if failures:
         raise AssertionError(report(failures, len(killed))) from failures[0][1]
     return Explored(points, killed, [point for point in chosen if point not in killed])
+
+
+def chosen_points(points: Sequence[str], only: str | None, every: int) -> Sequence[str]:
+    """Those of ``points`` that are to be explored.
+
+    Raises:
+        MicrokitError: there are none.
+    """
+    if not points:
+        raise MicrokitError("the scenario commits nothing, publishes nothing and calls nobody: nothing can be lost")
+    only = only or os.environ.get(ONLY)
+    if only is None:
+        return points[::every]
+    if only not in points:
+        raise MicrokitError(f"no point is called {only!r}. There are:\n" + "\n".join(points))
+    return [only]
 
 
 def report(failures: Sequence[tuple[str, Exception]], killed: int) -> str:
@@ -138,7 +147,9 @@ class _Run(Generic[T]):
     acted: bool = False
 
 
-class _Explorer(Generic[T]):
+class Explorer(Generic[T]):
+    """Plays a scenario again and again, in virtual time and in one ``place``."""
+
     def __init__(
         self, scenario: Callable[[], CrashScenario[T]], broker: Broker, postgres: Cluster | None, within: float
     ) -> None:
@@ -148,14 +159,14 @@ class _Explorer(Generic[T]):
         self._within = within
         self._stack = ExitStack()
         self._commits = Commits()
-        self._clock = VirtualClock()
-        self._arranged: list[T] = []
+        self.clock = VirtualClock()
+        self._kept: list[T] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._place = Place(stack.enter_context(short_lived("mkcrash-")), self._postgres)
-            stack.callback(self._place.clear)
-            stack.enter_context(virtual_time(self._clock))
+            self.place = Place(stack.enter_context(short_lived("mkcrash-")), self._postgres)
+            stack.callback(self.place.clear)
+            stack.enter_context(virtual_time(self.clock))
             stack.enter_context(self._commits.seen())
             self._stack = stack.pop_all()
         return self
@@ -166,16 +177,21 @@ class _Explorer(Generic[T]):
     def arrange(self) -> None:
         """Brings about what all runs begin with."""
         scenario = self._make()
-        world = self._place.world(scenario.system, scenario.settings)
+        world = self.place.world(scenario.system, scenario.settings)
 
         async def main() -> None:
             bus = WatchedBus(MemoryBus(), Watch(lambda _point: None))
             async with world.alive(bus) as running:
-                self._arranged.append(await scenario.arrange(running))
+                self._kept.append(await scenario.arrange(running))
                 await rest(running, bus, within=self._within)
 
-        Life(self._clock, main).live()
-        self._place.keep()
+        Life(self.clock, main).live()
+        self.place.keep()
+
+    @property
+    def arranged(self) -> T:
+        """What ``arrange`` returned."""
+        return self._kept[0]
 
     def discover(self) -> list[str]:
         """The points, in the order in which they are passed."""
@@ -208,7 +224,7 @@ class _Explorer(Generic[T]):
             return False
         try:
             first.cut(self._commits.take())
-            self._clock.leap(DOWN)
+            self.clock.leap(DOWN)
             if self._broker == "dies":
                 run.broker = MemoryBus()
             unseen = Watch(lambda _point: None)
@@ -219,9 +235,9 @@ class _Explorer(Generic[T]):
         return True
 
     def _next(self) -> _Run[T]:
-        self._place.renew()
+        self.place.renew()
         scenario = self._make()
-        return _Run(scenario, self._place.world(scenario.system, scenario.settings))
+        return _Run(scenario, self.place.world(scenario.system, scenario.settings))
 
     def _bus_of(self, run: _Run[T], watch: Watch) -> WatchedBus:
         return (WatchedSettlingBus if self._broker == "dies" else WatchedBus)(run.broker, watch)
@@ -229,17 +245,10 @@ class _Explorer(Generic[T]):
     def _life(self, run: _Run[T], watch: Watch, bus: WatchedBus) -> Life:
         self._commits.watch = watch
         self._commits.take()
-        scenario, arranged = run.scenario, self._arranged[0]
+        scenario, arranged = run.scenario, self.arranged
 
-        async def main() -> None:
-            async with run.world.alive(bus) as running:
-                await asyncio.sleep(_SETTLED)  # until all has been done that a start does by itself
-                watch.see(running.running.instances)
-                if not run.acted:
-                    await scenario.act(running, arranged)
-                    run.acted = True
-                await rest(running, bus, within=self._within)
-                watch.on = False
-                await scenario.invariant(running, arranged)
+        def acted() -> None:
+            run.acted = True
 
-        return Life(self._clock, main)
+        played = Played(scenario, arranged, run.world, within=self._within)
+        return Life(self.clock, lambda: played.live(watch, bus, None if run.acted else acted))

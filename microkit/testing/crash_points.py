@@ -32,9 +32,12 @@ AFTER: Final = "after"
 _WRITES: Final = re.compile(
     r'\b(?:INSERT(?: OR \w+)? INTO|(?<!FOR )(?<!DO )UPDATE|DELETE FROM)\s+"?(\w+)"?', re.IGNORECASE
 )
-_CHANGED: Final = (
-    "SELECT relname FROM pg_stat_xact_user_tables WHERE n_tup_ins + n_tup_upd + n_tup_del > 0 ORDER BY relname"
-)
+_CHANGED: Final = """
+SELECT relname FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+WHERE pid = pg_backend_pid() AND mode = 'RowExclusiveLock' AND relkind IN ('r', 'p')
+  AND pg_current_xact_id_if_assigned() IS NOT NULL
+ORDER BY relname
+"""
 # What differs from run to run in a URL's path: ids, hashes, addresses, numbers.
 _VARIES: Final = re.compile(r"^(?:\d+|[0-9a-f-]{32,}|[A-Z0-9]{40,}|[\w.-]{64,})$")
 
@@ -183,7 +186,7 @@ class Commits:
             with self._around(self._tables(adapted), dialect):
                 commit(adapted)
 
-        dialect.do_commit = do_commit  # type: ignore[method-assign]  # of this one engine
+        dialect.do_commit = do_commit  # type: ignore[method-assign, assignment]  # of this one engine
 
     @contextmanager
     def _around(self, tables: Sequence[str], dialect: Dialect) -> Iterator[None]:

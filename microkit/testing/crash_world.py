@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from microkit.servers.ports import free_ports
 from microkit.service import Service
 from microkit.settings import ServiceSettings
 from microkit.system import RunningSystem, System
+from microkit.testing.crash_points import Watch, WatchedBus
 from microkit.testing.postgres import Cluster
 from microkit.testing.system import SystemUnderTest
 
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 _LOOK: Final = 0.5
 _SLOWEST_LOOK: Final = 10.0
+_SETTLED: Final = 0.1
 _QUIET: Final[Mapping[str, object]] = {"access_log": False, "trace_sampling": 0.0}
 
 
@@ -88,7 +90,9 @@ class Place:
     """Where all runs take place, one after the other: a folder with SQLite files, or databases on ``postgres``."""
 
     def __init__(self, folder: Path, postgres: Cluster | None) -> None:
-        self._folder = folder / "now"
+        self.folder = folder / "now"
+        self.given: dict[str, dict[str, object]] = {}
+        """What is chosen for the services: their ports, and their databases where these are no files."""
         self._arranged = folder / "arranged"
         self._postgres = postgres
         self._tag = f"crash_{uuid4().hex[:8]}"
@@ -97,20 +101,19 @@ class Place:
 
     def world(self, what: System | Service, settings: Mapping[str, Mapping[str, object]]) -> World:
         """The system in this place, whose databases are as they were left. Its settings are read once, for all runs."""
-        system = what if isinstance(what, System) else System(what.name, [what])
+        system = system_of(what)
         if not self._settings:
-            self._settings = self._chosen(system, settings)
-        return World(system, self._settings, self._folder)
+            self.given = self._given(system)
+            self._settings = settled(system, self.folder, self.given, settings)
+        return World(system, self._settings, self.folder)
 
-    def _chosen(self, system: System, settings: Mapping[str, Mapping[str, object]]) -> dict[str, ServiceSettings]:
+    def _given(self, system: System) -> dict[str, dict[str, object]]:
         given: dict[str, dict[str, object]] = {}
         for service, port in zip(system.services, free_ports(len(system.services)), strict=True):
-            given[service.name] = {"port": port, **_QUIET, **settings.get(service.name, {})}
+            given[service.name] = {"port": port}
             if self._postgres is not None and service.declared.stores:
                 given[service.name]["database_url"] = self._postgres.url(self._made(service.name))
-        return chosen_settings(
-            system.name, system.services, system.issuer, Surroundings(self._folder, IN_MEMORY), given
-        )
+        return given
 
     def _made(self, service: str) -> str:
         name = f"{self._tag}_{service}"
@@ -120,14 +123,14 @@ class Place:
 
     def keep(self) -> None:
         """As it is now, all runs begin."""
-        self._folder.rename(self._arranged)
+        self.folder.rename(self._arranged)
         for name in self._databases:
             self._psql(f'ALTER DATABASE "{name}" RENAME TO "{name}_arranged"')
 
     def renew(self) -> None:
         """Makes it what it was when it was kept."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        shutil.copytree(self._arranged, self._folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self._arranged, self.folder)
         for name in self._databases:
             self._psql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             self._psql(f'CREATE DATABASE "{name}" TEMPLATE "{name}_arranged"')
@@ -140,6 +143,24 @@ class Place:
     def _psql(self, command: str) -> None:
         if self._postgres is not None:
             self._postgres.psql(command)
+
+
+def system_of(what: System | Service) -> System:
+    return what if isinstance(what, System) else System(what.name, [what])
+
+
+def settled(
+    system: System,
+    folder: Path,
+    given: Mapping[str, Mapping[str, object]],
+    settings: Mapping[str, Mapping[str, object]],
+) -> dict[str, ServiceSettings]:
+    """The settings of all services, of which ``given`` and a scenario's ``settings`` win over the environment."""
+    all_given = {
+        service.name: {**_QUIET, **given.get(service.name, {}), **settings.get(service.name, {})}
+        for service in system.services
+    }
+    return chosen_settings(system.name, system.services, system.issuer, Surroundings(folder, IN_MEMORY), all_given)
 
 
 async def rest(world: SystemUnderTest, bus: Bus, *, within: float) -> None:
@@ -184,3 +205,25 @@ async def _left_in(database: Database) -> list[str]:
         events = await tx.scalar(sa.select(sa.func.count()).select_from(outbox).where(outbox.c.state < 2))
     left = [f"saga {name} {saga_id} is at {step}" for name, saga_id, step in sagas]
     return [*left, f"{events} events wait in the outbox"] if events else left
+
+
+@dataclass(frozen=True, slots=True)
+class Played(Generic[T]):
+    """A scenario in its place, with what was arranged."""
+
+    scenario: CrashScenario[T]
+    arranged: T
+    world: World
+    within: float
+
+    async def live(self, watch: Watch, bus: WatchedBus, acted: Callable[[], None] | None) -> None:
+        """One life of the system: what is asked of it, unless ``acted`` is ``None``, rest, and the invariant."""
+        async with self.world.alive(bus) as running:
+            await asyncio.sleep(_SETTLED)  # until all has been done that a start does by itself
+            watch.see(running.running.instances)
+            if acted is not None:
+                await self.scenario.act(running, self.arranged)
+                acted()
+            await rest(running, bus, within=self.within)
+            watch.on = False
+            await self.scenario.invariant(running, self.arranged)

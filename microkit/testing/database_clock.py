@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
+from unittest import mock
 
 from sqlalchemy.util import await_
 
@@ -54,6 +56,33 @@ def bring_to(connection: Any, info: MutableMapping[Any, Any], skipped: float) ->
         return  # SQLite's functions run in this process, and look for themselves
     await_(connection.driver_connection.execute(f"SET {_SKIPPED} = '{skipped!r}'"))
     info[_SKIPPED] = skipped
+
+
+@contextmanager
+def alone(begin: Callable[[object], None], end: Callable[[object], None]) -> Iterator[None]:
+    """Tells of the work of asyncpg's connections that are in no pool: those that hear other processes."""
+    try:
+        import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415  an extra, of no known type
+    except ImportError:
+        yield
+        return
+
+    def told(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            worker = object()
+            begin(worker)
+            try:
+                return await function(*arguments, **options)
+            finally:
+                end(worker)
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, names in ((asyncpg, ["connect"]), (asyncpg.Connection, ["execute", "add_listener", "close"])):
+            for name in names:
+                stack.enter_context(mock.patch.object(owner, name, told(getattr(owner, name))))
+        yield
 
 
 def _is_sqlite(connection: Any) -> bool:
