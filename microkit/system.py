@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from microkit.bus.connect import connect
 from microkit.bus.memory import MemoryBus
 from microkit.bus.port import Bus
+from microkit.db import Database
 from microkit.db.server import DatabaseServer
 from microkit.declared import topics_of
 from microkit.development import IN_MEMORY, Surroundings, chosen_settings, own_databases
@@ -25,10 +26,27 @@ from microkit.errors import ConfigurationError, DefinitionError, MicrokitError
 from microkit.instance import Instance
 from microkit.redaction import redact_text
 from microkit.service import Service
+from microkit.settings import ServiceSettings
 from microkit.telemetry import TraceRing
 
 Watch = Callable[[str, str], None]
 """Told a service's name and its new state: ``starting``, ``ready``, ``stopping``, ``stopped`` or ``failed``."""
+
+
+class Seeded(Protocol):
+    """A running system as demo data goes into it: in this process or in many."""
+
+    @property
+    def urls(self) -> Mapping[str, str]:
+        """Where each service listens."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, ServiceSettings]: ...
+    @property
+    def databases(self) -> Mapping[str, Database]:
+        """By service; those that have one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +61,7 @@ class System:
     name: str
     services: Sequence[Service]
     issuer: str | None = None
-    seed: Callable[[RunningSystem], Awaitable[Mapping[str, str]]] | None = None
+    seed: Callable[[Seeded], Awaitable[Mapping[str, str]]] | None = None
     story: Callable[[Any], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +141,17 @@ class RunningSystem:
     def urls(self) -> dict[str, str]:
         """Where each service listens."""
         return {name: instance.url for name, instance in self.instances.items()}
+
+    @property
+    def settings(self) -> dict[str, ServiceSettings]:
+        """The settings of each service."""
+        return {name: instance.settings for name, instance in self.instances.items()}
+
+    @property
+    def databases(self) -> dict[str, Database]:
+        """The database of each service that has one."""
+        found = {name: instance.parts.database for name, instance in self.instances.items()}
+        return {name: database for name, database in found.items() if database is not None}
 
     async def failure(self) -> MicrokitError:
         """Waits until an instance can no longer do its work, and says which and why."""

@@ -40,7 +40,7 @@ ServiceArgument = Annotated[str, typer.Argument(metavar="SERVICE", help="The ser
 
 
 @app.command(epilog="Example: microkit up reference.billpay.system:system --seed")
-def up(
+def up(  # noqa: PLR0913  the options of a command
     system: SystemArgument = None,
     *,
     seed: Annotated[bool, typer.Option("--seed", help="Fill in demo data and print credentials that work.")] = False,
@@ -62,6 +62,14 @@ def up(
             show_default=False,
         ),
     ] = None,
+    real: Annotated[
+        bool,
+        typer.Option(
+            "--real",
+            help="Start PostgreSQL and a broker (Valkey, or Kafka with --bus kafka), and run each service as a process "
+            "of its own. --databases and --bus URL name servers of yours in their place.",
+        ),
+    ] = False,
     port_offset: Annotated[int, typer.Option(help="Added to each service's port.", min=0, max=60000)] = 0,
     console_port: Annotated[int, typer.Option(help="The console's port, before the offset.", min=0, max=65535)] = 3900,
     json: JsonOption = False,
@@ -70,6 +78,20 @@ def up(
 
     Ends with ^C or SIGTERM, after the work under way is done; a second ^C ends at once.
     """
+    if real:
+        from microkit.cli.up_real import UpReal  # noqa: PLC0415
+
+        UpReal(
+            system,
+            folder=folder,
+            seed=seed,
+            bus="redis" if bus == "memory://" else bus,
+            databases=databases,
+            scale={},
+            console_port=console_port,
+            json=json,
+        ).run()
+        return
     from microkit.cli.up import Up  # noqa: PLC0415
 
     Up(
@@ -82,6 +104,18 @@ def up(
         console_port=console_port,
         json=json,
     ).run()
+
+
+@app.command(epilog="Example: BILLING_PORT=8080 microkit run billing")
+def run(service: ServiceArgument, *, system: SystemOption = None) -> None:
+    """Run one service as a process of its own, as in production: its settings say where it listens and on what.
+
+    Ends with SIGTERM or ^C, after the work under way is done; a second one ends at once. Exits with 1 if the service
+    cannot start, or cannot go on.
+    """
+    from microkit.cli.run import run as run_service  # noqa: PLC0415
+
+    run_service(service, system)
 
 
 @app.command(epilog="Example: microkit demo --json | jq .ok")

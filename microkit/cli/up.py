@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvloop
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from microkit.cli.announcement import Announcement
 from microkit.cli.folder import Note, noted, sole_use
 from microkit.cli.load import load_system
+from microkit.cli.signals import on_signals
 from microkit.console.api import api
+from microkit.console.here import Here
 from microkit.errors import ConfigurationError, MicrokitError
-from microkit.redaction import redact_text
 from microkit.system import RunningSystem, System
 from microkit.telemetry.logs import configure
 from microkit.web import Limits, Server
@@ -80,7 +78,7 @@ class Up:
 
     async def _main(self) -> None:
         stop = asyncio.Event()
-        _on_signals(stop)
+        on_signals(stop)
         began = time.monotonic()
         async with (
             self._system.running(
@@ -104,7 +102,7 @@ class Up:
     async def _console(self, running: RunningSystem) -> AsyncIterator[str]:
         """The console's URL while it is served."""
         port = self._console_port + self._offset if self._console_port else 0
-        server = Server(api(running), _HOST, port, limits=Limits())
+        server = Server(api(Here(running)), _HOST, port, limits=Limits())
         try:
             await server.start()
         except ConfigurationError as error:
@@ -116,52 +114,17 @@ class Up:
 
     def _announce(self, running: RunningSystem, console: str, seconds: float, credentials: Mapping[str, str]) -> None:
         services = [
-            {"name": name, "url": running.urls[name], "state": str(instance.health.state)}
+            {"name": name, "url": instance.url, "state": str(instance.health.state)}
             for name, instance in running.instances.items()
         ]
+        announcement = Announcement(
+            running.name, self._folder, console, running.bus_url, seconds, services,
+            databases=self._databases, credentials=credentials if self._seed else None,
+        )  # fmt: skip
         if self._json:
-            document: dict[str, Any] = {
-                "system": running.name,
-                "folder": str(self._folder),
-                "console": console,
-                "bus": running.bus_url,
-                "ready_seconds": round(seconds, 3),
-                "services": services,
-            }
-            if self._seed:
-                document["credentials"] = dict(credentials)
-            sys.stdout.write(json.dumps(document) + "\n")
-            sys.stdout.flush()
-            return
-        self._print_tables(running, services, console, seconds, credentials)
-
-    def _print_tables(
-        self,
-        running: RunningSystem,
-        services: list[dict[str, str]],
-        console: str,
-        seconds: float,
-        credentials: Mapping[str, str],
-    ) -> None:
-        table = Table(title=f"{running.name}: ready in {seconds:.1f} s", title_justify="left")
-        for heading in ("service", "URL", "state"):
-            table.add_column(heading)
-        for service in services:
-            table.add_row(service["name"], service["url"], f"[green]{service['state']}[/]")
-        table.add_row("[dim]console[/]", f"[dim]{console}[/]", "")
-        table.add_row("[dim]bus[/]", f"[dim]{escape(running.bus_url)}[/]", "")
-        self._out.print(table)
-        if credentials:
-            given = Table(title="Demo credentials, for this machine only", title_justify="left")
-            given.add_column("name")
-            given.add_column("password")
-            for name, password in credentials.items():
-                given.add_row(name, password)
-            self._out.print(given)
-        where = f"Databases in [bold]{self._folder}[/]"
-        if self._databases is not None:
-            where = f"Databases on [bold]{escape(redact_text(self._databases))}[/], keys in [bold]{self._folder}[/]"
-        self._out.print(f"{where}. In another terminal: [bold]microkit demo[/]. ^C ends.")
+            announcement.write_json()
+        else:
+            announcement.print_tables(self._out)
 
     def _say(self, sentence: str) -> None:
         if not self._json:
@@ -182,17 +145,3 @@ async def _first(stop: asyncio.Event, running: RunningSystem) -> MicrokitError |
 def _ports(system: System, offset: int) -> dict[str, int]:
     """Nothing without an offset: then each service's settings decide."""
     return {service.name: service.declared.port + offset for service in system.services} if offset else {}
-
-
-def _on_signals(stop: asyncio.Event) -> None:
-    """The first SIGINT or SIGTERM sets ``stop``; the second cancels the current task, wherever it is."""
-    loop = asyncio.get_running_loop()
-    main = asyncio.current_task()
-
-    def on_signal() -> None:
-        if stop.is_set() and main is not None:
-            main.cancel()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)

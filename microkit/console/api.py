@@ -15,19 +15,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from microkit.console import desk_api, observe
-from microkit.console.desk import Desk, LocalDesk, Post
+from microkit.console.desk import LocalDesk
 from microkit.console.observe import Observed
-from microkit.declared import topics_of
 
 DEFAULT_PORT = 3900
 
 
-def api(system: Observed) -> Starlette:
-    """The ASGI app. It has no log-in, so it must listen on the loopback only, and answers to no other host name: a web
-    page that points its own name at 127.0.0.1 reads nothing."""
+def api(system: Observed, *more: Route) -> Starlette:
+    """The ASGI app, with ``more`` routes beside its own.
+
+    It has no log-in, so it must listen on the loopback only, and answers to no other host name: a web page that points
+    its own name at 127.0.0.1 reads nothing.
+    """
 
     async def services(request: Request) -> Any:
-        return {"system": system.name, "services": await observe.services(system)}
+        return {"system": system.name, "services": await system.services()}
 
     async def traces(request: Request) -> Any:
         return {"traces": observe.recent_traces(system)}
@@ -56,25 +58,10 @@ def api(system: Observed) -> Starlette:
             Route("/events", _json(events)),
             Route("/sagas", _json(sagas)),
             Route("/sagas/{saga_id}", _json(saga)),
-            *desk_api.routes(lambda: desk_of(system)),
+            *desk_api.routes(lambda: LocalDesk(system.posts)),
+            *more,
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])],
-    )
-
-
-def desk_of(system: Observed) -> Desk:
-    """The desk over a running system."""
-    return LocalDesk(
-        [
-            Post(
-                name,
-                instance.parts.bus,
-                instance.parts.database,
-                {group: topics_of(listeners) for group, listeners in instance.declared.groups().items()},
-            )
-            for name, instance in system.instances.items()
-            if instance.declared.stores
-        ]
     )
 
 

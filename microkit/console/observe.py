@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -10,9 +10,9 @@ import orjson
 import sqlalchemy as sa
 
 from microkit.bus.letter import REDRIVE_GROUP
+from microkit.console.desk import Document, Post
 from microkit.db import Database
 from microkit.errors import NotFound
-from microkit.instance import Instance
 from microkit.outbox import tables as outbox_tables
 from microkit.page import MAX_PAGE, PageRequest
 from microkit.saga.view import SagaStory, list_sagas, show_saga
@@ -36,33 +36,20 @@ class Observed(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def instances(self) -> Mapping[str, Instance]: ...
-    @property
-    def urls(self) -> Mapping[str, str]: ...
-    @property
     def ring(self) -> TraceRing: ...
+    @property
+    def databases(self) -> Mapping[str, Database]:
+        """By service."""
+        ...
 
+    @property
+    def posts(self) -> Sequence[Post]:
+        """Where the services' events are."""
+        ...
 
-Document = dict[str, Any]
-
-
-async def services(system: Observed) -> list[Document]:
-    """Each service with its URL, its state and its parts."""
-    found = []
-    for name, instance in system.instances.items():
-        reports = await instance.health.report()
-        found.append(
-            {
-                "name": name,
-                "url": system.urls[name],
-                "state": str(instance.health.state),
-                "parts": {
-                    part: {"up": report.up, "critical": report.critical, **report.details}
-                    for part, report in reports.items()
-                },
-            }
-        )
-    return found
+    async def services(self) -> list[Document]:
+        """Each running copy of a service with its URL, its state and its parts."""
+        ...
 
 
 def trace(system: Observed, trace_id: str) -> Document:
@@ -106,7 +93,7 @@ def _span(span: RecordedSpan) -> Document:
 async def events(system: Observed, trace_id: str | None) -> list[Document]:
     """The latest events that the services published, of one trace or of all, by their time."""
     found: list[Document] = []
-    for service, database in _databases(system).items():
+    for service, database in system.databases.items():
         table = outbox_tables.outbox
         async with database.transaction(read_only=True) as tx:
             rows = (await tx.execute(sa.select(table).order_by(table.c.seq.desc()).limit(MOST_ROWS))).mappings()
@@ -137,7 +124,7 @@ def _event(service: str, row: Mapping[str, Any]) -> Document:
 async def sagas(system: Observed, trace_id: str | None) -> list[Document]:
     """The latest sagas with their steps, of one trace or of all."""
     found: list[Document] = []
-    for service, database in _databases(system).items():
+    for service, database in system.databases.items():
         async with database.transaction(read_only=True) as tx:
             latest = (await list_sagas(tx, PageRequest(limit=MAX_PAGE))).items
             wanted = [saga.id for saga in latest if trace_id is None or saga.trace_id == trace_id]
@@ -147,7 +134,7 @@ async def sagas(system: Observed, trace_id: str | None) -> list[Document]:
 
 async def saga(system: Observed, saga_id: UUID) -> Document | None:
     """One saga with its steps."""
-    for service, database in _databases(system).items():
+    for service, database in system.databases.items():
         async with database.transaction(read_only=True) as tx:
             try:
                 return _saga(service, await show_saga(tx, saga_id))
@@ -162,8 +149,3 @@ def _saga(service: str, story: SagaStory) -> Document:
 
 def _of_trace(headers: Any, trace_id: str) -> bool:
     return trace_id in str(headers.get("traceparent", "")) if isinstance(headers, Mapping) else False
-
-
-def _databases(system: Observed) -> dict[str, Database]:
-    found = {name: instance.parts.database for name, instance in system.instances.items()}
-    return {name: database for name, database in found.items() if database is not None}

@@ -91,7 +91,7 @@ class ServerProcess(ABC):
                 group=account,
                 extra_groups=None if account is None else [],
                 start_new_session=True,  # ^C in the terminal is for whoever started it
-                preexec_fn=_ends_with_parent(self.end_by),  # noqa: PLW1509  one system call, found before the fork
+                preexec_fn=ends_with_parent(self.end_by),  # noqa: PLW1509  one system call, found before the fork
             )
         until = time.monotonic() + PATIENCE
         while not self._is_up():
@@ -141,7 +141,7 @@ class ServerProcess(ABC):
         return False
 
 
-def _ends_with_parent(by: signal.Signals) -> Callable[[], None] | None:
+def ends_with_parent(by: signal.Signals) -> Callable[[], None] | None:
     """What has the kernel send ``by`` to the new process when ours ends (prctl(2), PR_SET_PDEATHSIG)."""
     if sys.platform != "linux":
         return None

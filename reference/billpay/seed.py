@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 
 from microkit.errors import ConfigurationError, MicrokitError
-from microkit.system import RunningSystem
+from microkit.system import Seeded
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
 from reference.billpay.user.passwords import Passwords
 from reference.billpay.user.service import first_admin
@@ -67,16 +67,16 @@ class Client:
             return answer
 
 
-async def seed(system: RunningSystem) -> Mapping[str, str]:
+async def seed(system: Seeded) -> Mapping[str, str]:
     """Fills in what is missing; returns passwords by e-mail address.
 
     Raises:
         ConfigurationError: a service runs with production settings.
     """
-    for instance in system.instances.values():
-        if instance.settings.environment == "production":
-            raise ConfigurationError(f"{instance.name} has production settings: demo data does not belong there")
-    await first_admin(system.instances["user"].database, Passwords(), *ADMIN)
+    for name, settings in system.settings.items():
+        if settings.environment == "production":
+            raise ConfigurationError(f"{name} has production settings: demo data does not belong there")
+    await first_admin(system.databases["user"], Passwords(), *ADMIN)
     async with aiohttp.ClientSession() as session:
         client = Client(session, system.urls["gateway"])
         tokens = await asyncio.gather(*(person(client, email, name, word) for (email, name), word in PEOPLE.items()))

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from microkit.console.api import api
+from microkit.console.here import Here
 from microkit.console.story import Silent, Story
 from microkit.system import RunningSystem
 from microkit.testing.system import run_system
@@ -48,7 +49,7 @@ async def get(client: aiohttp.ClientSession, url: str, headers: dict[str, str] |
 
 
 async def test_the_story_holds(billpay: RunningSystem) -> None:
-    console = Server(api(billpay))
+    console = Server(api(Here(billpay)))
     await console.start()
     try:
         async with Story(billpay.urls, console.url, Silent()) as told:

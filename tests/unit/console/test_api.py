@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from microkit.console.api import api
-from microkit.instance import Instance
+from microkit.console.desk import Document, Post
+from microkit.db import Database
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.web import Server
 
@@ -22,9 +23,12 @@ class Quiet:
     """A system without services."""
 
     name: str = "quiet"
-    instances: Mapping[str, Instance] = field(default_factory=dict)
-    urls: Mapping[str, str] = field(default_factory=dict)
     ring: TraceRing = field(default_factory=TraceRing)
+    databases: Mapping[str, Database] = field(default_factory=dict)
+    posts: Sequence[Post] = ()
+
+    async def services(self) -> list[Document]:
+        return []
 
 
 @pytest.fixture

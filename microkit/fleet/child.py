@@ -1,0 +1,143 @@
+"""One copy of a service in a process of its own, started again when it ends unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import aiohttp
+
+from microkit.errors import ConfigurationError
+from microkit.fleet.copies import Copy
+from microkit.servers.process import ends_with_parent
+
+Say = Callable[[str, str], None]
+"""Told the name of a process and a line of its log, without the line break."""
+
+_READY: Final = "/health/ready"
+_POLL: Final = 0.05
+_LONGEST_PAUSE: Final = 10.0
+_STEADY: Final = 30.0
+"""Seconds after which a process that ends has not failed to start."""
+_LINE_LIMIT: Final = 256 * 1024
+
+
+class Child:
+    """Supervises the process of ``copy``. ``system`` is what the process loads: module and variable."""
+
+    def __init__(self, copy: Copy, system: str, say: Say) -> None:
+        self.copy = copy
+        self.restarts = 0
+        """How often it was started again."""
+        self._system = system
+        self._say = say
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._last: deque[str] = deque(maxlen=5)
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process, while there is one."""
+        process = self._process
+        return None if process is None or process.returncode is not None else process.pid
+
+    async def start(self, session: aiohttp.ClientSession, within: float) -> None:
+        """Starts the process; returns when the service is ready.
+
+        Raises:
+            ConfigurationError: it ended, or was not ready ``within`` so many seconds; with the last lines of its log.
+        """
+        reading = await self._spawn()
+        until = time.monotonic() + within
+        while not await is_ready(session, self.copy.url):
+            ended = self._process is None or self._process.returncode is not None
+            if ended or time.monotonic() > until:
+                await self._end(signal.SIGKILL, 0)
+                await reading
+                last = " / ".join(self._last)[-2000:]
+                raise ConfigurationError(f"{self.copy.name} does not start: {last or 'it said nothing'}")
+            await asyncio.sleep(_POLL)
+        self._supervisor = asyncio.create_task(self._supervise(reading))
+
+    async def stop(self, within: float) -> None:
+        """Has it drain and end; what is not over ``within`` so many seconds is killed."""
+        self._stopping.set()
+        await self._end(signal.SIGTERM, within)
+        if self._supervisor is not None:
+            await self._supervisor
+
+    async def _spawn(self) -> asyncio.Task[None]:
+        self._last.clear()
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "microkit", "run", self.copy.service, "--system", self._system,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **self.copy.environment},
+            limit=_LINE_LIMIT,
+            start_new_session=True,  # ^C in the terminal is for whoever started it
+            preexec_fn=ends_with_parent(signal.SIGTERM),
+        )  # fmt: skip
+        return asyncio.create_task(self._read(process))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None  # noqa: S101  it has a pipe
+        while True:
+            try:
+                raw = await process.stdout.readline()
+            except ValueError:  # longer than the limit: what was read of it is gone, the rest follows
+                continue
+            if not raw:
+                return
+            line = raw.decode("utf-8", "replace").rstrip("\n")
+            self._last.append(line)
+            self._say(self.copy.name, line)
+
+    async def _supervise(self, reading: asyncio.Task[None]) -> None:
+        pause = 0.5
+        while True:
+            assert self._process is not None  # noqa: S101  it was started
+            began = time.monotonic()
+            code = await self._process.wait()
+            await reading
+            if self._stopping.is_set():
+                return
+            pause = 0.5 if code == 0 or time.monotonic() - began > _STEADY else min(_LONGEST_PAUSE, pause * 2)
+            # One that was told to end by somebody else is replaced at once: that is a step of a rolling restart.
+            wait = 0.0 if code in (0, -signal.SIGKILL) else pause
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            self._say(self.copy.name, f"the process {how}; a new one is started{f' in {wait:g} s' if wait else ''}")
+            try:
+                await asyncio.wait_for(self._stopping.wait(), wait)
+            except TimeoutError:
+                reading = await self._spawn()
+                self.restarts += 1
+            else:
+                return
+
+    async def _end(self, by: signal.Signals, within: float) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(by)
+        try:
+            await asyncio.wait_for(process.wait(), within)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+    """Whether a service says that it is ready."""
+    try:
+        async with session.get(url + _READY) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

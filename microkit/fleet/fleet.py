@@ -1,0 +1,181 @@
+"""A system in many processes on real servers, in the order in which it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import aiohttp
+
+from microkit.db.server import DatabaseServer
+from microkit.development import Surroundings, chosen_settings, own_databases
+from microkit.errors import ConfigurationError
+from microkit.fleet.child import Child, Say
+from microkit.fleet.copies import Copy, copies_of
+from microkit.gateway import Gateway
+from microkit.servers.kafka import KafkaServer
+from microkit.servers.postgres import PostgresServer
+from microkit.servers.process import ServerProcess
+from microkit.servers.valkey import ValkeyServer
+from microkit.settings import ServiceSettings
+from microkit.system import System
+
+STARTING: Final = 60.0
+"""Seconds that a process may take until it is ready."""
+
+_WATCH: Final = 0.5
+
+BusKind = Literal["redis", "kafka"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a fleet is made of. ``bus`` is the kind of broker that is started, unless ``bus_url`` names one;
+    ``databases`` is the URL of a PostgreSQL server in place of one that is started. ``scale`` is how many copies a
+    service has, one where it says nothing; ``given`` are settings, by service, that win over everything."""
+
+    folder: Path
+    bus: BusKind = "redis"
+    bus_url: str | None = None
+    databases: str | None = None
+    scale: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    shared: Mapping[str, object] = field(default_factory=dict)
+    """Settings of all services, by field."""
+
+
+class Fleet:
+    """A running system of processes. Made by :meth:`running`."""
+
+    def __init__(
+        self,
+        system: System,
+        settings: Mapping[str, ServiceSettings],
+        servers: Mapping[str, ServerProcess],
+        children: list[Child],
+        say: Say,
+    ) -> None:
+        self.system = system
+        self.settings = settings
+        self.servers = servers
+        """The servers that are ours, by name: ``postgresql``, ``redis``, ``kafka``."""
+        self.children = children
+        self._say = say
+
+    @property
+    def name(self) -> str:
+        return self.system.name
+
+    @property
+    def databases_url(self) -> str | None:
+        """Of our own PostgreSQL, if it is ours."""
+        server = self.servers.get("postgresql")
+        return server.url if isinstance(server, PostgresServer) else None
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Where the first copy of each service listens."""
+        return {child.copy.service: child.copy.url for child in self.children if child.copy.number == 1}
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, system: System, reference: str, wanted: Wanted, say: Say) -> AsyncIterator[Fleet]:
+        """Starts everything; ends it in order when the block ends. ``say`` is given every line that a process logs.
+
+        Raises:
+            ConfigurationError: something does not start. What had been started is ended again.
+        """
+        async with AsyncExitStack() as owned:
+            servers = _servers(wanted)
+            for server in servers.values():
+                server.start()  # in this thread: the kernel ties a server's life to the thread that made it
+                owned.callback(server.stop)
+            settings = await _prepared(system, wanted, servers)
+            copies = copies_of(system.services, settings, wanted.scale, wanted.shared)
+            fleet = cls(system, settings, servers, [Child(copy, reference, say) for copy in copies], say)
+            owned.push_async_callback(fleet._stop)
+            session = await owned.enter_async_context(
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), trust_env=False)
+            )
+            await fleet._start(session)
+            watching = asyncio.create_task(fleet._watch_servers())
+            owned.callback(watching.cancel)
+            yield fleet
+
+    async def _start(self, session: aiohttp.ClientSession) -> None:
+        # First copies first: each brings its database up to date, and the others find it so.
+        for first in (True, False):
+            starting = [child.start(session, STARTING) for child in self.children if (child.copy.number == 1) is first]
+            ended = await asyncio.gather(*starting, return_exceptions=True)
+            failed = [error for error in ended if isinstance(error, BaseException)]
+            for error in failed:
+                if not isinstance(error, ConfigurationError):
+                    raise error
+            if failed:
+                raise ConfigurationError("\n".join(str(error) for error in failed))
+
+    async def _stop(self) -> None:
+        """The gateway first, so that nothing new comes in; then all others at once."""
+        door = {service.name for service in self.system.services if _is_gateway(service.declared.mounts)}
+        for outer in (True, False):
+            ending = [child for child in self.children if (child.copy.service in door) is outer]
+            await asyncio.gather(*(child.stop(self._patience(child.copy)) for child in ending))
+
+    def _patience(self, copy: Copy) -> float:
+        """Seconds that a process may take to drain: its phases, each bounded by its own settings."""
+        settings = self.settings[copy.service]
+        return settings.drain_delay + 3 * settings.shutdown_timeout + 5
+
+    async def _watch_servers(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH)
+            for name, server in self.servers.items():
+                if not server.running:
+                    self._say(name, f"{server.name} has ended; it is started again")
+                    try:
+                        server.start()
+                    except ConfigurationError as error:
+                        self._say(name, str(error))
+
+
+def _is_gateway(mounts: object) -> bool:
+    return isinstance(mounts, list) and any(isinstance(mount.app, Gateway) for mount in mounts)
+
+
+def _servers(wanted: Wanted) -> dict[str, ServerProcess]:
+    found: dict[str, ServerProcess] = {}
+    makers: dict[str, Callable[[Path], ServerProcess]] = {}
+    if wanted.databases is None:
+        makers["postgresql"] = PostgresServer
+    if wanted.bus_url is None:
+        makers[wanted.bus] = _kafka if wanted.bus == "kafka" else _valkey
+    for name, make in makers.items():
+        folder = (wanted.folder / name).resolve()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found[name] = make(folder)
+    return found
+
+
+def _kafka(folder: Path) -> ServerProcess:
+    return KafkaServer(folder, durable=True)
+
+
+def _valkey(folder: Path) -> ServerProcess:
+    return ValkeyServer(folder, durable=True)
+
+
+async def _prepared(
+    system: System, wanted: Wanted, servers: Mapping[str, ServerProcess]
+) -> Mapping[str, ServiceSettings]:
+    """The settings of every service, with its database made."""
+    postgres, broker = servers.get("postgresql"), servers.get(wanted.bus)
+    databases = DatabaseServer(postgres.url if isinstance(postgres, PostgresServer) else wanted.databases or "")
+    bus = broker.url if isinstance(broker, ValkeyServer | KafkaServer) else wanted.bus_url or ""
+    around = Surroundings(wanted.folder, bus, databases)
+    settings = chosen_settings(system.name, system.services, system.issuer, around, wanted.given)
+    await databases.make(own_databases(databases, system.name, system.services, settings))
+    return settings
