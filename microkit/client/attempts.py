@@ -88,7 +88,10 @@ class Attempts:
         number = 1
         while True:
             try:
-                attempt = await self._one(call, tried)
+                if call.policy.hedge_after is None:
+                    attempt = await self._at_one(call, tried)
+                else:
+                    attempt = await self._hedged(call, call.policy.hedge_after, tried)
             except Unavailable:
                 if last is None:
                     raise
@@ -138,10 +141,7 @@ class Attempts:
             return None
         return pause if time.monotonic() + pause < call.deadline else None
 
-    async def _one(self, call: Call, tried: tuple[Instance, ...]) -> Attempt:
-        delay = call.policy.hedge_after
-        if delay is None:
-            return await self._at_one(call, tried, [])
+    async def _hedged(self, call: Call, delay: float | str, tried: tuple[Instance, ...]) -> Attempt:
         latency = call.latency
         after = delay if isinstance(delay, float) else latency.p95 if latency is not None else 0.0
         asked: list[Instance] = []
@@ -157,47 +157,50 @@ class Attempts:
             call.span.add_event("hedge", {"won": second_won, "instances": [instance.url for instance in asked]})
         return attempt
 
-    async def _at_one(self, call: Call, tried: tuple[Instance, ...], asked: list[Instance]) -> Attempt:
+    async def _at_one(self, call: Call, tried: tuple[Instance, ...], asked: list[Instance] | None = None) -> Attempt:
         """One attempt at one instance, which is noted in ``asked``."""
         chosen = await self._upstream.pick(tried)
         instance = chosen.instance
-        asked.append(instance)
+        if asked is not None:
+            asked.append(instance)
         call.span.set_attribute("server.address", instance.host)
         if instance.port is not None:
             call.span.set_attribute("server.port", instance.port)
         outcome = Outcome.LEFT
         began = time.monotonic()
-        limit = call.policy.attempt_timeout
         try:
-            if limit is None:
-                answer = await self._exchange.ask(call.wire, instance.url)
-            else:
-                async with asyncio.timeout(limit):
-                    answer = await self._exchange.ask(call.wire, instance.url)
+            answer = await self._ask(call, instance)
             outcome = outcome_of(answer.status, answer.retry_after)
             return Attempt(instance, answer)
-        except AnswerTooBig as error:
-            outcome = Outcome.ANSWERED
-            return Attempt(instance, None, error, "too-big")
-        except NOT_SENT as error:
-            outcome = Outcome.FAILED
-            said = Unavailable(f"{self._service} cannot be reached: {why_not_sent(error)}")
-            return Attempt(instance, None, said, "connect", sent=False)
-        except TimeoutError:
-            outcome = Outcome.FAILED
-            late = DeadlineExceeded(f"{self._service} did not answer {call.name} within {limit or 0.0:.3g} s")
-            return Attempt(instance, None, late, "timeout")
-        except (aiohttp.ClientError, ConnectionError) as error:
-            outcome = Outcome.FAILED
-            lost = BadGateway(f"{self._service} broke off its answer: {type(error).__name__}")
-            lost.__cause__ = error
-            return Attempt(instance, None, lost, "broken")
         except asyncio.CancelledError:
             now = time.monotonic()
             if now >= call.deadline and now - began >= call.policy.fair:
                 outcome = Outcome.FAILED  # it had its time
             raise
+        except (aiohttp.ClientError, OSError, AnswerTooBig) as error:  # a TimeoutError is an OSError
+            outcome = Outcome.ANSWERED if isinstance(error, AnswerTooBig) else Outcome.FAILED
+            return self._failed(call, instance, error)
         finally:
             chosen.done(outcome)
             if call.latency is not None and outcome is Outcome.ANSWERED:
                 call.latency.add(time.monotonic() - began)
+
+    async def _ask(self, call: Call, instance: Instance) -> WireAnswer:
+        if call.policy.attempt_timeout is None:
+            return await self._exchange.ask(call.wire, instance.url)
+        async with asyncio.timeout(call.policy.attempt_timeout):
+            return await self._exchange.ask(call.wire, instance.url)
+
+    def _failed(self, call: Call, instance: Instance, error: Exception) -> Attempt:
+        if isinstance(error, AnswerTooBig):
+            return Attempt(instance, None, error, "too-big")
+        if isinstance(error, NOT_SENT):
+            said = Unavailable(f"{self._service} cannot be reached: {why_not_sent(error)}")
+            return Attempt(instance, None, said, "connect", sent=False)
+        if isinstance(error, TimeoutError):
+            seconds = call.policy.attempt_timeout or 0.0
+            late = DeadlineExceeded(f"{self._service} did not answer {call.name} within {seconds:.3g} s")
+            return Attempt(instance, None, late, "timeout")
+        lost = BadGateway(f"{self._service} broke off its answer: {type(error).__name__}")
+        lost.__cause__ = error
+        return Attempt(instance, None, lost, "broken")

@@ -193,7 +193,7 @@ class Balancer:
             (instance for instance in self._known.values() if instance.ejected_until > now),
             key=lambda instance: instance.ejected_until,
         )
-        for instance in ejected[: len(ejected) - len(self._known) // _MOST_EJECTED]:
+        for instance in ejected[: max(0, len(ejected) - len(self._known) // _MOST_EJECTED)]:
             instance.ejected_until = 0.0
 
     def _share_of_zone(self) -> float:

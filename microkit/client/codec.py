@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
+from uuid import UUID
 
 import orjson
 from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
@@ -19,10 +21,11 @@ from microkit.errors import BadGateway, Problem, RemoteProblem
 
 R = TypeVar("R")
 
+_PLACES: Final = re.compile(r"(\{\w+\})")
 _OWN_MEMBERS: Final = frozenset({"type", "title", "status", "detail", "instance", "trace_id"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: freezing costs more than the request's line
 class WireRequest:
     """``target`` is path and query, percent-encoded."""
 
@@ -32,7 +35,7 @@ class WireRequest:
     body: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WireAnswer:
     """``retry_after`` is the header of that name, ``None`` without one."""
 
@@ -67,6 +70,9 @@ class OperationCodec(Generic[R]):
         self._name = operation.qualified_name
         self._names = frozenset(parameter.name for parameter in operation.parameters)
         self._required = frozenset(parameter.name for parameter in operation.parameters if parameter.required)
+        self._has_headers = any(parameter.place is Place.HEADER for parameter in operation.parameters)
+        self._has_query = any(parameter.place is Place.QUERY for parameter in operation.parameters)
+        self._method = operation.method
         self._fields = {
             place: [
                 _Field(parameter, TypeAdapter(parameter.annotation))
@@ -75,6 +81,7 @@ class OperationCodec(Generic[R]):
             ]
             for place in (Place.PATH, Place.QUERY, Place.HEADER)
         }
+        self._path = self._template(operation.path)
         self._write_body = next(
             (_body_writer(self._name, p) for p in operation.parameters if p.place is Place.BODY), None
         )
@@ -89,16 +96,18 @@ class OperationCodec(Generic[R]):
             TypeError: an argument is missing, unknown, or not of its declared type.
             ValueError: a text cannot stand in a path or a header.
         """
-        self._check(arguments)
+        if arguments.keys() != self._names:
+            self._check(arguments)
         headers: dict[str, str] = {}
-        for field in self._given(Place.HEADER, arguments):
-            for name, text in field.texts(self._name, arguments[field.parameter.name]):
-                headers[name] = _header_text(self._name, text)
+        if self._has_headers:
+            for field in self._given(Place.HEADER, arguments):
+                for name, text in field.texts(self._name, arguments[field.parameter.name]):
+                    headers[name] = _header_text(self._name, text)
         body = None
         if self._write_body is not None and "body" in arguments:
             body = self._write_body(arguments["body"])
             headers["Content-Type"] = "application/json"
-        return WireRequest(self._operation.method, self._target(arguments), headers, body)
+        return WireRequest(self._method, self._target(arguments), headers, body)
 
     def result(self, answer: WireAnswer) -> R:
         """The result that an answer holds.
@@ -122,6 +131,11 @@ class OperationCodec(Generic[R]):
                 f"that does not fit{f' at {where}' if where else ''}: {first['msg']}"
             ) from None
 
+    def _template(self, path: str) -> list[str | _Field]:
+        """The path in parts: as it stands, or to be filled in."""
+        fields = {field.parameter.name: field for field in self._fields[Place.PATH]}
+        return [fields.get(part[1:-1], part) for part in _PLACES.split(path) if part]
+
     def _check(self, arguments: Mapping[str, Any]) -> None:
         given = arguments.keys()
         if missing := self._required - given:
@@ -133,19 +147,28 @@ class OperationCodec(Generic[R]):
         return [field for field in self._fields[place] if field.parameter.name in arguments]
 
     def _target(self, arguments: Mapping[str, Any]) -> str:
-        target = self._operation.path
-        for field in self._fields[Place.PATH]:
-            name = field.parameter.name
-            texts = field.texts(self._name, arguments[name])
-            if len(texts) != 1 or texts[0][1] in {"", ".", ".."}:
-                raise ValueError(f"{self._name}: {name!r} cannot stand in a path as {arguments[name]!r}")
-            target = target.replace(f"{{{name}}}", quote(texts[0][1], safe=""))
+        target = "".join(
+            [part if type(part) is str else self._segment(part, arguments) for part in self._path]  # type: ignore[arg-type]
+        )
+        if not self._has_query:
+            return target
         pairs = [
             pair
             for field in self._given(Place.QUERY, arguments)
             for pair in field.texts(self._name, arguments[field.parameter.name])
         ]
         return f"{target}?{urlencode(pairs)}" if pairs else target
+
+    def _segment(self, field: _Field, arguments: Mapping[str, Any]) -> str:
+        """The value of a parameter in the path, percent-encoded."""
+        name = field.parameter.name
+        value = arguments[name]
+        if type(value) is UUID and field.parameter.annotation is UUID:
+            return str(value)  # what stands in most paths, and needs neither adapter nor quoting
+        texts = field.texts(self._name, value)
+        if len(texts) != 1 or texts[0][1] in {"", ".", ".."}:
+            raise ValueError(f"{self._name}: {name!r} cannot stand in a path as {value!r}")
+        return quote(texts[0][1], safe="")
 
     def _problem(self, answer: WireAnswer) -> Exception:
         try:

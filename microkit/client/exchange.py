@@ -37,20 +37,29 @@ class Exchange:
             aiohttp.ClientError, OSError: as aiohttp tells them; for those of :data:`NOT_SENT` nothing was sent.
             AnswerTooBig: the answer is larger than allowed.
         """
-        async with self._request(
+        response = await self._request(
             wire.method,
             URL(base + wire.target, encoded=True),
             data=wire.body,
             headers=wire.headers,
             allow_redirects=False,
             timeout=self._timeout,
-        ) as response:
-            return WireAnswer(response.status, await self._read(response), response.headers.get("Retry-After"))
+        )
+        # Read to its end it has given its connection back by itself; `async with` would wait for that once more.
+        try:
+            headers = response.headers
+            length = response.content_length
+            if length is not None and length <= self._limit and "Content-Encoding" not in headers:
+                body = await response.read()
+            else:
+                body = await self._read(response)
+        except BaseException:
+            response.close()
+            raise
+        status = response.status
+        return WireAnswer(status, body, headers.get("Retry-After") if status >= 400 else None)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        length = response.content_length
-        if length is not None and length <= self._limit and "Content-Encoding" not in response.headers:
-            return await response.read()
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import aiohttp
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from microkit.auth.issuer import ServiceTokens
 from microkit.client.attempts import Attempts, Call
@@ -23,12 +23,14 @@ from microkit.errors import DeadlineExceeded
 from microkit.resilience.bulkhead import Bulkhead, BulkheadFull
 from microkit.resilience.collapse import Collapser
 from microkit.resilience.hedging import Latency
+from microkit.resilience.time_limit import TimeLimits
 from microkit.settings.clients import P95, ClientSettings
 from microkit.telemetry import Telemetry
 
 R = TypeVar("R")
 
 _ERROR: Final = Status(StatusCode.ERROR)
+_ENDED: Final = frozenset({"timeout", "CancelledError"})
 
 
 class _Plan(Generic[R]):
@@ -76,6 +78,7 @@ class HttpCaller:
         self._tokens = tokens
         self._bulkhead = Bulkhead(upstream.service, self._policies.concurrency, self._policies.queue_timeout)
         self._plans: dict[Operation[..., Any], _Plan[Any]] = {}
+        self._limits = TimeLimits()
         self._collapser: Collapser[WireAnswer] = Collapser()
         metrics, label = telemetry.metrics, ("server_address",)
         hedges = metrics.counter(
@@ -105,48 +108,57 @@ class HttpCaller:
         return plan.codec.result(answer)
 
     async def _call(self, plan: _Plan[Any], wire: WireRequest, context: WorkContext) -> WireAnswer:
-        seconds = time_allowed(plan.operation, context, plan.policy.timeout)
+        operation = plan.operation
+        seconds = time_allowed(operation, context, plan.policy.timeout)
         started = time.monotonic()
         status: int | str = ""
         failure = ""
         with self._telemetry.span(plan.span_name, kind=SpanKind.CLIENT, attributes=plan.attributes) as span:
-            wire.headers.update(outgoing_headers(plan.operation, context, seconds, self._tokens))
+            limit = self._limits.begin(seconds)
             try:
-                async with asyncio.timeout(seconds):
-                    answer = await self._in_turn(
-                        Call(plan.name, plan.policy, wire, started + seconds, span, plan.latency)
-                    )
-            except TimeoutError:
-                failure = "timeout"
-                raise DeadlineExceeded(f"{self._service} did not answer {plan.name} within {seconds:.3g} s") from None
-            except BaseException as error:
+                wire.headers.update(outgoing_headers(operation, context, seconds, self._tokens))
+                call = Call(plan.name, plan.policy, wire, started + seconds, span, plan.latency)
+                answer = await self._in_turn(call)
+            except asyncio.CancelledError:
+                failure = "timeout" if limit.passed else "CancelledError"
+                if self._limits.end(limit):
+                    raise self._late(plan, seconds) from None
+                raise
+            except Exception as error:
                 failure = type(error).__name__
                 raise
             else:
                 status = answer.status
+                span.set_attribute("http.response.status_code", status)
                 if status >= 400:
                     failure = str(status)  # as OpenTelemetry's conventions want it
-                self._describe(span, answer)
+                    span.set_status(_ERROR)
                 return answer
             finally:
-                operation = plan.operation
+                if failure not in _ENDED:
+                    self._limits.end(limit)
                 self._durations(self._service, operation.method, operation.path, status, failure).observe(
                     time.monotonic() - started
                 )
 
     async def _in_turn(self, call: Call) -> WireAnswer:
-        bulkhead = self._bulkhead
-        if not bulkhead.try_enter():
-            try:
-                await bulkhead.enter()
-            except BulkheadFull:
-                self._crowded.inc()
-                raise
+        if not self._bulkhead.try_enter():
+            await self._wait_for_room()
         try:
             self.upstream.begin()
             return await self._attempts.make(call)
         finally:
-            bulkhead.leave()
+            self._bulkhead.leave()
+
+    def _late(self, plan: _Plan[Any], seconds: float) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self._service} did not answer {plan.name} within {seconds:.3g} s")
+
+    async def _wait_for_room(self) -> None:
+        try:
+            await self._bulkhead.enter()
+        except BulkheadFull:
+            self._crowded.inc()
+            raise
 
     async def _collapse(self, plan: _Plan[Any], wire: WireRequest, context: WorkContext) -> WireAnswer:
         """The answer to the same question of the same caller, where it is being asked."""
@@ -160,7 +172,7 @@ class HttpCaller:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                     answer = await self._collapser.share(key, lambda: self._call(plan, wire, context))
             except TimeoutError:
-                raise DeadlineExceeded(f"{self._service} did not answer {plan.name} within {seconds:.3g} s") from None
+                raise self._late(plan, seconds) from None
             except DeadlineExceeded:
                 if joins and time.monotonic() < deadline:
                     continue  # the other's time was shorter
@@ -168,8 +180,3 @@ class HttpCaller:
             if joins:
                 self._collapsed.inc()
             return answer
-
-    def _describe(self, span: Span, answer: WireAnswer) -> None:
-        span.set_attribute("http.response.status_code", answer.status)
-        if answer.status >= 400:
-            span.set_status(_ERROR)

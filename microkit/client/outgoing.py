@@ -36,7 +36,9 @@ def outgoing_headers(
     operation: Operation[..., Any], context: WorkContext, seconds: float, tokens: ServiceTokens | None
 ) -> dict[str, str]:
     """The headers of a call that may take ``seconds``."""
-    headers = {**inject(), "Accept": "application/json", "Request-Timeout-Ms": str(max(1, int(seconds * 1000)))}
+    headers = inject()
+    headers["Accept"] = "application/json"
+    headers["Request-Timeout-Ms"] = str(int(seconds * 1000) or 1)
     if bearer := _bearer(operation, context, tokens):
         headers["Authorization"] = f"Bearer {bearer}"
     if context.critical:

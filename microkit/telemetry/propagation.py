@@ -73,13 +73,14 @@ def inject() -> dict[str, str]:
     """The headers that carry the current span to the other side; none outside any span."""
     span = get_current_span()
     if type(span) is RecordingSpan:
-        trace_id, span_id, flags, state = span.trace, span.span, TraceFlags.SAMPLED, span.state
+        headers = {"traceparent": f"00-{span.trace.to_bytes(16).hex()}-{span.span.to_bytes(8).hex()}-01"}
+        state = span.state
     else:
         context = span.get_span_context()
         if not context.is_valid:
             return {}
         trace_id, span_id, flags, state = context.trace_id, context.span_id, context.trace_flags, context.trace_state
-    headers = {"traceparent": f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"}
+        headers = {"traceparent": f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"}
     if state:
         headers["tracestate"] = state.to_header()
     return headers
