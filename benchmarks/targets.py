@@ -40,6 +40,11 @@ TARGETS: Final = {
         "relay_million_pending": Target("≥", 13_500),
         "idle_latency_ms_p50": Target("≤", 15),
     },
+    "saga": {
+        "sagas": Target("≥", 1_000),
+        "sagas_million_done": Target("≥", 900),
+        "resume_10000_s": Target("≤", 30),
+    },
     "startup": {
         "import_ms": Target("≤", 250),
         "up_first_s": Target("≤", 3),
