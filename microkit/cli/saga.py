@@ -7,16 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from getpass import getuser
-from json import dumps
 from platform import node
 from typing import Any
 from uuid import UUID
 
 from microkit.choreography.diagram import mermaid as mermaid_of_process
 from microkit.choreography.view import ProcessStory, ProcessView
-from microkit.cli import processes
+from microkit.cli import processes, saga_printing
 from microkit.cli.instants import read_since
-from microkit.cli.printing import clock, print_json, print_table, say, short
+from microkit.cli.printing import print_json, say
 from microkit.cli.where import Store, Where
 from microkit.db import Transaction
 from microkit.errors import ConfigurationError, Conflict, NotFound
@@ -72,7 +71,7 @@ def ls(where: Where, *, stuck: bool, name: str | None, since: str | None, limit:
     if not found:
         say("No sagas." if not stuck else "No saga is stuck.")
     else:
-        print_table("Sagas", _HEADINGS, [_row(service, saga) for service, saga in found])
+        saga_printing.print_list(found)
     if followed:
         processes.print_list(followed)
     if not (found or followed):
@@ -95,7 +94,7 @@ def show(where: Where, saga_id: str, *, json: bool) -> None:
         print_json({**(_document(*saga) if saga else {}), "processes": found})
         return
     if saga:
-        _print_story(*saga)
+        saga_printing.print_story(*saga)
     for service, story in followed:
         processes.print_story(service, story)
 
@@ -149,75 +148,6 @@ def _drawn(where: Where, name: str, version: int | None) -> dict[str, Any]:
     raise ConfigurationError(
         f"There is no saga {name!r}{f' of version {version}' if version else ''}; there is {there}"
     )
-
-
-_HEADINGS = ("saga", "service", "name", "status", "step", "attempts", "error", "began (UTC)", "next attempt (UTC)")
-
-
-def _row(service: str, saga: SagaView) -> tuple[Any, ...]:
-    return (
-        saga.id,
-        service,
-        saga.name,
-        saga.status,
-        _step(saga.step or "", saga.direction),
-        saga.attempts,
-        short(saga.error),
-        _time(saga.created_at),
-        _time(saga.next_at),
-    )
-
-
-def _print_story(service: str, saga: SagaStory) -> None:
-    facts: list[tuple[str, object]] = [
-        ("name", f"{saga.name}, version {saga.version}"),
-        ("service", service),
-        ("status", saga.status),
-        ("step", _step(saga.step or "", saga.direction)),
-        ("attempts", saga.attempts),
-        ("error", saga.error),
-        ("compensated because of", f"{saga.failure.step}: {saga.failure.reason}" if saga.failure else None),
-        ("began (UTC)", _time(saga.created_at)),
-        ("next attempt (UTC)", _time(saga.next_at)),
-        ("waits since (UTC)", _time(saga.not_yet_since)),
-        ("trace", saga.trace_id),
-        ("state", dumps(saga.state, ensure_ascii=False)),
-    ]
-    print_table(f"Saga {saga.id}", ("what", "value"), [fact for fact in facts if fact[1] not in (None, "")])
-    print_table(
-        "Steps",
-        ("step", "attempt", "ended", "began (UTC)", "seconds", "error"),
-        [
-            (
-                _step(each.step, each.direction),
-                each.attempt,
-                each.status,
-                _time(each.started_at),
-                f"{(each.ended_at - each.started_at).total_seconds():.3f}" if each.ended_at else "",
-                short(each.error),
-            )
-            for each in saga.steps
-        ],
-    )
-    if saga.operations:
-        print_table(
-            "Operators",
-            ("what", "step", "was", "by", "reason", "when (UTC)"),
-            [
-                (op.operation, _step(op.step, op.direction), op.status, op.operator, op.reason, _time(op.done_at))
-                for op in saga.operations
-            ],
-        )
-    if saga.status is Status.STUCK:
-        say(f"It waits for you: microkit saga resume | retry-step | skip-step | compensate {saga.id}")
-
-
-def _step(step: str, direction: str) -> str:
-    return f"undo {step}" if step and direction == "undo" else step
-
-
-def _time(time: datetime | None) -> str:
-    return clock(time.isoformat()) if time else ""
 
 
 def _document(service: str, saga: SagaView) -> dict[str, Any]:
@@ -298,9 +228,8 @@ def _with_last(error: Conflict, saga: SagaStory) -> Conflict:
     if not saga.operations:
         return error
     last = saga.operations[-1]
-    return Conflict(
-        f"{error} (before you, {last.operator} did {last.operation} of step {last.step}, {_time(last.done_at)})"
-    )
+    when = saga_printing.time(last.done_at)
+    return Conflict(f"{error} (before you, {last.operator} did {last.operation} of step {last.step}, {when})")
 
 
 async def _find(stores: list[Store], id_: str) -> tuple[Store, SagaStory]:

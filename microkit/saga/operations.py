@@ -22,15 +22,13 @@ import sqlalchemy as sa
 from microkit.db import Transaction, database_now
 from microkit.errors import BadRequest, Conflict, NotFound
 from microkit.saga.definition import Saga
-from microkit.saga.enrol import SIGNAL
+from microkit.saga.keys import SIGNAL, give_back, holder_of
 from microkit.saga.progress import DONE, Attempt, Ended, Move, after, turn_back
 from microkit.saga.step import Failure, StepKind
-from microkit.saga.tables import Direction, Status, saga, saga_operation, saga_step
+from microkit.saga.tables import ENDS, Direction, Status, saga, saga_operation, saga_step
 
 BY_OPERATOR = "operator"
 """The ``type`` of the failure for which an operator had a saga compensated."""
-
-_ENDS = (Status.COMPLETED, Status.COMPENSATED)
 
 
 class Operation(StrEnum):
@@ -71,7 +69,7 @@ async def resume(tx: Transaction, saga_id: UUID, operator: Operator, *, sagas: S
         NotFound: there is none of this id.
         Conflict: it has ended, is not stuck, or another operator or an engine was faster.
     """
-    row = await _look(tx, saga_id, operator)
+    row = await _begun(tx, await _look(tx, saga_id, operator))
     if row["status"] != Status.STUCK:
         raise Conflict(
             f"Saga {saga_id} is {row['status']}, not stuck: nothing was changed; to try its step {row['step']!r} at "
@@ -97,7 +95,7 @@ async def retry_step(
         NotFound: there is none of this id.
         Conflict: it has ended, is at another step, or another operator or an engine was faster.
     """
-    row = await _look(tx, saga_id, operator)
+    row = await _begun(tx, await _look(tx, saga_id, operator))
     _expect(row, step)
     await _write(tx, row, operator, Operation.RETRY_STEP, _again(row, sagas))
 
@@ -115,7 +113,7 @@ async def skip_step(
         NotFound: there is none of this id.
         Conflict: it has ended, is at another step, its definition is not among ``sagas``, or another was faster.
     """
-    row = await _look(tx, saga_id, operator)
+    row = await _begun(tx, await _look(tx, saga_id, operator))
     _expect(row, step)
     definition = _definition(row, sagas)
     move = after(definition, _attempt(definition, row), DONE)
@@ -181,9 +179,19 @@ async def _look(tx: Transaction, saga_id: UUID, operator: Operator) -> sa.RowMap
         raise NotFound(f"There is no saga {saga_id}")
     if operator.epoch is not None and row["epoch"] != operator.epoch:
         raise await _overtaken(tx, saga_id, operator.epoch)
-    if row["status"] in _ENDS:
+    if row["status"] in ENDS:
         raise Conflict(
             f"Saga {saga_id} has ended: it is {row['status']} since {_clock(row['updated_at'])}; nothing was changed"
+        )
+    return row
+
+
+async def _begun(tx: Transaction, row: sa.RowMapping) -> sa.RowMapping:
+    """``row``, of a saga that has not to wait for another to end."""
+    if row["status"] == Status.QUEUED:
+        raise Conflict(
+            f"Saga {row['id']} has not begun: saga {await holder_of(tx, row['key'])} is at work on {row['key']!r}, and "
+            "one at a time can be; nothing was changed; move that one on, or have this one compensated"
         )
     return row
 
@@ -208,7 +216,8 @@ def _attempt(definition: Saga[Any], row: sa.RowMapping) -> Attempt:
     direction = Direction(row["direction"])
     local = step.undo_local if direction is Direction.UNDO else step.action_local
     failure = Failure(**row["failure"]) if row["failure"] else None
-    return Attempt(step, direction, row["attempts"], local, failure)
+    skipped = frozenset(name for name, needed in (row["decisions"] or {}).items() if not needed)
+    return Attempt(step, direction, row["attempts"], local, failure, skipped=skipped)
 
 
 def _again(row: sa.RowMapping, sagas: Sequence[Saga[Any]]) -> dict[str, Any]:
@@ -285,6 +294,8 @@ async def _write(
             done_at=now,
         )
     )
+    if values["status"] in ENDS and row["key"] is not None:
+        await give_back(tx, row["id"], row["key"])
     tx.wake(SIGNAL)
 
 

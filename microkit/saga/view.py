@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,17 @@ from pydantic import BaseModel
 from microkit.db import Transaction
 from microkit.errors import NotFound
 from microkit.page import Page, PageRequest, cursor_after
-from microkit.saga.tables import Direction, Status, saga, saga_operation, saga_step
+from microkit.saga.tables import (
+    ENDS,
+    Direction,
+    Status,
+    saga,
+    saga_branch,
+    saga_key,
+    saga_operation,
+    saga_step,
+    saga_wait,
+)
 
 
 class StepView(BaseModel):
@@ -51,10 +61,38 @@ class OperationView(BaseModel):
     done_at: datetime
 
 
+class WaitView(BaseModel):
+    """What a saga waits, or has waited, for: one of ``events``, told by ``value``, at ``place`` (a step; ``step:undo``
+    in going back). ``status``: waiting, arrived, done or timed-out; ``due`` when its time is over; ``type`` that of the
+    event that arrived."""
+
+    place: str
+    events: list[str]
+    value: str
+    status: str
+    since: datetime
+    due: datetime
+    arrived_at: datetime | None
+    type: str | None
+
+
+class BranchView(BaseModel):
+    """How far a branch of a parallel group is; ``place`` is ``branch:undo`` for its compensation. ``happened``: it has
+    had its effect, or may have."""
+
+    place: str
+    status: str
+    attempts: int
+    happened: bool
+    reason: str | None
+    updated_at: datetime
+
+
 class SagaView(BaseModel):
-    """A saga. ``step`` is under way or next, ``None`` at the end; ``next_at`` when its next attempt is due;
-    ``not_yet_since`` when the step first said that its turn had not come, if it did; ``epoch`` counts the leases and
-    the operations: whoever acts on what they saw names it."""
+    """A saga. ``step`` is under way or next, ``None`` at the end; ``next_at`` when its next attempt is due, or its wait
+    for an event is over; ``not_yet_since`` when the step first said that its turn had not come, if it did; ``epoch``
+    counts the leases and the operations: whoever acts on what they saw names it. ``key`` is what one saga at a time is
+    at work on; one that is queued waits for it. ``not_before`` is when its rate allows it to begin."""
 
     id: UUID
     name: str
@@ -71,14 +109,24 @@ class SagaView(BaseModel):
     next_at: datetime | None
     not_yet_since: datetime | None
     epoch: int
+    key: str | None
+    not_before: datetime | None
 
 
 class SagaStory(SagaView):
-    """A saga with its state, the history of its steps, and the operations on it, each in the order they happened."""
+    """A saga with its state, the history of its steps, the operations on it, what it waits and has waited for, and the
+    branches of its parallel groups, each in the order they happened.
+
+    ``behind`` is the saga that has its key, where that is another; ``left_out`` the steps whose condition said no.
+    """
 
     state: Any
     steps: list[StepView]
     operations: list[OperationView]
+    waits: list[WaitView]
+    branches: list[BranchView]
+    behind: UUID | None
+    left_out: list[str]
 
 
 async def list_sagas(
@@ -131,7 +179,35 @@ async def show_saga(tx: Transaction, saga_id: UUID) -> SagaStory:
         steps.append(_under_way(row))
     operations = sa.select(saga_operation).where(saga_operation.c.saga_id == saga_id).order_by(saga_operation.c.epoch)
     done = [OperationView.model_validate(dict(each)) for each in (await tx.execute(operations)).mappings()]
-    return SagaStory.model_validate({**_saga(row), "state": row["state"], "steps": steps, "operations": done})
+    return SagaStory.model_validate(
+        {
+            **_saga(row),
+            "state": row["state"],
+            "steps": steps,
+            "operations": done,
+            "waits": [_wait(each) for each in await _of(tx, saga_wait, saga_id, saga_wait.c.since)],
+            "branches": [dict(each) for each in await _of(tx, saga_branch, saga_id, saga_branch.c.updated_at)],
+            "behind": await _behind(tx, row),
+            "left_out": sorted(name for name, needed in (row["decisions"] or {}).items() if not needed),
+        }
+    )
+
+
+async def _of(tx: Transaction, table: sa.Table, saga_id: UUID, by: sa.Column[Any]) -> Sequence[sa.RowMapping]:
+    chosen = sa.select(table).where(table.c.saga_id == saga_id).order_by(by, table.c.place)
+    return (await tx.execute(chosen)).mappings().all()
+
+
+def _wait(row: sa.RowMapping) -> dict[str, Any]:
+    return {**row, "events": row["events"].split("|")}
+
+
+async def _behind(tx: Transaction, row: sa.RowMapping) -> UUID | None:
+    """The saga that has the key, where that is another one and this one has not ended."""
+    if row["key"] is None or row["status"] in ENDS:
+        return None
+    holder = await tx.scalar(sa.select(saga_key.c.saga_id).where(saga_key.c.key == row["key"]))
+    return None if holder == row["id"] else holder
 
 
 def _saga(row: sa.RowMapping) -> dict[str, Any]:
