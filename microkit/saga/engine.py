@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -164,7 +165,7 @@ class SagaEngine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_BATCH_PATIENCE):
                     await self._freed_to(self._concurrency // _BATCH)
-        while self._writer.lag > self._slow and not self._runner.stopping:
+        while self._writer.lag > self._slow and not self._runner.stopping:  # noqa: ASYNC110  a lag grows by itself
             await asyncio.sleep(self._slow / 4)
         return max(1, self._concurrency - len(self._runs))
 
@@ -195,8 +196,8 @@ class SagaEngine:
         be claimed last time: what is due then is another engine's claim, or has no place here."""
         signal = self._database.signal(SIGNAL)
         while not await signal.wait(0):
-            known = [turn.fingerprint for turn in self._turns()]
-            due = await self._database.run(lambda tx: leases.next_due(tx, known=known), read_only=True)
+            soonest = partial(leases.next_due, known=[turn.fingerprint for turn in self._turns()])
+            due = await self._database.run(soonest, read_only=True)
             self._error = None
             if due is not None and due <= 0 and not nothing:
                 return

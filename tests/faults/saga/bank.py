@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -50,6 +51,7 @@ from microkit.telemetry import Telemetry
 LEASE = 0.3
 PATIENT = Retry(attempts=100_000, initial=0.01, maximum=0.1)
 OPENING = 1_000
+HOUR = 3600
 
 own = sa.MetaData()
 account = sa.Table(
@@ -222,12 +224,12 @@ async def prepare(url: str, ledger: Ledger, sagas: int) -> None:
     await database.close()
 
 
-async def work(url: str, ledger: Ledger, concurrency: int = 8) -> None:
+async def work(url: str, ledger: Ledger, concurrency: int = 8, lease: float = LEASE) -> None:
     """Runs an engine until every saga has ended."""
     telemetry = Telemetry("bank", log_level="CRITICAL")
     database = Database(url, telemetry=telemetry)
     engine = SagaEngine(
-        database, telemetry, [TRANSFER], {Ledger: ledger}, lease=LEASE, concurrency=concurrency, poll=0.05
+        database, telemetry, [TRANSFER], {Ledger: ledger}, lease=lease, concurrency=concurrency, poll=0.05
     )
     await engine.start()
     left = sa.select(sa.func.count()).where(saga_table.c.status.in_(["running", "compensating"]))
@@ -346,6 +348,63 @@ def storm(url: str, folder: Path, sagas: int, blows: int) -> dict[str, Any]:
     return {"kills": kills, "stops": stops}
 
 
+class Clock:
+    """The clock of this process, which jumps by an hour to and fro: with ``monotonic`` once, every timer with it."""
+
+    def __init__(self, told: Path, *, monotonic: bool) -> None:
+        self._told = told
+        self._jumps = 0
+        wall, wall_ns, steady, real = time.time, time.time_ns, time.monotonic, datetime
+        began = steady()
+
+        def offset() -> int:
+            self._jumps += 1
+            if self._jumps == 20:
+                self._told.write_text("moved")
+            return (self._jumps // 7 % 3 - 1) * HOUR
+
+        class Moved(real):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:
+                return real.now(tz) + timedelta(seconds=offset())
+
+        time.time = lambda: wall() + offset()
+        time.time_ns = lambda: wall_ns() + offset() * 1_000_000_000
+        if monotonic:
+            time.monotonic = lambda: steady() + (HOUR if steady() > began + 0.3 else 0)
+        for module in list(sys.modules.values()):
+            if getattr(module, "datetime", None) is real:
+                module.datetime = Moved  # type: ignore[attr-defined]  # it has it
+
+
+def clock(url: str, folder: Path, sagas: int, which: str) -> dict[str, Any]:
+    """Two engines on one table; the clock of one is moved by an hour, again and again. The leases are long: what is
+    claimed a second time was taken from a process that lived."""
+    ledger, told = Ledger(folder / "ledger"), folder / "moved"
+    succeed(prepare(url, ledger, sagas))
+
+    def move() -> None:
+        Clock(told, monotonic=which == "monotonic")
+
+    workers = [forked(work(url, ledger, lease=60.0), move), forked(work(url, ledger, lease=60.0))]
+    codes = [ended(worker) for worker in workers]
+    if any(codes):
+        sys.exit(1)
+    succeed(verify(url, ledger))
+    found = folder / "leases"
+
+    async def count() -> None:
+        database = Database(url, telemetry=Telemetry("bank"))
+        async with database.transaction(read_only=True) as tx:
+            leased = (await tx.execute(sa.select(sa.func.max(saga_table.c.epoch)))).scalar()
+            tried = (await tx.execute(sa.select(sa.func.max(saga_step.c.attempt)))).scalar()
+        await database.close()
+        found.write_text(json.dumps({"leases": leased, "attempts": tried}))
+
+    succeed(count())
+    return {**json.loads(found.read_text()), "moved": told.exists()}
+
+
 def damage(url: str, folder: Path, how: str) -> dict[str, Any]:
     """Three sagas as they should be, then an effect too few or too many: ``verify`` must see it."""
     ledger = Ledger(folder / "ledger")
@@ -370,6 +429,8 @@ def main() -> None:
         result = explore(url, Path(folder))
     elif command == "storm":
         result = storm(url, Path(folder), *map(int, numbers))
+    elif command == "clock":
+        result = clock(url, Path(folder), int(numbers[0]), numbers[1])
     else:
         result = damage(url, Path(folder), command)
     sys.stdout.write(json.dumps(result))

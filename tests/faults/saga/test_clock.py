@@ -1,0 +1,31 @@
+"""Sagas on two engines, under one of which the clock is moved by an hour. Leases are on the database's clock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BANK = Path(__file__).with_name("bank.py")
+SAGAS = "120"
+
+
+def bank(url: str, folder: Path, which: str) -> Any:
+    """Runs the bank's program, which checks that money is conserved and that each effect is there once."""
+    command = [sys.executable, BANK, url, folder, "clock", SAGAS, which]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_a_clock_that_is_moved_by_an_hour_changes_nothing(database_url: str, tmp_path: Path) -> None:
+    """No lease is taken from an engine that lives, no attempt is made twice."""
+    assert bank(database_url, tmp_path, "wall") == {"leases": 1, "attempts": 1, "moved": True}
+
+
+def test_timers_that_run_out_an_hour_early_repeat_no_effect(database_url: str, tmp_path: Path) -> None:
+    """As in a process whose machine was suspended: every time-out has passed when it wakes."""
+    found = bank(database_url, tmp_path, "monotonic")
+    assert found["moved"]
