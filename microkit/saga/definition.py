@@ -57,7 +57,7 @@ class Saga(Generic[State]):
         DefinitionError: the steps cannot keep the promise that a saga ends; the message says what to change.
     """
 
-    def __init__(  # noqa: PLR0913  each is a word that a reader understands where it stands
+    def __init__(
         self,
         name: str,
         state: type[State],

@@ -37,7 +37,7 @@ def lint(name: str, version: int, state: type[BaseModel], steps: Sequence[Step],
         raise DefinitionError(f"{where} has no steps")
     _check_names(where, steps)
     _check_order(where, steps)
-    for step in (each for step in steps for each in (step, *step.branches)):
+    for step in [part for step in steps for part in (step, *step.branches)]:
         here = f"{where}, step {step.name!r}"
         for function in (*step.functions, *step.undo_functions):
             _check_types(here, hints_of(step.name, function), state)
@@ -63,10 +63,10 @@ def _check_names(where: str, steps: Sequence[Step]) -> None:
     twice = sorted(step for step in set(names) if names.count(step) > 1)
     if twice:
         raise DefinitionError(f"{where} has two steps of the name {twice[0]!r}: tell them apart with name=")
-    for each in names:
-        if len(each) > 100:
+    for name in names:
+        if len(name) > 100:
             raise DefinitionError(
-                f"{where}: the step {each[:40]}... has a name of {len(each)} letters: give it a name= of 100"
+                f"{where}: the step {name[:40]}... has a name of {len(name)} letters: give it a name= of 100"
             )
 
 

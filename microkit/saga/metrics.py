@@ -34,7 +34,7 @@ class SagaMetrics:
         self._seen: set[tuple[str, str]] = set()
 
     def attempted(self, work: Work, outcome: Outcome, seconds: float) -> None:
-        self._steps(work.saga.name, work.held.step, work.held.direction, outcome.ended).observe(seconds)
+        self._steps(work.saga.name, work.attempt.step.name, work.held.direction, outcome.ended).observe(seconds)
 
     def ended(self, saga: str, status: Status) -> None:
         self._ended(saga, status).inc()

@@ -141,7 +141,7 @@ def after(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
 def _after_failure(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     step = attempt.step
     if attempt.number < step.retry.attempts:
-        return _wait(Status.RUNNING, attempt, outcome, step.retry.delay(attempt.number))
+        return _wait(Status.RUNNING, attempt, outcome, outcome.again_after or step.retry.delay(attempt.number))
     if step.kind is StepKind.COMPENSATABLE or (step.kind is StepKind.PIVOT and attempt.local and not outcome.own):
         reason = _clean(f"gave up after {attempt.number} attempts: {outcome.reason}")
         own = outcome.own or not attempt.local
@@ -154,7 +154,8 @@ def _after_undo(saga: Saga[Any], attempt: Attempt, outcome: Outcome) -> Move:
     if outcome.ended is Ended.DONE:
         return _undo_from(saga, saga.positions[step.name] - 1, attempt.failure, attempt.skipped)
     if attempt.number < step.undo_retry.attempts:
-        return _wait(Status.COMPENSATING, attempt, outcome, step.undo_retry.delay(attempt.number))
+        delay = outcome.again_after or step.undo_retry.delay(attempt.number)
+        return _wait(Status.COMPENSATING, attempt, outcome, delay)
     return Move(Status.STUCK, Direction.UNDO, step.name, None, attempt.failure, outcome.reason)
 
 

@@ -8,37 +8,30 @@ after it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from opentelemetry.trace import Span
 
-from microkit.context import deadline_within, working
-from microkit.db import CommitUnknown, Database, DatabaseUnavailable, Transaction, is_transient
-from microkit.errors import DeadlineExceeded, MicrokitError
+from microkit.context import working
+from microkit.db import CommitUnknown, Database, DatabaseUnavailable
 from microkit.saga import leases
 from microkit.saga.binding import BoundSaga
+from microkit.saga.conclude import conclude_and_progress
+from microkit.saga.gathering import Gathering
 from microkit.saga.metrics import SagaMetrics
-from microkit.saga.progress import DONE, Ended, Outcome, in_patience, outcome_of
+from microkit.saga.progress import DONE, Ended, Outcome
 from microkit.saga.store import Held, LeaseLost, Transition
 from microkit.saga.tables import Direction, Status
 from microkit.saga.together import LocalSteps
+from microkit.saga.trying import insist, tried
 from microkit.saga.work import Unfit, Work
 from microkit.saga.writer import TransitionWriter
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import extract
-from microkit.telemetry.span import describe_failure
-
-Result = TypeVar("Result")
-
-# The deadline inside the step passes first, so that what is called there can say itself that it was too slow.
-_GRACE = 0.5
-
-# What is no failure is no warning.
-_LEVELS = {Ended.REFUSED: logging.INFO, Ended.NOT_YET: logging.DEBUG}
 
 # Longest pause, in seconds, before a database that is away is asked again.
 _LONGEST_PAUSE = 2.0
@@ -64,6 +57,7 @@ class Runner:
         self._metrics = metrics
         self._writer = writer
         self._local = LocalSteps(database)
+        self._groups = Gathering(database, telemetry, metrics, owner=owner)
         self._owner = owner
         self._due_in = due_in
         self._log = telemetry.logger.getChild("saga")
@@ -103,42 +97,55 @@ class Runner:
         if work.attempt.number > work.retry.attempts:
             outcome = Outcome(Ended.LOST, "the process ended during the attempts before")
             return outcome, await self._record(work, outcome, work.held.state)
-        outcome, state = DONE, work.held.state
-        try:
-            async with asyncio.timeout(work.attempt.step.timeout + _GRACE):
-                with deadline_within(work.attempt.step.timeout):
-                    if work.attempt.local:
-                        now = await self._locally(work)
-                        self._tell(work, work.transition(DONE, None))
-                        return DONE, now
-                    state = await work.effect(None)
-        except (LeaseLost, Unfit):
-            raise
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            outcome = Outcome(Ended.FAILED, "the step cancelled itself")
-        except Exception as error:  # noqa: BLE001  whatever a step raises is its outcome
-            outcome = in_patience(work.attempt, outcome_of(error))
-            if outcome.ended is not Ended.NOT_YET:
-                describe_failure(span, error)
-            self._log_failure(work, outcome, error)
+        if work.is_undecided:
+            if not work.is_needed():
+                return Outcome(Ended.SKIPPED), await self._skip(work)
+            if not work.attempt.local:  # what is asked elsewhere is asked on record
+                work = Work(work.bound, await insist(self._database, work.decide))
+        if work.attempt.step.branches:
+            transition, now = await self._groups.carry(work)
+            self._tell(work, transition)
+            return transition.outcome, now
         if work.attempt.local:
-            # Cut off at the wrong moment it was committed all the same.
-            reloaded = await self._reloaded(work)
-            if reloaded.seq > work.held.seq:
-                return DONE, reloaded
-        return outcome, await self._record(work, outcome, state)
+            return await self._attempt_here(work, span)
+        outcome, state = await tried(work, span, self._log, lambda: work.effect(None))
+        return outcome, await self._record(work, outcome, state if outcome is DONE else work.held.state)
 
-    async def _locally(self, work: Work) -> Held | None:
+    async def _attempt_here(self, work: Work, span: Span) -> tuple[Outcome, Held | None]:
+        outcome, came = await tried(work, span, self._log, lambda: self._locally(work))
+        if came is not None:
+            transition, now = came
+            self._tell(work, transition)
+            return transition.outcome, now
+        # Cut off at the wrong moment it was committed all the same.
+        reloaded = await self._reloaded(work)
+        if reloaded.seq > work.held.seq:
+            return DONE, reloaded
+        return outcome, await self._record(work, outcome, work.held.state)
+
+    async def _locally(self, work: Work) -> tuple[Transition, Held | None]:
         """A database that is away, or has no connection free, is nothing that the step did: it waits, for its time."""
         pause = 0.05
         while True:
             try:
-                return await self._local.carry(work)
+                if (awaits := work.awaits) is not None:
+                    return await self._database.run(partial(conclude_and_progress, work=work, awaits=awaits))
+                return work.transition(DONE, None), await self._local.carry(work)
             except DatabaseUnavailable:
                 await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  full jitter, no secret
             pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _skip(self, work: Work) -> Held | None:
+        while True:
+            try:
+                transition, now = await insist(self._database, work.skip)
+            except CommitUnknown:
+                reloaded = await self._reloaded(work)
+                if reloaded.seq > work.held.seq:
+                    return reloaded
+                continue
+            self._tell(work, transition)
+            return now
 
     async def _record(self, work: Work, outcome: Outcome, state: Any) -> Held | None:
         """Writes the outcome, for as long as the lease lasts. Returns the saga if it goes on at once."""
@@ -155,25 +162,15 @@ class Runner:
             return now
 
     async def _reloaded(self, work: Work) -> Held:
-        held = await self._insist(lambda tx: leases.reload(tx, owner=self._owner, held=work.held), read_only=True)
+        held = await insist(
+            self._database, lambda tx: leases.reload(tx, owner=self._owner, held=work.held), read_only=True
+        )
         if held is None:
             raise LeaseLost
         return held
 
-    async def _insist(self, unit: Callable[[Transaction], Awaitable[Result]], *, read_only: bool = False) -> Result:
-        """Runs ``unit`` again until the database answers. The engine cancels it when the lease has run out."""
-        pause = 0.05
-        while True:
-            try:
-                return await self._database.run(unit, read_only=read_only)
-            except Exception as error:
-                if not (is_transient(error) or isinstance(error, DeadlineExceeded)):
-                    raise
-            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  full jitter, no secret
-            pause = min(_LONGEST_PAUSE, pause * 2)
-
     async def _park(self, work: Work, reason: str) -> None:
-        await self._insist(lambda tx: leases.park(tx, held=work.held, reason=reason))
+        await insist(self._database, lambda tx: leases.park(tx, held=work.held, reason=reason))
         self._metrics.ended(work.held.name, Status.STUCK)
         self._log.error("saga is stuck: %s", reason, extra=work.attributes)
 
@@ -190,11 +187,3 @@ class Runner:
             self._log.error("saga is stuck: %s", move.error, extra=work.attributes)
         else:
             self._log.info("saga %s", move.status, extra=work.attributes)
-
-    def _log_failure(self, work: Work, outcome: Outcome, error: Exception) -> None:
-        expected = isinstance(error, MicrokitError)
-        level = _LEVELS.get(outcome.ended, logging.WARNING)
-        message = "saga step %s: %s"
-        self._log.log(
-            level, message, outcome.ended, outcome.reason, extra=work.attributes, exc_info=None if expected else error
-        )

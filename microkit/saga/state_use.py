@@ -140,3 +140,14 @@ def _keys(value: ast.expr | None) -> set[str] | None:
         return None
     keys = [key.value for key in value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
     return set(keys) if len(keys) == len(value.keys) else None
+
+
+def parameters_of(function: Callable[..., Any], context: type) -> list[str]:
+    """What a plain function of the state takes, in its order: ``state``, and ``step`` where it asks for the context."""
+    taken = []
+    for number, each in enumerate(inspect.signature(function).parameters.values()):
+        if each.default is not each.empty or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            break
+        is_context = each.annotation in (context, context.__name__) or (number > 0 and each.name == "step")
+        taken.append("step" if is_context else "state")
+    return taken

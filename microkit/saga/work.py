@@ -22,11 +22,12 @@ from microkit.saga.waits import place_of
 
 
 class Unfit(MicrokitError):
-    """The stored state does not fit its model: the code has changed under a running saga."""
+    """The saga cannot be gone on with as it stands: its stored state does not fit its model, for the code has changed
+    under it, or what was decided over it makes no sense."""
 
 
 class Work:
-    """The next attempt of ``held``, or of a ``branch`` of the group that it is at, which has a ``number`` of its own."""
+    """The next attempt of ``held``, or of a ``branch`` of the group that it is at, with a ``number`` of its own."""
 
     def __init__(self, bound: BoundSaga, held: Held, branch: Step | None = None, number: int = 0) -> None:
         saga: Saga[Any] = bound.saga
@@ -76,10 +77,14 @@ class Work:
         """Asks the step's condition.
 
         Raises:
-            Unfit: the state does not fit.
+            Unfit: the state does not fit, or the condition failed: being a plain function it would fail each time.
         """
-        when = self.attempt.step.when
-        return when is None or bool(when(self.state()))
+        when, state = self.attempt.step.when, self.state()
+        try:
+            return when is None or bool(when(state))
+        except Exception as error:
+            name = self.attempt.step.name
+            raise Unfit(f"the condition of {name!r} failed: {type(error).__name__}: {error}") from error
 
     def state(self) -> BaseModel:
         """The state that the attempt begins with.
@@ -116,15 +121,27 @@ class Work:
     def _dump(self, state: BaseModel, result: object) -> Any:
         return self.saga.dump(_state_after(self.saga, state, result))
 
-    async def effect_and_progress(self, tx: Transaction) -> tuple[Outcome, Held | None]:
+    async def progress(self, tx: Transaction) -> Transition:
+        """Calls a local step; the transition that is to be written in the same transaction."""
+        return self.transition(DONE, await self.effect(tx))
+
+    async def effect_and_progress(self, tx: Transaction) -> Held | None:
         """Calls a local step and moves the saga on, in one transaction. Returns the saga if it goes on at once.
 
         Raises:
             LeaseLost: it was lost; nothing may be committed.
         """
-        return DONE, await record(tx, self.transition(DONE, await self.effect(tx)))
+        return await record(tx, await self.progress(tx))
 
-    async def skip(self, tx: Transaction) -> Held | None:
+    async def decide(self, tx: Transaction) -> Held:
+        """Writes down that the step is needed.
+
+        Raises:
+            LeaseLost: it was lost.
+        """
+        return await decide(tx, self.held, needed=True)
+
+    async def skip(self, tx: Transaction) -> tuple[Transition, Held | None]:
         """Writes down that the step is not needed, and moves the saga on.
 
         Raises:
@@ -132,7 +149,8 @@ class Work:
         """
         held = await decide(tx, self.held, needed=False)
         outcome = Outcome(Ended.SKIPPED, f"not needed: {getattr(self.attempt.step.when, '__name__', 'when')}")
-        return await record(tx, Work(self.bound, held).transition(outcome, held.state))
+        transition = Work(self.bound, held).transition(outcome, held.state)
+        return transition, await record(tx, transition)
 
     def transition(self, outcome: Outcome, state: Any) -> Transition:
         return Transition(self.held, self.attempt, outcome, after(self.saga, self.attempt, outcome), state)
