@@ -114,6 +114,7 @@ class Bench:
         resources: Mapping[Any, object] | None = None,
         lease: float = 30.0,
         concurrency: int = 32,
+        poll: float = 0.05,
         stranger_after: float | None = None,
     ) -> AsyncIterator[SagaEngine]:
         """An engine that works until the block ends."""
@@ -124,7 +125,7 @@ class Bench:
             resources or {},
             lease=lease,
             concurrency=concurrency,
-            poll=0.05,
+            poll=poll,
             stranger_after=stranger_after,
         )
         await engine.start()
