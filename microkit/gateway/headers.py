@@ -47,7 +47,7 @@ _SPOOFABLE: Final = (b"x-forwarded-", b"x-user-", b"x-internal-")
 
 
 @lru_cache(maxsize=4096)
-def _passes(name: bytes) -> bool:
+def passes(name: bytes) -> bool:
     """Whether a header goes on to the service. Servers of the CGI kind read ``X_User_Id`` and ``X-User-Id`` as one."""
     judged = name.replace(b"_", b"-")
     return judged not in NOT_FORWARDED and not judged.startswith(_SPOOFABLE)
@@ -66,7 +66,7 @@ def forwarded_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     named: set[bytes] | None = None
     for pair in headers:
         name, value = pair
-        if _passes(name):
+        if passes(name):
             if not value.isascii():
                 _check_utf8(name, value)
             passed.append(pair)

@@ -153,7 +153,8 @@ def _ordered(siblings: Sequence[Route]) -> tuple[_Rule, ...]:
             )
     rules = [(routes[0], tuple(routes)) for routes in same.values()]
     for (one, _), (other, _) in combinations(rules, 2):
-        if _meet(one, other) and not (_implies(one, other) or _implies(other, one)):
+        ordered = _implies(one, other) or _implies(other, one)
+        if not ordered and _meet(one, other) and not any(_covers(third, one, other) for third, _ in rules):
             raise DefinitionError(
                 f"A request can take two routes at {one.prefix!r}, and neither says more than the other: {one.title} "
                 f"(same methods or hosts as) {other.title}. Give one of them all predicates of the other"
@@ -194,6 +195,20 @@ def _implies(one: Route, other: Route) -> bool:
         name in mine and _value_implies(mine[name], wanted)
         for mine, theirs in ((one.demanded, other.demanded), (one.query, other.query))
         for name, wanted in theirs.items()
+    )
+
+
+def _covers(third: Route, one: Route, other: Route) -> bool:
+    """Whether ``third`` takes what fits both others, as it demands all that they do and no more."""
+    if not (_implies(third, one) and _implies(third, other)):
+        return False
+    methods = [set(route.methods) for route in (one, other) if route.methods]
+    both = set.intersection(*methods) if methods else set()
+    return (
+        (not third.methods or (bool(both) and both <= set(third.methods)))
+        and third.host in {"", one.host, other.host}
+        and third.demanded.items() <= one.demanded.items() | other.demanded.items()
+        and third.query.items() <= one.query.items() | other.query.items()
     )
 
 

@@ -26,10 +26,12 @@ def directives(header: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     at = 0
     while at < len(header):
+        if header[at] in " ,\t":  # lists may have empty elements (RFC 9110, 5.6.1)
+            at += 1
+            continue
         match = _DIRECTIVE.match(header, at)
         if match is None or match.end() == at:
-            if header[at:].strip(" ,\t"):
-                found["no-store"] = None
+            found["no-store"] = None
             break
         name = match[1].lower()
         argument = match[2] if match[2] is not None else match[3]

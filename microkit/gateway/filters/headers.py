@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from microkit.errors import DefinitionError, Problem
 from microkit.gateway.exchange import Answer, Exchange, Handler
 from microkit.gateway.filters.port import Filter, Phase, Tools
-from microkit.gateway.headers import HOP_BY_HOP, NOT_FORWARDED
+from microkit.gateway.headers import HOP_BY_HOP, passes
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _FRAMING: Final = HOP_BY_HOP | {b"content-length"}
 
 
-def _checked(kind: str, given: Mapping[str, str], names: Iterable[str], reserved: frozenset[bytes]) -> None:
+def _checked(kind: str, given: Mapping[str, str], names: Iterable[str], free: Callable[[bytes], bool]) -> None:
     for name, value in given.items():
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise DefinitionError(f"{kind}: {name!r}: {value!r} is no header")
     for name in (*given, *names):
-        if name.lower().encode() in reserved:
+        if not free(name.lower().encode()):
             raise DefinitionError(f"{kind}: {name} is the gateway's own business, and cannot be set or removed")
 
 
@@ -44,7 +44,7 @@ class RequestHeaders(Filter):
     remove: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _checked(self.kind, self.set, self.remove, NOT_FORWARDED)
+        _checked(self.kind, self.set, self.remove, passes)
 
     def around(self, inner: Handler, tools: Tools) -> Handler:
         added = _pairs(self.set)
@@ -73,7 +73,7 @@ class ResponseHeaders(Filter):
     remove: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _checked(self.kind, self.set, self.remove, _FRAMING)
+        _checked(self.kind, self.set, self.remove, lambda name: name not in _FRAMING)
 
     def around(self, inner: Handler, tools: Tools) -> Handler:
         added = _pairs(self.set)

@@ -18,7 +18,7 @@ from microkit.errors import Unauthorized
 from microkit.gateway import BoundGateway, Gateway, Route
 from microkit.gateway.filters import Filter
 from microkit.telemetry import Telemetry, TraceRing
-from microkit.web import Mount, Server, Surface, WebApp
+from microkit.web import Limits, Mount, Server, Surface, WebApp
 
 App = Callable[..., Awaitable[None]]
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -151,7 +151,9 @@ async def start() -> AsyncIterator[Start]:
             )
             stack.push_async_callback(bound.close)
             surface = Surface("gateway", mounts=[Mount("/", bound, ANYONE)])
-            url = await stack.enter_async_context(serving(WebApp(surface, telemetry=telemetry)))
+            url = await stack.enter_async_context(
+                serving(WebApp(surface, telemetry=telemetry, limits=Limits(shedding=False)))
+            )
             client = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
             return Running(url, bound, ring, telemetry, client)
 
