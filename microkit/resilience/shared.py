@@ -11,7 +11,6 @@ One hash holds the open breakers: name → the server's time in milliseconds at 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -38,6 +37,7 @@ PROBE_LEASE_MS: Final = 10_000
 """How long one process may take for its probe, before another may."""
 
 _FORGOTTEN_AFTER_S: Final = 3600
+_AGAIN: Final = 0.1
 
 Breakers = Callable[[], Iterable[Breaker]]
 
@@ -71,26 +71,27 @@ class SharedBreakers:
         self._owner = uuid4().hex
         self._written: set[str] = set()
         self._probing: set[str] = set()
-        self._away = False
+        self._away = self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begins to compare; a server that is away keeps nothing from starting."""
+        self._stopping = False
         self._task = asyncio.create_task(self._run(), name="shared breakers")
 
     async def stop(self, timeout: float = 1.0) -> None:  # noqa: ASYNC109  as the other workers'
         """Ends it. What is written down stays for the others."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        self._stopping = True
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            task.cancel()  # more than once: redis-py swallows one that comes while it gives a connection up
+            await asyncio.wait({task}, timeout=_AGAIN)
         for breaker in self._breakers():
             breaker.lead(False)
         await self._client.aclose()
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             try:
                 async with asyncio.timeout(PATIENCE):
                     await self.compare()
