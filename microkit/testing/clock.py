@@ -115,6 +115,8 @@ class VirtualClock:
             self._threads.discard(worker)
 
     def _open(self, dialect: object, record: Any, *_: object) -> None:
+        if isinstance(loop := asyncio.get_running_loop(), VirtualLoop) and loop.dead:
+            raise ConnectionRefusedError("the process was killed")
         self._connecting.add(record)
 
     def _of_pools(self) -> dict[str, Callable[..., None]]:
@@ -163,10 +165,11 @@ def virtual_time(clock: VirtualClock | None = None) -> Iterator[VirtualClock]:
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose timers go by a virtual clock. ``sockets`` is what it listens to,
-    ``own`` the descriptors of its own among them."""
+    ``own`` the descriptors of its own among them; in a ``dead`` one no database is opened any more."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
+        self.dead = False
         self.sockets = _LeapingSelector(clock)
         super().__init__(self.sockets)
         self.own = {key.fd for key in self.sockets.get_map().values()}

@@ -52,6 +52,8 @@ class Life:
     def die(self) -> None:
         """Called by what runs in it, at the moment of its death."""
         self.dead = True
+        if self._loop is not None:
+            self._loop.dead = True
         self._over.set()
         self._buried.wait()
         for task in asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}:

@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Generic, Self, TypeVar, cast
 from uuid import UUID, uuid4
 
@@ -38,15 +39,16 @@ from pydantic import BaseModel
 from sqlalchemy.orm import make_transient
 
 from microkit.contract import Contract, Operation, P
-from microkit.db import Database
+from microkit.db import Database, database_now
 from microkit.db.migration import create_tables
 from microkit.errors import DefinitionError
 from microkit.injection import bare
-from microkit.message import Message
+from microkit.message import IN_REPLY_TO, Event, Message
 from microkit.outbox import install
 from microkit.outbox.tables import metadata as outbox_tables
 from microkit.outbox.tables import outbox
 from microkit.saga import Saga, SagaEngine
+from microkit.saga.replies import Replies, expected_by
 from microkit.saga.step import Failure, hints_of
 from microkit.saga.tables import Status
 from microkit.saga.tables import metadata as saga_tables
@@ -70,7 +72,7 @@ LIMIT: Final = timedelta(days=400)
 """Virtual time after which a saga that has not come to rest is taken for one that never does."""
 
 _LOOK: Final = 0.01
-_SLOWEST_LOOK: Final = 30.0
+_SLOWEST_LOOK: Final = 3600.0
 
 
 def scenario(saga: Saga[State], *, tables: sa.MetaData | None = None) -> Scenario[State]:
@@ -87,7 +89,7 @@ class _Said(Generic[State]):
     answers: Mapping[Operation[..., Any], Sequence[Answer[Any]]] = field(default_factory=dict)
     resources: Mapping[Any, object] = field(default_factory=dict)
     rows: Sequence[object] = ()
-    script: Sequence[State | float] = ()
+    script: Sequence[State | Event | float] = ()
 
 
 class Scenario(Generic[State]):
@@ -114,12 +116,22 @@ class Scenario(Generic[State]):
         """Rows of the service's own tables (objects of the mapped classes) that are there before."""
         return self._more(rows=(*self._said.rows, *rows))
 
-    def when(self, state: State) -> Scenario[State]:
-        """The saga is started with ``state``. It then goes on until it rests: it has ended or is stuck."""
+    def when(self, what: State | Event) -> Scenario[State]:
+        """The saga is started with a state, or an event arrives that it waits for; the reply to a command is one, too.
+
+        It then goes on until it rests: it has ended, is stuck, or waits for an event.
+
+        Raises:
+            DefinitionError: it is not started with that, or does not wait for such an event.
+        """
+        self._loose = False
         saga = self._said.saga
-        if not isinstance(state, saga.state):
-            raise DefinitionError(f"{saga.name} is started with a {saga.state.__name__}, not {state!r:.80}")
-        return self._more(script=(*self._said.script, state))
+        if isinstance(what, Event):
+            if not any(type(what) in expected.events for expected in expected_by([saga])):
+                raise DefinitionError(f"{saga.name} never waits for {type(what).__name__}")
+        elif not isinstance(what, saga.state):
+            raise DefinitionError(f"{saga.name} is started with a {saga.state.__name__}, not {what!r:.80}")
+        return self._more(script=(*self._said.script, what))
 
     def after(self, *, days: float = 0, hours: float = 0, minutes: float = 0, seconds: float = 0) -> Scenario[State]:
         """So much time passes, and no more: what then is still under way stays so."""
@@ -142,7 +154,7 @@ class Scenario(Generic[State]):
     def _run(self, expectations: Sequence[Expectation]) -> Outcome[State]:
         self._loose = False
         said = self._said
-        if not any(isinstance(item, BaseModel) for item in said.script):
+        if not any(isinstance(item, said.saga.state) for item in said.script):
             raise DefinitionError(f"a scenario of {said.saga.name} begins with .when(): the state that it starts with")
 
         async def work(clock: VirtualClock) -> Outcome[State]:
@@ -182,6 +194,7 @@ class _Stage(Generic[State]):
         self._engine = SagaEngine(
             self._database, self._telemetry, [said.saga], resources, lease=_FOR_EVER, poll=_FOR_EVER
         )
+        self._replies = Replies(self._telemetry)
         self._saga_id: UUID | None = None
 
     async def __aenter__(self) -> Self:
@@ -216,7 +229,10 @@ class _Stage(Generic[State]):
                 await asyncio.sleep(item)
                 self._foreseen()
                 continue
-            await self._begin(item)
+            if isinstance(item, Event):
+                await self._arrive(item)
+            else:
+                await self._begin(item)
             if index + 1 == len(script) or not isinstance(script[index + 1], float):
                 await self._rest()
         return await self._outcome()
@@ -227,19 +243,33 @@ class _Stage(Generic[State]):
         self._saga_id = uuid4()
         await self._database.run(lambda tx: self._saga.start(tx, state, saga_id=self._saga_id))
 
+    async def _arrive(self, event: Event) -> None:
+        """As if the bus brought it; a reply says of itself which saga and step it answers."""
+        for expected in expected_by([self._saga]):
+            if type(event) in expected.events:
+                message = event.to_message("elsewhere", trace={IN_REPLY_TO: f"{self._saga_id}:{expected.place}"})
+                await self._database.run(partial(self._replies.handle, expected, event, message))
+
     async def _rest(self) -> None:
         look = _LOOK
         async with asyncio.timeout(LIMIT.total_seconds()):
-            while not await self._rests():
+            while (due := await self._due()) is not None:
                 self._foreseen()
-                await asyncio.sleep(look)
-                look = min(_SLOWEST_LOOK, look * 1.5)
+                await asyncio.sleep(max(look, due))
+                look = min(_SLOWEST_LOOK, look * 2)
         self._foreseen()
 
-    async def _rests(self) -> bool:
+    async def _due(self) -> float | None:
+        """Seconds until the saga goes on, below 0 while it does; ``None`` where it goes on by nobody's hand but an
+        operator's, or by an event that it waits for."""
+        story = await self._story()
+        row = sa.select(saga_table.c.next_at, saga_table.c.lease_owner, database_now())
         async with self._database.transaction(read_only=True) as tx:
-            alive = await tx.scalar(sa.select(sa.func.count()).where(saga_table.c.next_at.is_not(None)))
-        return not alive
+            next_at, owner, now = (await tx.execute(row.where(saga_table.c.id == story.id))).one()
+        waited = [wait.due for wait in story.waits if wait.status == "waiting"]
+        if next_at is None or (owner is None and waited and min(waited) <= next_at):
+            return None
+        return (next_at - now).total_seconds() if owner is None else 0.0
 
     def _foreseen(self) -> None:
         if self._stub.missing is not None:
