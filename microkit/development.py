@@ -75,6 +75,7 @@ def chosen_settings(
                 comfort["trusted_proxies"] = list(_GATEWAY_HERE)
             found = service.settings(overrides[service.name], defaults=comfort)
         _check_bus(found, around.bus)
+        _check_discovery(found)
         return found
 
     return _of_each(system, services, chosen)
@@ -109,6 +110,15 @@ def _check_bus(settings: ServiceSettings, bus: str) -> None:
         trouble = (
             f"{key} names another bus than {redact_text(bus)}, which the services of one process share; name one for "
             "all of them (microkit up --bus URL), or run the service by itself"
+        )
+        raise WrongSettings(settings.origin.service, [trouble])
+
+
+def _check_discovery(settings: ServiceSettings) -> None:
+    if "discovery_url" in settings.origin.places and settings.discovery_url.get_secret_value() != IN_MEMORY:
+        trouble = (
+            f"{settings.origin.key('discovery_url')} names a registry, and the services of one process find each other "
+            "in memory; leave it out, or run the service by itself"
         )
         raise WrongSettings(settings.origin.service, [trouble])
 

@@ -77,6 +77,7 @@ class Instance:
         self._ring = ring
         self._parts: Parts | None = None
         self._server: Server | None = None
+        self._url: str | None = None
         self._endpoint: Endpoint | None = None
         self._task: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -94,11 +95,16 @@ class Instance:
         return self.declared.name
 
     @property
+    def running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._url is not None
+
+    @property
     def url(self) -> str:
-        """Where it listens, without a path."""
-        if self._server is None:
+        """Where it listens, without a path; still known while it stops."""
+        if self._url is None:
             raise self._not_running()
-        return self._server.url
+        return self._url
 
     @property
     def telemetry(self) -> Telemetry:
@@ -186,7 +192,7 @@ class Instance:
         try:
             await self._run()
         finally:
-            self._parts = self._server = None
+            self._parts = self._server = self._url = None
 
     async def _run(self) -> None:
         async with AsyncExitStack() as owned:
@@ -222,6 +228,7 @@ class Instance:
 
     async def _go(self, server: Server, parts: Parts) -> None:
         await server.start()
+        self._url = server.url
         if parts.relay is not None:
             await parts.relay.start()
         for worker in parts.workers:

@@ -86,6 +86,7 @@ class System:
         settings: Mapping[str, Mapping[str, object]] | None = None,
         bus: str = IN_MEMORY,
         databases: str | None = None,
+        scale: Mapping[str, int] | None = None,
         watch: Watch = lambda _service, _state: None,
     ) -> AsyncIterator[RunningSystem]:
         """Starts every service in this process; stops them when the block ends.
@@ -93,12 +94,15 @@ class System:
         ``folder`` keeps the database files and keys, so that a second start finds what the first one left. ``ports``
         and ``settings``, by service, win over everything. ``bus`` is the URL of the bus that they share. ``databases``
         is the URL of a PostgreSQL server, on which each service gets a database, made when it is missing, in place of a
-        file; a service whose settings name a database keeps to it.
+        file; a service whose settings name a database keeps to it. ``scale`` says how many instances of a service there
+        are (1): they share its database, each has a port of its own, and the second is called ``billing-2``.
 
         Raises:
-            ConfigurationError: the folder cannot be written, a port is taken, settings are wrong (the message lists
-                them all), the bus or the server cannot be reached. Services that had been started are stopped again.
+            ConfigurationError: ``scale`` names no service of the system, the folder cannot be written, a port is taken,
+                settings are wrong (the message lists them all), the bus or the server cannot be reached. Services that
+                had been started are stopped again.
         """
+        names = instance_names(self, scale or {})
         given = {service.name: dict((settings or {}).get(service.name, {})) for service in self.services}
         for name, port in (ports or {}).items():
             given[name]["port"] = port
@@ -112,12 +116,17 @@ class System:
             # listening, and take what it sends for delivered.
             for group, listeners in service.declared.groups().items():
                 system.bus.declare(group, topics_of(listeners))
-            system.instances[service.name] = service.instance(
-                chosen[service.name], bus=system.bus, registry=system.registry, ring=system.ring
-            )
+            first, *others = names[service.name]
+            for name in (first, *others):
+                own = chosen[service.name] if name == first else another(chosen[service.name])
+                system.instances[name] = service.instance(
+                    own, bus=system.bus, registry=system.registry, ring=system.ring
+                )
         try:
             await _reach(system)
-            await _start(system.instances, watch)
+            # The first of each service brings its database up to date, the others find it so.
+            await _start({name: system.instances[name] for name, *_ in names.values()}, watch)
+            await _start({name: system.instances[name] for _, *others in names.values() for name in others}, watch)
             yield system
         finally:
             await _stop(system.instances, watch)
@@ -126,8 +135,8 @@ class System:
 
 @dataclass(slots=True)
 class RunningSystem:
-    """The instances of a system in this process, by service name, and what they share. ``bus_url`` is without its
-    password."""
+    """The instances of a system in this process, by service name (the second of a service is ``billing-2``), and what
+    they share. ``bus_url`` is without its password."""
 
     name: str
     folder: Path
@@ -139,18 +148,19 @@ class RunningSystem:
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where each service listens."""
-        return {name: instance.url for name, instance in self.instances.items()}
+        """Where each instance listens that runs."""
+        return {name: instance.url for name, instance in self.instances.items() if instance.running}
 
     @property
     def settings(self) -> dict[str, ServiceSettings]:
         """The settings of each service."""
-        return {name: instance.settings for name, instance in self.instances.items()}
+        return {instance.name: instance.settings for instance in reversed(self.instances.values())}
 
     @property
     def databases(self) -> dict[str, Database]:
-        """The database of each service that has one."""
-        found = {name: instance.parts.database for name, instance in self.instances.items()}
+        """The database of each service that has one; its instances share it."""
+        running = [instance for instance in reversed(self.instances.values()) if instance.running]
+        found = {instance.name: instance.parts.database for instance in running}
         return {name: database for name, database in found.items() if database is not None}
 
     async def failure(self) -> MicrokitError:
@@ -163,6 +173,32 @@ class RunningSystem:
                 task.cancel()
         name = waiting[ended.pop()]
         return MicrokitError(f"{name} cannot go on: {self.instances[name].failure}")
+
+
+def instance_names(system: System, scale: Mapping[str, int]) -> dict[str, list[str]]:
+    """The names of each service's instances: ``billing``, ``billing-2`` …
+
+    Raises:
+        ConfigurationError: ``scale`` names none of the services, less than one instance, or a name that a service has.
+    """
+    services = [service.name for service in system.services]
+    found = {service: [service] for service in services}
+    for service, number in scale.items():
+        if service not in found:
+            raise ConfigurationError(
+                f"{service!r} cannot be scaled: {system.name} has no such service, only {', '.join(services)}"
+            )
+        if number < 1:
+            raise ConfigurationError(f"{service} needs one instance at least, not {number}")
+        found[service] += [f"{service}-{each}" for each in range(2, number + 1)]
+        if taken := set(found[service][1:]) & set(services):
+            raise ConfigurationError(f"A second {service} would be called as the service {taken.pop()}: scale it less")
+    return found
+
+
+def another(settings: ServiceSettings) -> ServiceSettings:
+    """The settings of one more instance of a service in this process: what only one can have is its own."""
+    return settings.model_copy(update={"port": 0, "instance_id": None, "advertised_url": None})
 
 
 async def _reach(system: RunningSystem) -> None:

@@ -9,7 +9,7 @@ import typer
 from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
-from microkit.cli.options import FolderOption, JsonOption, SystemOption
+from microkit.cli.options import FolderOption, JsonOption, SystemOption, scaled
 from microkit.cli.saga_commands import saga_app
 
 app = typer.Typer(
@@ -70,6 +70,15 @@ def up(  # noqa: PLR0913  the options of a command
             "of its own. --databases and --bus URL name servers of yours in their place.",
         ),
     ] = False,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scale",
+            metavar="SERVICE=N",
+            help="Run N instances of a service, each on a port of its own, with one database. May be given repeatedly.",
+            show_default=False,
+        ),
+    ] = None,
     port_offset: Annotated[int, typer.Option(help="Added to each service's port.", min=0, max=60000)] = 0,
     console_port: Annotated[int, typer.Option(help="The console's port, before the offset.", min=0, max=65535)] = 3900,
     json: JsonOption = False,
@@ -87,7 +96,7 @@ def up(  # noqa: PLR0913  the options of a command
             seed=seed,
             bus="redis" if bus == "memory://" else bus,
             databases=databases,
-            scale={},
+            scale=scaled(scale or []),
             console_port=console_port,
             json=json,
         ).run()
@@ -100,6 +109,7 @@ def up(  # noqa: PLR0913  the options of a command
         seed=seed,
         bus=bus,
         databases=databases,
+        scale=scaled(scale or []),
         port_offset=port_offset,
         console_port=console_port,
         json=json,

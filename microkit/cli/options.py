@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from microkit.errors import ConfigurationError
 
 ServiceOption = Annotated[
     str | None, typer.Option("--service", metavar="NAME", help="One service only, found by its own settings.")
@@ -22,3 +25,18 @@ DatabaseOption = Annotated[
 ]
 FolderOption = Annotated[Path, typer.Option("--folder", help="Where `microkit up` keeps its files.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+
+
+def scaled(options: Sequence[str]) -> dict[str, int]:
+    """``billing=2`` as service and number.
+
+    Raises:
+        ConfigurationError: it is written otherwise.
+    """
+    found: dict[str, int] = {}
+    for option in options:
+        service, _, number = option.partition("=")
+        if not service or not number.isascii() or not number.isdigit():
+            raise ConfigurationError(f"--scale {option[:80]!r} is no service and number; an example: --scale billing=2")
+        found[service] = int(number)
+    return found

@@ -34,7 +34,7 @@ _CONSOLE_DRAIN: Final = 2.0
 class Up:
     """One run of the command."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the options of the command
         self,
         system: str | None,
         *,
@@ -42,6 +42,7 @@ class Up:
         seed: bool,
         bus: str,
         databases: str | None,
+        scale: Mapping[str, int],
         port_offset: int,
         console_port: int,
         json: bool,
@@ -51,6 +52,7 @@ class Up:
         self._seed = seed
         self._bus = bus
         self._databases = databases
+        self._scale = scale
         self._offset = port_offset
         self._console_port = console_port
         self._json = json
@@ -82,7 +84,11 @@ class Up:
         began = time.monotonic()
         async with (
             self._system.running(
-                self._folder, ports=_ports(self._system, self._offset), bus=self._bus, databases=self._databases
+                self._folder,
+                ports=_ports(self._system, self._offset),
+                bus=self._bus,
+                databases=self._databases,
+                scale=self._scale,
             ) as running,
             self._console(running) as console,
         ):

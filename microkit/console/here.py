@@ -39,17 +39,17 @@ class Here:
                 {group: topics_of(listeners) for group, listeners in instance.declared.groups().items()},
             )
             for name, instance in self._running.instances.items()
-            if instance.declared.stores
+            if instance.declared.stores and instance.running and name == instance.name  # the others share its database
         ]
 
     async def services(self) -> list[Document]:
         found = []
         for name, instance in self._running.instances.items():
-            reports = await instance.health.report()
+            reports = await instance.health.report() if instance.running else {}
             found.append(
                 {
                     "name": name,
-                    "url": instance.url,
+                    "url": instance.url if instance.running else None,
                     "state": str(instance.health.state),
                     "parts": {
                         part: {"up": report.up, "critical": report.critical, **report.details}

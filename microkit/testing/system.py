@@ -90,15 +90,16 @@ async def run_system(
     *,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     bus: str = "memory://",
+    scale: Mapping[str, int] | None = None,
 ) -> AsyncIterator[SystemUnderTest]:
     """Runs all services of ``system`` on free ports, with their files in ``folder``; stops them at the end.
 
     ``settings``, by service, win over the environment. ``bus`` may be a broker's URL, such as the fixtures
-    ``redis_url`` and ``kafka_url`` give.
+    ``redis_url`` and ``kafka_url`` give. ``scale`` says of which services there are several instances.
     """
     names = [service.name for service in system.services]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    async with system.running(folder, ports=ports, settings=settings, bus=bus) as running:
+    async with system.running(folder, ports=ports, settings=settings, bus=bus, scale=scale) as running:
         yield SystemUnderTest(running, system.issuer)
 
 
