@@ -27,7 +27,11 @@ LATE: Final = 0.005
 BUSY: Final = 0.9
 """Share of its time for which the loop's thread computes when it is overloaded."""
 DECREASE: Final = 0.8
-LEAST_TOLERANCE: Final = 0.001
+LEAST_TOLERANCE: Final = 0.02
+"""Seconds that a request may always wait. A few dozen clients that each wait for their answer keep a loop busy without
+a pause, and are not overload: refused, they would come again at once."""
+LONGEST_QUEUE: Final = 10_000
+"""Requests that wait, whatever time they have."""
 _WEIGHT: Final = 0.05
 
 
@@ -150,7 +154,7 @@ class Gate:
             self._take()
             return
         self._pressed = True
-        if len(queue) >= self._most:
+        if len(queue) >= LONGEST_QUEUE:
             raise Overloaded("concurrency")
         waiter = _Waiter(time.monotonic() - waited, asyncio.get_running_loop().create_future())
         queue.append(waiter)
@@ -230,7 +234,8 @@ class Gate:
             self.limit = max(1.0, min(self.limit, peak) * DECREASE)
             self._tolerance = min(self._patience, max(LEAST_TOLERANCE, self._service))
         else:
-            self._tolerance = self._patience
+            # Doubled and not restored: one interval with a pause in it does not mean that the overload is over.
+            self._tolerance = min(self._patience, max(LEAST_TOLERANCE, 2 * self._tolerance))
             if pressed or peak >= self.limit:
                 self.limit = min(float(self._most), self.limit + math.sqrt(self.limit))
             self._next()

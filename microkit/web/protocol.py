@@ -16,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from microkit.errors import BadRequest, MethodNotAllowed, Problem, RequestTimeout
+from microkit.errors import BadRequest, MethodNotAllowed, Problem, RequestTimeout, Unavailable
 from microkit.telemetry.propagation import extract, span_ids
 from microkit.web.admission import NO_HOST, READ_WITHIN_LIMITS, headers_too_large, is_host, url_too_long
 from microkit.web.limits import Limits
@@ -39,6 +39,9 @@ class NotHttp(BadRequest, status=400, title="The request is not well-formed HTTP
 
 
 class SlowHead(RequestTimeout, status=408, title="The request's head did not come in time"): ...
+
+
+class TooManyConnections(Unavailable, status=503, title="There are too many connections"): ...
 
 
 class VersionNotSupported(Problem, status=505, title="HTTP/1.1 is spoken here"): ...
@@ -77,6 +80,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         self._way_out = LingeringTransport(transport, self.loop)
         super().connection_made(self._way_out)  # type: ignore[arg-type]  # it has all that uvicorn uses
+        if len(self.server_state.connections) > self._limits.connections:
+            self.url, self.headers = b"", []
+            self._refuse(TooManyConnections(headers={"retry-after": "1"}))
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

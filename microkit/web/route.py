@@ -45,6 +45,11 @@ class InlineRoute:
     raises: tuple[type[Problem], ...] = ()
     timeout: float | None = None
 
+    @property
+    def limited_as(self) -> str:
+        """What its rate limit is called: ``POST /path``."""
+        return f"{self.method} {self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:

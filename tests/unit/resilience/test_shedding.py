@@ -1,0 +1,180 @@
+"""The gate, decided upon by the test in the place of the event loop's load."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from microkit.resilience.shed import LEAST_TOLERANCE, Gate, LoopLoad, Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_up_to_the_limit_everybody_is_let_in_at_once() -> None:
+    gate = Gate(most=3)
+    assert [gate.enter_now(0.0) for _ in range(5)] == [True, True, True, False, False]
+    gate.leave(0.01)
+    assert gate.enter_now(0.0)
+    gate.close()
+
+
+async def test_who_finds_no_place_waits_in_order_and_gets_the_next_ones() -> None:
+    gate = Gate(most=1, patience=30)
+    assert gate.enter_now(0.0)
+    came: list[int] = []
+
+    async def one(number: int) -> None:
+        await gate.enter(0.0)
+        came.append(number)
+        gate.leave(0.0)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(5):
+            group.create_task(one(number))
+        await asyncio.sleep(0)
+        assert gate.waiting == 5
+        gate.leave(0.0)
+    assert came == [0, 1, 2, 3, 4]
+    assert (gate.in_flight, gate.waiting) == (0, 0)
+    gate.close()
+
+
+async def test_what_is_critical_goes_before_the_others() -> None:
+    gate = Gate(most=1, patience=30)
+    assert gate.enter_now(0.0)
+    came: list[str] = []
+
+    async def one(name: str, critical: bool) -> None:
+        await gate.enter(0.0, critical=critical)
+        came.append(name)
+        gate.leave(0.0)
+
+    async with asyncio.TaskGroup() as group:
+        for name, critical in (("a", False), ("b", False), ("saga", True)):
+            group.create_task(one(name, critical))
+        await asyncio.sleep(0)
+        gate.leave(0.0)
+    assert came == ["saga", "a", "b"]
+    gate.close()
+
+
+async def test_nobody_waits_for_longer_than_the_patience_though_no_place_becomes_free() -> None:
+    gate = Gate(most=1, patience=0.05)
+    assert gate.enter_now(0.0)
+    found = await asyncio.gather(*(gate.enter(0.0) for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(one, Overloaded) and one.reason == "concurrency" for one in found)
+    assert gate.waiting == 0
+    gate.close()
+
+
+async def test_who_has_waited_in_the_event_loop_for_too_long_is_refused() -> None:
+    gate = Gate(patience=0.1)
+    assert not gate.enter_now(0.2)
+    with pytest.raises(Overloaded, match="queue"):
+        await gate.enter(0.2)
+    assert gate.in_flight == 0
+    gate.close()
+
+
+async def test_under_load_a_standing_queue_is_not_tolerated_but_for_what_is_critical() -> None:
+    gate = Gate(patience=0.1)
+    assert gate.enter_now(0.05)
+    gate._decide(True)
+    gate.leave(0.001)
+    assert not gate.enter_now(0.05)
+    with pytest.raises(Overloaded):
+        await gate.enter(0.05)
+    await gate.enter(0.05, critical=True)
+    gate.leave(0.001)
+    assert gate.enter_now(LEAST_TOLERANCE / 2)
+    gate.close()
+
+
+async def test_the_limit_falls_under_load_and_rises_again_when_it_is_needed() -> None:
+    gate = Gate(most=100, patience=30)
+    for _ in range(50):
+        assert gate.enter_now(0.0)
+    gate._decide(True)
+    assert gate.limit == 40
+    for _ in range(30):
+        gate._came = True
+        gate._decide(True)
+    assert gate.limit == 1
+    waiting = [asyncio.ensure_future(gate.enter(0.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    limits = []
+    for _ in range(30):
+        gate._pressed = True
+        gate._decide(False)
+        limits.append(gate.limit)
+    assert limits == sorted(limits)
+    assert limits[-1] == 100
+    await asyncio.gather(*waiting)
+    gate.close()
+
+
+async def test_a_service_that_nobody_needs_forgets_its_load() -> None:
+    gate = Gate(most=100)
+    assert gate.enter_now(0.0)
+    gate._decide(True)
+    gate.leave(0.0)
+    gate._decide(True)
+    gate._decide(True)
+    assert (gate.limit, gate.overloaded) == (100, False)
+    gate.close()
+
+
+async def test_who_leaves_while_waiting_takes_no_place_with_it() -> None:
+    gate = Gate(most=1, patience=30)
+    assert gate.enter_now(0.0)
+    waiting = [asyncio.ensure_future(gate.enter(0.0)) for _ in range(4)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    gate.leave(0.0)  # hands the place to the next, who is cancelled in the same moment
+    waiting[1].cancel()
+    await asyncio.sleep(0)
+    found = await asyncio.gather(waiting[2])
+    assert found == [None]
+    gate.leave(0.0)
+    await waiting[3]
+    gate.leave(0.0)
+    assert gate.in_flight == 0
+    gate.close()
+
+
+async def test_closing_refuses_who_waits() -> None:
+    gate = Gate(most=1, patience=30)
+    assert gate.enter_now(0.0)
+    waiting = asyncio.ensure_future(gate.enter(0.0))
+    await asyncio.sleep(0)
+    gate.close()
+    with pytest.raises(Overloaded):
+        await waiting
+
+
+async def test_a_loop_without_a_pause_is_noticed_and_an_idle_one_is_not() -> None:
+    decided: asyncio.Queue[bool] = asyncio.Queue()
+
+    def decide(overloaded: bool) -> bool:
+        decided.put_nowait(overloaded)
+        return True
+
+    load = LoopLoad(decide)
+    load.look()
+    calm = [await decided.get() for _ in range(20)]
+    assert not all(calm)  # a machine with other work may disturb some
+
+    async def compute() -> None:
+        while True:
+            until = time.monotonic() + 0.02
+            while time.monotonic() < until:
+                pass
+            await asyncio.sleep(0)
+
+    busy = asyncio.ensure_future(compute())
+    while not await decided.get():
+        pass
+    busy.cancel()
+    load.stop()
