@@ -34,6 +34,10 @@ TARGETS: Final = {
         "inbox_effects": Target("≥", 4_000),
         "behind_mb": Target("≤", 150),
     },
+    "calls": {
+        "ratio": Target("≥", 0.6),
+        "breaker_us": Target("≤", 6),
+    },
     "outbox": {
         "relay": Target("≥", 15_000),
         "relay_million_done": Target("≥", 13_500),

@@ -23,6 +23,7 @@ from microkit.resilience.breaker import Breaker, BreakerState
 _OVERPROVISIONING: Final = 1.4
 _LEAST_NEAR: Final = 2
 _FORGIVEN_AFTER: Final = 10
+_NEARLY_ALL: Final = 10
 _MOST_EJECTED: Final = 3
 """One in so many."""
 
@@ -85,6 +86,12 @@ class Balancer:
     def open(self) -> int:
         """How many breakers of instances are not closed."""
         return sum(not instance.breaker.closed for instance in self._known.values())
+
+    @property
+    def failing(self) -> bool:
+        """Whether nine of ten instances failed when they were last asked."""
+        good = sum(not instance.failures for instance in self._known.values())
+        return good * _NEARLY_ALL <= len(self._known)
 
     def update(self, endpoints: Sequence[Endpoint]) -> None:
         """Takes the instances that discovery knows. The same object as the last time costs nothing."""

@@ -1,4 +1,9 @@
-"""One request and its answer, with aiohttp."""
+"""One request and its answer, on aiohttp's connections.
+
+``ClientSession.request`` does much that a call between services has no use for: cookies, redirects, proxies, netrc,
+middlewares, its own time-outs, headers copied twice, and sending a request again on its own. What it stands on is used
+here directly: the connector with its pool, the request, the response.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,9 @@ import asyncio
 from typing import Final
 
 import aiohttp
+from aiohttp import hdrs
+from aiohttp.typedefs import LooseHeaders
+from multidict import CIMultiDict
 from yarl import URL
 
 from microkit.client.codec import WireAnswer, WireRequest
@@ -20,36 +28,42 @@ class AnswerTooBig(BadGateway, status=502):
     """No use in asking again."""
 
 
+class Request(aiohttp.ClientRequest):
+    """aiohttp's, with headers that were made for it and need no copying."""
+
+    def update_headers(self, headers: LooseHeaders | None) -> None:
+        assert type(headers) is CIMultiDict  # noqa: S101  as ask() makes them
+        headers[hdrs.HOST] = self.url.host_port_subcomponent or ""
+        self.headers = headers
+
+
 class Exchange:
     """Sends requests to one service over the connections of ``session``."""
 
     def __init__(self, service: str, session: aiohttp.ClientSession, policies: Policies) -> None:
+        if session.connector is None:
+            raise RuntimeError("the HTTP session is closed")
         self._service = service
-        self._request = session.request
+        self._session = session
+        self._connector = session.connector
         self._limit = policies.answer_limit
-        # The deadline is over the whole call, so aiohttp sets no timer for it; its own is for connecting only.
+        # The deadline is over the whole call; this one is for connecting only.
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=policies.connect_timeout)
+        self._headers = CIMultiDict({hdrs.USER_AGENT: "microkit", hdrs.ACCEPT_ENCODING: "gzip, deflate"})
 
     async def ask(self, wire: WireRequest, base: str) -> WireAnswer:
-        """Sends ``wire`` to the instance at ``base``.
+        """Sends ``wire`` to the instance at ``base``, once.
 
         Raises:
             aiohttp.ClientError, OSError: as aiohttp tells them; for those of :data:`NOT_SENT` nothing was sent.
             AnswerTooBig: the answer is larger than allowed.
         """
-        response = await self._request(
-            wire.method,
-            URL(base + wire.target, encoded=True),
-            data=wire.body,
-            headers=wire.headers,
-            allow_redirects=False,
-            timeout=self._timeout,
-        )
-        # Read to its end it has given its connection back by itself; `async with` would wait for that once more.
+        response = await self._send(wire, URL(base + wire.target, encoded=True))
+        # Read to its end it gives its connection back by itself.
         try:
             headers = response.headers
             length = response.content_length
-            if length is not None and length <= self._limit and "Content-Encoding" not in headers:
+            if length is not None and length <= self._limit and hdrs.CONTENT_ENCODING not in headers:
                 body = await response.read()
             else:
                 body = await self._read(response)
@@ -57,7 +71,33 @@ class Exchange:
             response.close()
             raise
         status = response.status
-        return WireAnswer(status, body, headers.get("Retry-After") if status >= 400 else None)
+        return WireAnswer(status, body, headers.get(hdrs.RETRY_AFTER) if status >= 400 else None)
+
+    async def _send(self, wire: WireRequest, url: URL) -> aiohttp.ClientResponse:
+        """The answer's head."""
+        headers = self._headers.copy()
+        headers.update(wire.headers)
+        loop = asyncio.get_running_loop()
+        request = Request(wire.method, url, headers=headers, data=wire.body, loop=loop, session=self._session)
+        try:
+            connection = await self._connector.connect(request, traces=[], timeout=self._timeout)
+        except TimeoutError:
+            raise aiohttp.ConnectionTimeoutError(f"no connection to {url.host} in time") from None
+        try:
+            protocol = connection.protocol
+            assert protocol is not None  # noqa: S101  a connection just made has one
+            protocol.set_response_params(skip_payload=wire.method == hdrs.METH_HEAD, read_until_eof=True)
+            response = await request.send(connection)
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            await response.start(connection)
+        except BaseException:
+            response.close()
+            connection.close()
+            raise
+        return response
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -72,4 +112,4 @@ def why_not_sent(error: Exception) -> str:
     """In a few words."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or type(error.os_error).__name__
-    return "no connection in time" if isinstance(error, asyncio.TimeoutError) else type(error).__name__
+    return "no connection in time" if isinstance(error, TimeoutError) else type(error).__name__

@@ -63,8 +63,8 @@ def outcome_of(status: int, retry_after: str | None = None) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """How a service is guarded. The service's breaker opens at twice the failures of an instance's, so that one bad
-    instance, whose failures count until its own opens, cannot open it."""
+    """How a service is guarded. The service's breaker opens at twice the failures of an instance's, counted only while
+    nearly all instances failed when they were last asked: bad ones among good ones are their own breakers' matter."""
 
     retry_share: float = SHARE
     retry_free: float = FREE
@@ -101,7 +101,7 @@ class Chosen:
             counted = instance.breaker.closed
             instance.breaker.failed(self._ticket)
             upstream.balancer.failed(instance)
-            if counted or not upstream.breaker.closed:
+            if not upstream.breaker.closed or (counted and upstream.balancer.failing):
                 upstream.breaker.failed(self._service_ticket)
             else:
                 upstream.breaker.left(self._service_ticket)
