@@ -110,6 +110,10 @@ class Life:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             if self.dead and others:
                 await asyncio.wait(others, timeout=_BURIAL)  # each is cancelled once, and cleans up in its own time
+            if self.dead and self._loop is not None:
+                for transport in list(self._loop._transports.values()):  # type: ignore[attr-defined]  # noqa: SLF001  nobody else knows those that were being opened
+                    transport.abort()
+                await asyncio.sleep(0)
 
     def _given(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None  # noqa: S101  made a moment ago

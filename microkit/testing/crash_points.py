@@ -1,7 +1,7 @@
 """Where a process can die: before and after every commit, publish, acknowledgement and call, each by a name.
 
 Nothing in the library knows of it. Commits are seen where SQLAlchemy hands them to the driver, messages in a bus that
-wraps the real one, calls by aiohttp's tracing.
+wraps the real one, calls in the typed clients, and those that are made by hand in aiohttp's tracing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy.util import await_
 
 from microkit.bus.memory import MemoryBus, MemoryConsumer
 from microkit.bus.port import Consumer, Delivery, Lag, Promises
+from microkit.contract import Operation
 from microkit.instance import Instance
 from microkit.message import Message
 from microkit.telemetry.logs import serving
@@ -89,6 +90,8 @@ class Watch:
         for name, instance in instances.items():
             self._ports[urlsplit(instance.url).port or 0] = name
             self._trace(instance.parts.session)
+            for caller in instance.parts.callers.values():
+                self._wrap(caller, name)
             if instance.parts.database is not None:
                 self._owners[id(instance.parts.database.engine.sync_engine.dialect)] = name
         self.on = True
@@ -96,6 +99,17 @@ class Watch:
     def owner(self, dialect: Dialect) -> str:
         """Whose database it is."""
         return self._owners.get(id(dialect), "somebody")
+
+    def _wrap(self, caller: Any, who: str) -> None:
+        call = caller.call
+
+        async def watched(operation: Operation[..., Any], arguments: Mapping[str, Any]) -> Any:
+            if serving.get() != who:  # it is the test that calls
+                return await call(operation, arguments)
+            with self.around(f"call of {operation.qualified_name} by {who}"):
+                return await call(operation, arguments)
+
+        caller.call = watched
 
     def _trace(self, session: aiohttp.ClientSession) -> None:
         tracing = aiohttp.TraceConfig()
