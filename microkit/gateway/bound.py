@@ -9,7 +9,6 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 import orjson
-from opentelemetry.trace import get_current_span
 
 from microkit import context
 from microkit.client.upstream import Upstream
@@ -31,7 +30,7 @@ from microkit.gateway.table import Asked, RouteTable
 from microkit.gateway.upstreams import Upstreams
 from microkit.gateway.watch import ClientWatch
 from microkit.gateway.websocket import WebSocketProxy
-from microkit.proxies import Proxies
+from microkit.proxies import ClientAddress, Proxies
 from microkit.telemetry import Telemetry
 
 _HEALTH_TIMEOUT: Final = 2.0
@@ -70,6 +69,7 @@ class BoundGateway:
         self._verify = verify
         self._pool = Pool()
         self._proxies = Proxies(trusted_proxies)
+        self._proxied = bool(trusted_proxies)
         self._watch = ClientWatch()
         self._shared = shared
         self.upstreams = Upstreams(self._pool, upstream, telemetry)
@@ -111,7 +111,7 @@ class BoundGateway:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = canonical_path(_raw_path(scope))
         asked: dict[bytes, bytes] = dict(scope["headers"])
-        client = self._proxies.caller(scope)
+        client = self._client(scope, asked)
         kind = scope["type"]
         method: str = scope["method"] if kind == "http" else "GET"
         query: bytes = scope["query_string"]
@@ -126,10 +126,6 @@ class BoundGateway:
             self._prepare(exchange, found.route)
             await self._websockets.serve(exchange, found, scope, receive, send)
             return
-        # The web floor knows only that it is the gateway's; what the trace should say is where it went.
-        served = get_current_span()
-        served.update_name(f"{method} {found.route.prefix}")
-        served.set_attribute("http.route", found.route.prefix)
         length = body_length(scope["headers"])
         limit = found.route.body_limit or self._gateway.body_limit
         body = (
@@ -138,6 +134,12 @@ class BoundGateway:
         exchange = Exchange(scope, path, asked, headers, client, body)
         self._prepare(exchange, found.route)
         await self._exchange(exchange, found, receive, send)
+
+    def _client(self, scope: MutableMapping[str, Any], asked: Mapping[bytes, bytes]) -> ClientAddress:
+        if self._proxied or b"host" not in asked:
+            return self._proxies.caller(scope)
+        peer = scope.get("client")  # nobody's word counts, and the server has looked at the host
+        return ClientAddress(peer[0] if peer else "", scope.get("scheme", "http"), asked[b"host"].decode("latin-1"))
 
     def _prepare(self, exchange: Exchange, route: Route) -> None:
         exchange.service = route.service

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from types import NoneType
 from typing import Any, Final, TypeVar, get_args
 
@@ -115,7 +115,7 @@ def _is_theirs(error: BaseException) -> bool:
     return isinstance(error, (TimeoutError, OSError)) and not isinstance(error, MicrokitError)
 
 
-async def _ended(tasks: Mapping[asyncio.Future[Any], str]) -> None:
+async def _ended(tasks: Iterable[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

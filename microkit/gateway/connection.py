@@ -203,11 +203,14 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._keep_alive = False
             if not answer.complete:
-                self._fail(NotHttp() if not answer.begun else BrokeOff())
+                self._fail(BrokeOff() if answer.begun else NotHttp())
                 self.end()
                 return
+        self._received(len(data), answer)
+
+    def _received(self, size: int, answer: Response) -> None:
         if not answer.begun:
-            self._head_bytes += len(data)
+            self._head_bytes += size
             if self._head_bytes > HEAD_LIMIT:
                 self._fail(NotHttp())
                 self.end()

@@ -18,6 +18,7 @@ import orjson
 from opentelemetry.trace import SpanKind
 from yarl import URL
 
+from microkit.client.instance import Instance
 from microkit.client.upstream import Outcome
 from microkit.errors import BadGateway, DeadlineExceeded, Forbidden, NotFound, Problem, Unavailable
 from microkit.gateway.body import Receive, Send
@@ -118,7 +119,7 @@ class WebSocketProxy:
             if not name.startswith(_HANDSHAKE) and name != b"origin"
         ]
         query = f"?{exchange.query.decode('latin-1')}" if exchange.query else ""
-        avoid = []
+        avoid: list[Instance] = []
         upstream = self._upstreams.service(exchange.service)
         upstream.begin()
         while True:
