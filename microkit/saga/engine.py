@@ -93,7 +93,8 @@ class SagaEngine:
         self._stranger_after = 10 * lease if stranger_after is None else stranger_after
         self._bound = bind_sagas(sagas, {Database: database, Telemetry: telemetry, **resources})
         self._known = list(self._bound)
-        self._fair = Turns({key: bound.saga.name for key, bound in self._bound.items()}, concurrency)
+        self._limits = {key: bound.saga.limits.concurrency for key, bound in self._bound.items()}
+        self._fair = Turns({key: bound.saga.name for key, bound in self._bound.items()}, concurrency, self._limits)
         self._slow = min(1.0, lease / 10)
         self._metrics = SagaMetrics(telemetry)
         self._metrics.in_flight.set_function(lambda: len(self._runs))
@@ -106,6 +107,7 @@ class SagaEngine:
         )
         self._runs: dict[UUID, _Run] = {}
         self._unbegun: list[UUID] = []
+        self._fruitless = 0
         self._freed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._error: str | None = None
@@ -148,6 +150,7 @@ class SagaEngine:
                 free = await self._places(full)
                 claimed = await self._claim(free)
                 full = claimed == min(free, leases.MOST)
+                self._fruitless = 0 if claimed else self._fruitless + 1
                 if not full:
                     await self._until_due(nothing=not claimed)
             except Exception as error:  # noqa: BLE001  the database is away: it is asked again
@@ -203,8 +206,8 @@ class SagaEngine:
                 return
             wait = self._poll * random.uniform(1.0, 1.25)  # noqa: S311  jitter, no secret
             if due is not None and due < wait:
-                wait = max(due, _SHORTEST_WAIT)
-                await signal.wait(wait)
+                # What is due and could not be claimed is asked for less and less often.
+                await signal.wait(max(due, min(wait, _SHORTEST_WAIT * 2.0 ** min(self._fruitless, 10))))
                 return
             if await signal.wait(wait):
                 return
@@ -235,7 +238,7 @@ class SagaEngine:
         if self._runs.get(run.held.id) is run:
             del self._runs[run.held.id]
         self._freed.set()
-        if len(self._bound) > 1:  # others of its name may have waited for a place
+        if len(self._bound) > 1 or any(self._limits.values()):  # others of its name may have waited for a place
             self._database.signal(SIGNAL).set()
 
     async def _beat_forever(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -28,11 +28,14 @@ _KNOWN = saga.c.fingerprint.in_(sa.bindparam("known", expanding=True))
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What a definition may have of the next claim: its sagas come one after another behind ``served``, as a queue of
-    many would number them, and are ``room`` at most."""
+    many would number them, and are ``room`` at most. ``limit`` is how many sagas of ``name`` all engines together may
+    have under lease."""
 
     fingerprint: str
     served: int
     room: int
+    name: str = ""
+    limit: int | None = None
 
 
 def _texts(name: str) -> sa.BindParameter[Any]:
@@ -107,6 +110,15 @@ _CLAIM_THESE: Final = (
     .returning(*HELD)
 )
 
+_COUNTING: Final = sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.bindparam("name"), 0)))
+_LEASED: Final = (
+    sa.select(saga.c.name, sa.func.count())
+    .where(
+        saga.c.next_at > _NOW, saga.c.lease_owner.is_not(None), saga.c.name.in_(sa.bindparam("names", expanding=True))
+    )
+    .group_by(saga.c.name)
+)
+
 _EACH: Final = sa.func.unnest(_texts("known")).table_valued("fingerprint").render_derived(name="known")
 _NEXT_OF_EACH: Final = (
     sa.select(saga.c.next_at)
@@ -177,6 +189,8 @@ async def claim(tx: Transaction, *, owner: str, lease: float, turns: Sequence[Tu
     step which ends the process each time is seen to.
     """
     limit = min(limit, MOST)
+    if any(turn.limit is not None for turn in turns):
+        turns = await _within_limits(tx, turns)
     if tx.dialect != "postgresql":
         return await _claim_one_by_one(tx, turns, {"owner": owner, "lease": lease}, limit)
     columns = {
@@ -186,6 +200,24 @@ async def claim(tx: Transaction, *, owner: str, lease: float, turns: Sequence[Tu
     }
     rows = await tx.fetch(_CLAIM, {**columns, "owner": owner, "lease": lease, "limit": limit})
     return [held_from(row) for row in rows]
+
+
+async def _within_limits(tx: Transaction, turns: Sequence[Turn]) -> list[Turn]:
+    """Leaves each limited name the room that is left in all engines together. They count one after the other."""
+    limited = sorted({turn.name for turn in turns if turn.limit is not None})
+    if tx.dialect == "postgresql":  # SQLite has one writer
+        for name in limited:
+            await tx.execute(_COUNTING, {"name": f"microkit.saga:{name}"})
+    leased = {name: int(count) for name, count in await tx.execute(_LEASED, {"names": limited})}
+    bounded = []
+    for turn in turns:
+        room = turn.room if turn.limit is None else min(turn.room, turn.limit - leased.get(turn.name, 0))
+        if room <= 0:
+            continue
+        if turn.limit is not None:  # of two versions of one name the first has the places, the second what it leaves
+            leased[turn.name] = leased.get(turn.name, 0) + room
+        bounded.append(replace(turn, room=room))
+    return bounded
 
 
 async def _claim_one_by_one(

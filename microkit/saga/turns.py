@@ -19,11 +19,12 @@ class Turns:
     ``names`` are the definitions' by fingerprint. Only names that have something waiting are compared, for the database
     numbers what it finds. Since a name that had nothing to do must not be paid for that later, nobody falls behind the
     first by more than ``places``. And because places are given back late by sagas whose steps take long, one name does
-    not get all of them.
+    not get all of them. ``limits`` are how many sagas of a definition all engines together may carry on.
     """
 
-    def __init__(self, names: Mapping[str, str], places: int) -> None:
+    def __init__(self, names: Mapping[str, str], places: int, limits: Mapping[str, int | None] | None = None) -> None:
         self._names = names
+        self._limits = limits or {}
         self._places = places
         self._served = dict.fromkeys(names.values(), 0)
         self._most = places - min(len(self._served) - 1, places // _LEFT)
@@ -32,7 +33,7 @@ class Turns:
         """The turns of all definitions with room, while sagas of the names ``running`` have their places."""
         taken = Counter(running)
         return [
-            Turn(fingerprint, self._served[name], room)
+            Turn(fingerprint, self._served[name], room, name, self._limits.get(fingerprint))
             for fingerprint, name in self._names.items()
             if (room := self._most - taken[name]) > 0
         ]

@@ -76,12 +76,31 @@ def test_nobody_pays_for_the_time_in_which_there_was_nothing_to_do() -> None:
 
     served = {turn.fingerprint: turn.served for turn in turns.of([])}
     assert served == {"a1": 100, "b1": 92, "b2": 92}
-    assert turns.of(["a"] * 7) == [Turn("b1", 92, 7), Turn("b2", 92, 7)]
+    assert turns.of(["a"] * 7) == [Turn("b1", 92, 7, "b"), Turn("b2", 92, 7, "b")]
     assert [turn.room for turn in Turns({"a1": "a"}, places=8).of(["a"] * 3)] == [5]
 
 
 def _held(name: str) -> Any:
     return SimpleNamespace(name=name)  # the one thing that is asked for
+
+
+async def test_a_limit_holds_for_all_engines_together(bench: Bench) -> None:
+    under_way = most = 0
+
+    async def serve() -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.005)
+        under_way -= 1
+
+    saga = Saga("few", Trip, [retriable(serve, timeout=5), retriable(serve, timeout=5, name="again")], concurrency=2)
+    async with bench.engine(saga), bench.engine(saga):
+        for _ in range(20):
+            await bench.begin(saga)
+        stories = await bench.until_all_rest()
+    assert {str(story.status) for story in stories} == {"completed"}
+    assert most == 2
 
 
 async def test_an_idle_engine_asks_the_database_once_a_poll(bench: Bench) -> None:

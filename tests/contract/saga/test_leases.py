@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -294,3 +295,34 @@ async def test_moving_on_touches_no_index(bench: Bench) -> None:
         assert await record(tx, work.transition(DONE, {"done": ["seat"]})) is not None
         hot = sa.text("SELECT pg_stat_get_xact_tuples_hot_updated('saga'::regclass)")
         assert (await tx.execute(hot)).scalar() == 1
+
+
+async def test_one_heartbeat_is_one_statement_however_many_sagas_it_keeps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    beats: list[int] = []
+    beating = leases.heartbeat
+
+    async def noted(tx: Transaction, **options: Any) -> Any:
+        kept = await beating(tx, **options)
+        beats.append(len(kept))
+        return kept
+
+    async def wait() -> None:
+        await go.wait()
+
+    monkeypatch.setattr(leases, "heartbeat", noted)
+    saga = Saga("room", Trip, [retriable(bench.remote("room"), timeout=60)])
+    bench.scripts["room"] = [wait] * 12
+    async with bench.engine(saga, lease=LEASE):
+        async with bench.database.transaction() as tx:
+            for _ in range(12):
+                await saga.start(tx, Trip())
+        async with asyncio.timeout(60):
+            while len(beats) < 3:
+                await asyncio.sleep(0.01)
+        go.set()
+        await bench.until_all_rest()
+    assert beats[:3] == [12] * 3
+    assert bench.called() == ["room"] * 12

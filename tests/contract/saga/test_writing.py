@@ -290,3 +290,40 @@ async def test_no_more_sagas_are_begun_while_the_database_takes_long_to_write(
         stories = await bench.until_all_rest()
     assert {story.status for story in stories} == {"completed"}
     assert len(stories) == 14
+
+
+@pytest.mark.parametrize("patience", [30.0, 0.01])
+async def test_an_engine_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing_half_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    inside, go = asyncio.Event(), asyncio.Event()
+    recording = writer_module.record_all
+
+    async def slowly(tx: Transaction, transitions: Any) -> Any:
+        recorded = await recording(tx, transitions)
+        inside.set()
+        await go.wait()
+        return recorded
+
+    saga = Saga("two", Trip, [retriable(bench.remote(name), timeout=60) for name in ("room", "pay")])
+    for _ in range(8):
+        await bench.begin(saga)
+    with monkeypatch.context() as patched:
+        patched.setattr(writer_module, "record_all", slowly)
+        engine = SagaEngine(bench.database, bench.telemetry, [saga], {}, lease=3600)
+        await engine.start()
+        await inside.wait()
+        stopping = asyncio.create_task(engine.stop(patience))
+        if patience > 1:
+            go.set()
+        await stopping
+    assert engine.health().in_flight == 0
+    async with bench.engine(saga):
+        stories = await bench.until_all_rest()
+
+    assert len(stories) == 8
+    for story in stories:
+        assert story.status == "completed"
+        assert [(step.step, step.status) for step in story.steps] == [("room", "done"), ("pay", "done")]
+    if patience > 1:  # else the outcomes were not on disk, and the steps were asked again, by the same keys
+        assert sorted(bench.called()) == sorted(["room", "pay"] * 8)
