@@ -40,6 +40,7 @@ from microkit.resilience.breaker import Breaker
 from microkit.resilience.rate import RateLimiter
 from microkit.resilience.rate import connect as rate_limiter
 from microkit.saga import SagaEngine, SagaRetention
+from microkit.saga.replies import Replies
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.web import Health, InlineRoute, Limits, Mount, Surface, WebApp
@@ -295,15 +296,16 @@ class Assembly:
             metrics = parts.resources[ProcessMetrics] = ProcessMetrics(parts.telemetry)
             keep = self._settings.saga_retention
             parts.workers.append(ProcessKeeper(database, parts.telemetry, declared.processes, metrics, keep=keep))
-        if declared.listeners:
+        if declared.heard():
             parts.consumers = consumers = self._consumers(database, bus, parts)
             health.part("consumers", consumer_probe(consumers), critical=False, liveness=True)
             parts.workers.append(consumers)
 
     def _consumers(self, database: Database, bus: Bus, parts: Parts) -> ConsumerRuntime:
         consumers = ConsumerRuntime(bus, parts.telemetry, bury=burial(database, bus))
+        resources = {**parts.resources, Replies: Replies(parts.telemetry)}
         for group, listeners in self._declared.groups().items():
-            consumers.add(subscription_of(group, listeners, parts.resources, database))
+            consumers.add(subscription_of(group, listeners, resources, database))
         return consumers
 
     async def web(self, parts: Parts) -> WebApp:
@@ -326,7 +328,7 @@ class Assembly:
             mounts=[await self._mount(mounted, parts, routes) for mounted in declared.mounts],
             internals=self._exposes_internals(),
             limits=declared.rate_limits(settings),
-            asyncapi=self._events() if declared.sent() or declared.listeners else None,
+            asyncapi=self._events() if declared.sent() or declared.heard() else None,
         )
         return WebApp(
             surface,

@@ -18,6 +18,7 @@ from microkit.gateway import Gateway
 from microkit.message import Event
 from microkit.resilience.rate import Limit
 from microkit.saga import Saga
+from microkit.saga.replies import expected_by, handing_on
 from microkit.settings import ServiceSettings
 from microkit.web import InlineRoute
 
@@ -123,10 +124,21 @@ class Declared:
         """Whether the service needs a database."""
         return bool(self.tables is not None or self.migrations or self.listeners or self.sagas)
 
+    def heard(self) -> list[Listener]:
+        """All listeners: those that were declared, and those by which sagas get the events that they wait for."""
+        return [
+            *self.listeners,
+            *(
+                Listener(expected.group(self.name), event, handing_on(expected))
+                for expected in expected_by(self.sagas)
+                for event in expected.events
+            ),
+        ]
+
     def groups(self) -> dict[str, list[Listener]]:
         """The listeners by their consumer group."""
         found: dict[str, list[Listener]] = {}
-        for listener in self.listeners:
+        for listener in self.heard():
             found.setdefault(listener.group, []).append(listener)
         return found
 

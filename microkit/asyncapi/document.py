@@ -83,7 +83,7 @@ class _Known:
 
     def __init__(self, services: Sequence[Declared]) -> None:
         sent = [event for service in services for event in service.sent()]
-        received = [listener.event for service in services for listener in service.listeners]
+        received = [listener.event for service in services for listener in service.heard()]
         by_type: dict[str, type[Event]] = {}
         for event in [*sent, *received]:
             by_type.setdefault(event.event_type, event)

@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from microkit.db import Database, Transaction, database_now
-from microkit.saga.tables import Status, saga
+from microkit.saga.tables import Status, saga, saga_mail, saga_rate
 from microkit.telemetry import Telemetry
 
 PRUNE_EVERY: Final = 60.0
@@ -19,6 +19,7 @@ _MOST: Final = 200
 # While there is more, the next look comes soon, and still leaves the database to the work.
 _SOON: Final = 1.0
 
+_NOW = sa.select(database_now()).scalar_subquery()
 _LONG_AGO = sa.select(database_now(-sa.bindparam("keep", type_=sa.Float))).scalar_subquery()
 # A saga that ended long ago began before that: its beginning has an index, and what stands before the oldest that is
 # kept is deleted or stuck, so little is read in vain. Several services' processes skip what another is deleting.
@@ -35,6 +36,9 @@ _OLD = (
     .cte("old")
 )
 _DELETE = sa.delete(saga).where(saga.c.id.in_(sa.select(_OLD.c.id))).returning(saga.c.id)
+# Events that no saga came to wait for, and buckets that are full, which is what a bucket that is not there is.
+_UNREAD = sa.delete(saga_mail).where(saga_mail.c.keep_until <= _NOW)
+_FULL = sa.delete(saga_rate).where(saga_rate.c.full_at <= _NOW)
 
 
 async def prune(tx: Transaction, *, keep: float, most: int = _MOST) -> int:
@@ -42,6 +46,8 @@ async def prune(tx: Transaction, *, keep: float, most: int = _MOST) -> int:
 
     A saga that is under way or stuck is kept, however old it is.
     """
+    await tx.execute(_UNREAD)
+    await tx.execute(_FULL)
     return len((await tx.execute(_DELETE, {"keep": keep, "most": most})).all())
 
 
