@@ -56,8 +56,63 @@ from microkit.saga.tables import saga as saga_table
 from microkit.saga.view import SagaStory, show_saga
 from microkit.telemetry import Telemetry
 from microkit.testing.clock import VirtualClock, run_virtually
-from microkit.testing.expectation import Expectation, Happened, Outcome, complaints
-from microkit.testing.stub import Answer, Stub, check_answers
+from microkit.testing.expectation import (
+    Expectation,
+    Happened,
+    Outcome,
+    called,
+    compensated,
+    complaints,
+    completed,
+    done,
+    failed,
+    holds,
+    published,
+    refused,
+    state,
+    stuck,
+    timed_out,
+    took,
+    undone,
+    waiting,
+)
+from microkit.testing.stub import (
+    Answer,
+    Stub,
+    answers,
+    breaks_off,
+    check_answers,
+    does,
+    refuses,
+    times_out,
+    unreachable,
+)
+
+__all__ = [
+    "Outcome",
+    "Scenario",
+    "answers",
+    "breaks_off",
+    "called",
+    "compensated",
+    "completed",
+    "does",
+    "done",
+    "failed",
+    "holds",
+    "published",
+    "refused",
+    "refuses",
+    "scenario",
+    "state",
+    "stuck",
+    "timed_out",
+    "times_out",
+    "took",
+    "undone",
+    "unreachable",
+    "waiting",
+]
 
 State = TypeVar("State", bound=BaseModel)
 R = TypeVar("R")
