@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 from opentelemetry.trace import Span
+from prometheus_client import Counter
 
 from microkit.client.codec import WireAnswer, WireRequest
 from microkit.client.exchange import NOT_SENT, AnswerTooBig, Exchange, why_not_sent
@@ -25,6 +27,7 @@ from microkit.client.upstream import Outcome, Upstream, outcome_of
 from microkit.errors import BadGateway, DeadlineExceeded, Unavailable
 from microkit.resilience.backoff import full_jitter, retry_after
 from microkit.resilience.hedging import Latency, hedged
+from microkit.telemetry.metrics import Family
 
 FIRST_PAUSE: Final = 0.025
 LONGEST_PAUSE: Final = 1.0
@@ -65,11 +68,16 @@ class Call:
     span: Span
     latency: Latency | None
 
+    def tell_time_left(self) -> None:
+        """Writes into the request what is left of the time, where some has passed since it was made."""
+        left = self.deadline - time.monotonic()
+        self.wire.headers["Request-Timeout-Ms"] = str(max(1, int(left * 1000)))
+
 
 class Attempts:
     """Makes the attempts of the calls to one service."""
 
-    def __init__(self, upstream: Upstream, exchange: Exchange, hedges: Any) -> None:
+    def __init__(self, upstream: Upstream, exchange: Exchange, hedges: Family[Counter]) -> None:
         self._upstream = upstream
         self._exchange = exchange
         self._hedges = hedges
@@ -110,8 +118,7 @@ class Attempts:
             call.span.set_attribute("http.request.resend_count", number)
             if pause > 0:
                 await asyncio.sleep(pause)
-            left = call.deadline - time.monotonic()
-            call.wire.headers["Request-Timeout-Ms"] = str(max(1, int(left * 1000)))
+            call.tell_time_left()
             number += 1
 
     def _pause(self, call: Call, attempt: Attempt, number: int, tried: tuple[Instance, ...]) -> float | None:
@@ -145,9 +152,14 @@ class Attempts:
         latency = call.latency
         after = delay if isinstance(delay, float) else latency.p95 if latency is not None else 0.0
         asked: list[Instance] = []
+
+        def again() -> Coroutine[Any, Any, Attempt]:
+            call.tell_time_left()
+            return self._at_one(call, (*tried, *asked), asked)
+
         attempt, second_won = await hedged(
             lambda: self._at_one(call, tried, asked),
-            lambda: self._at_one(call, (*tried, *asked), asked),
+            again,
             after=after,
             allowed=lambda: bool(asked) and self._upstream.may_retry("hedge"),
             good=Attempt.good,

@@ -111,7 +111,8 @@ class Balancer:
         self.review()
 
     def pick(self, avoid: Collection[Instance] = ()) -> Instance | None:
-        """The instance to call, not one of ``avoid`` if another can be called; ``None`` where every breaker is open."""
+        """The instance to call; ``None`` where every breaker is open. Not one of ``avoid`` if another can be called,
+        and not the last of them if any other can."""
         now = self._clock()
         if now >= self._review_at:
             self.review()
@@ -135,7 +136,9 @@ class Balancer:
             if others:
                 one, two = others[int(self._draw() * len(others))], others[int(self._draw() * len(others))]
                 return one if one.cost(now) <= two.cost(now) else two
-        return min(self._all, key=lambda instance: instance.cost(now), default=None)
+        *_, last = avoid
+        again = [instance for instance in self._all if instance is not last] or self._all
+        return min(again, key=lambda instance: instance.cost(now), default=None)
 
     def others(self, tried: Collection[Instance]) -> bool:
         """Whether an instance can be called that is none of ``tried``."""

@@ -144,6 +144,7 @@ class HttpCaller:
     async def _in_turn(self, call: Call) -> WireAnswer:
         if not self._bulkhead.try_enter():
             await self._wait_for_room()
+            call.tell_time_left()
         try:
             self.upstream.begin()
             return await self._attempts.make(call)
