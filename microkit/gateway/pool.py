@@ -55,14 +55,14 @@ class Origin(Owner):
             connection.end()
         return None
 
-    async def connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
-        """A new connection, or one that has become idle meanwhile.
+    async def connect(self, loop: asyncio.AbstractEventLoop, within: float) -> Connection:
+        """A new connection, or one that has become idle meanwhile, ``within`` so many seconds.
 
         Raises:
             NotConnected: none can be made in time.
             Unavailable: all that are allowed were busy for too long.
         """
-        until = loop.time() + CONNECT_TIMEOUT
+        until = loop.time() + min(CONNECT_TIMEOUT, within)
         while self.open >= self._limit:
             await self._turn(loop, until)
             if (connection := self.take(loop.time())) is not None:
@@ -141,8 +141,8 @@ class Pool:
             found = self._origins[url] = Origin(url, self._waiting, self._limit, self._tls)
         return found
 
-    async def take(self, origin: Origin) -> tuple[Connection, bool]:
-        """A connection, and whether it has served before.
+    async def take(self, origin: Origin, within: float = CONNECT_TIMEOUT) -> tuple[Connection, bool]:
+        """A connection, had ``within`` so many seconds, and whether it has served before.
 
         Raises:
             NotConnected: none can be made.
@@ -154,7 +154,7 @@ class Pool:
         connection = origin.take(loop.time())
         if connection is not None:
             return connection, True
-        return await origin.connect(loop), False
+        return await origin.connect(loop, within), False
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()

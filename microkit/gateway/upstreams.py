@@ -37,6 +37,7 @@ EVENT_STREAM_IDLE: Final = 300.0
 
 _LOCATIONS: Final = frozenset({b"location", b"content-location"})
 _LONGEST_PAUSE: Final = 2.0
+_DOCUMENT_LIMIT: Final = 8 * 1024 * 1024
 
 
 class Upstreams:
@@ -95,7 +96,7 @@ class Upstreams:
                 try:
                     body = b""
                     await _begun(connection, response, within)
-                    while piece := await response.piece(within):
+                    while len(body) < _DOCUMENT_LIMIT and (piece := await response.piece(within)):
                         body += piece
                 finally:
                     response.close()
@@ -126,7 +127,7 @@ class Upstreams:
     ) -> tuple[Response, bool]:
         """What one instance begins to answer, and whether the connection had served before."""
         origin = self._pool.origin(instance.url)
-        connection, kept = await self._pool.take(origin)
+        connection, kept = await self._pool.take(origin, within)
         target = exchange.target
         if exchange.query:
             target = f"{target}?{exchange.query.decode('latin-1')}"

@@ -42,7 +42,7 @@ class Fallback(Filter):
         )
 
         async def instead(exchange: Exchange) -> Answer:
-            if self.service and not exchange.safe:
+            if self.service and not (exchange.safe and exchange.body is None):
                 return await inner(exchange)
             try:
                 answer = await inner(exchange)

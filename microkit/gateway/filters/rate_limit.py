@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Network
 from typing import ClassVar, Literal
 
 from microkit.errors import DefinitionError, Problem
 from microkit.gateway.exchange import Answer, Exchange, Handler
 from microkit.gateway.filters.port import Filter, Phase, Tools
 from microkit.resilience.rate import Limit, MemoryRateLimiter, Policy, RateLimiter, Verdict
+
+
+@lru_cache(maxsize=4096)
+def _place(address: str) -> str:
+    """Whose address it is: of IPv6 its /64, which is what one subscriber gets at least."""
+    try:
+        return str(IPv6Network((address, 64), strict=False)) if ":" in address else address
+    except ValueError:
+        return address
+
 
 By = Literal["user", "key", "address", "everybody"]
 
@@ -19,11 +31,11 @@ class RateLimit(Filter):
     ``rate_limit_url`` names a Redis.
 
     ``by`` is whose bucket it is: the signed-in ``user``'s (the address's for those who are not), the API ``key``'s (as
-    before, without one), the client's ``address``, or one for ``everybody``. By address it is looked at before the
-    token is. ``away`` says what holds while the store is away: ``open`` lets pass, ``local`` goes on counting in each
-    instance; take that for log-ins and one-time passwords. Answers carry ``RateLimit`` and ``RateLimit-Policy``
-    (draft-ietf-httpapi-ratelimit-headers), refusals are 429 with ``Retry-After``. ``name`` is what clients see, and
-    routes with the same name share the buckets; without one each route has its own.
+    before, without one), the client's ``address`` (of IPv6 the /64), or one for ``everybody``. By address it is looked
+    at before the token is. ``away`` says what holds while the store is away: ``open`` lets pass, ``local`` goes on
+    counting in each instance; take that for log-ins and one-time passwords. Answers carry ``RateLimit`` and
+    ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers), refusals are 429 with ``Retry-After``. ``name`` is
+    what clients see, and routes with the same name share the buckets; without one each route has its own.
     """
 
     kind: ClassVar[str] = "rate-limit"
@@ -71,7 +83,7 @@ class RateLimit(Filter):
                 return f"{prefix}k:{exchange.key}"
             if by != "address" and exchange.principal.subject:
                 return f"{prefix}u:{exchange.principal.subject}"
-            return f"{prefix}a:{exchange.address}"
+            return f"{prefix}a:{_place(exchange.address)}"
 
         async def limited(exchange: Exchange) -> Answer:
             key = whose(exchange)
