@@ -14,7 +14,7 @@ from microkit.saga import Saga, SagaEngine, StepRefused, leases, retriable
 from microkit.saga import writer as writer_module
 from microkit.saga.leases import Turn
 from microkit.saga.progress import DONE, Ended, Outcome
-from microkit.saga.store import Held, LeaseLost
+from microkit.saga.store import Held, LeaseLost, record_all
 from microkit.saga.tables import saga as saga_table
 from microkit.saga.work import Work
 from microkit.saga.writer import TransitionWriter
@@ -151,12 +151,11 @@ async def test_one_that_is_cancelled_while_it_is_written_is_written_whole_or_not
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, go = asyncio.Event(), asyncio.Event()
-    recording = writer_module.record_all
 
     async def slowly(tx: Transaction, transitions: Any) -> Any:
         inside.set()
         await go.wait()
-        return await recording(tx, transitions)
+        return await record_all(tx, transitions)
 
     monkeypatch.setattr(writer_module, "record_all", slowly)
     gone, *kept = await shop.begin(3)
@@ -177,11 +176,10 @@ async def test_one_that_is_cancelled_before_its_turn_is_not_written(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = asyncio.Event()
-    recording = writer_module.record_all
 
     async def slowly(tx: Transaction, transitions: Any) -> Any:
         await go.wait()
-        return await recording(tx, transitions)
+        return await record_all(tx, transitions)
 
     monkeypatch.setattr(writer_module, "record_all", slowly)
     monkeypatch.setattr(writer_module, "_HELD_UP", 60.0)
@@ -257,12 +255,12 @@ async def test_no_more_sagas_are_begun_while_the_database_takes_long_to_write(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = asyncio.Event()
-    recording, claiming = writer_module.record_all, leases.claim
+    claiming = leases.claim
     claims = 0
 
     async def slowly(tx: Transaction, transitions: Any) -> Any:
         await go.wait()
-        return await recording(tx, transitions)
+        return await record_all(tx, transitions)
 
     async def counted(tx: Transaction, **options: Any) -> Any:
         nonlocal claims
@@ -297,10 +295,9 @@ async def test_an_engine_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing
     bench: Bench, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     inside, go = asyncio.Event(), asyncio.Event()
-    recording = writer_module.record_all
 
     async def slowly(tx: Transaction, transitions: Any) -> Any:
-        recorded = await recording(tx, transitions)
+        recorded = await record_all(tx, transitions)
         inside.set()
         await go.wait()
         return recorded

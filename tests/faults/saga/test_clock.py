@@ -14,7 +14,7 @@ SAGAS = "40"
 
 def bank(url: str, folder: Path, which: str) -> Any:
     """Runs the bank's program, which checks that money is conserved and that each effect is there once."""
-    command = [sys.executable, BANK, url, folder, "clock", SAGAS, which]
+    command = [sys.executable, str(BANK), url, str(folder), "clock", SAGAS, which]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
