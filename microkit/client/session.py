@@ -11,9 +11,10 @@ KEEP_ALIVE: Final = 4.0
 that the other side has just closed."""
 
 
-def open_session(*, connections: int = 256) -> aiohttp.ClientSession:
-    """A pool of at most ``connections`` connections: no cookies, no proxies from the environment, no time-outs of its
-    own (each call brings its deadline). Close it when the service stops."""
+def open_session(*, connections: int = 0) -> aiohttp.ClientSession:
+    """A pool of at most ``connections`` connections, 0 for no bound: then each client's bulkhead is one, and a slow
+    neighbour cannot take the connections of the others. No cookies, no proxies from the environment, no time-outs of
+    its own (each call brings its deadline). Close it when the service stops."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -35,7 +35,20 @@ def _refuse() -> Any:
 
 
 def _by_key(value: Any) -> Any:
-    return {key_of(str(name)): item for name, item in value.items()} if isinstance(value, Mapping) else value
+    """Names as keys; what two spellings of one name say is put together, the later before the earlier."""
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        key = key_of(str(name))
+        found[key] = _merged(found[key], item) if key in found else item
+    return found
+
+
+def _merged(one: Any, other: Any) -> Any:
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return other
+    return {**one, **{name: _merged(one[name], item) if name in one else item for name, item in other.items()}}
 
 
 class OperationSettings(BaseModel):

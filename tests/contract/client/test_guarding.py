@@ -483,6 +483,16 @@ async def test_no_more_calls_at_once_than_allowed(fleet: Make) -> None:
     assert await made.echo.read("x") == "a"
 
 
+async def test_a_slow_neighbour_does_not_take_the_connections_of_the_others(fleet: Make) -> None:
+    slow, quick = await fleet(1, concurrency=300), await fleet(1)
+    slow.hosts[0].gate = asyncio.Event()
+    calls = [asyncio.ensure_future(slow.echo.read("x")) for _ in range(300)]
+    await until(lambda: len(slow.hosts[0].requests) == 300)
+    assert await quick.echo.read("x") == "a"
+    slow.hosts[0].gate.set()
+    await asyncio.gather(*calls)
+
+
 async def test_a_late_answer_is_asked_for_a_second_time_and_the_loser_is_cancelled(fleet: Make) -> None:
     made = await fleet(2, hedge_after=0.05)
     made.hosts[0].gate = asyncio.Event()
