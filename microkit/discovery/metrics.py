@@ -30,7 +30,7 @@ class DiscoveryMetrics:
         )
         self._registrations = metrics.counter(
             "microkit_discovery_registrations_total",
-            "Registrations of this instance: first, lost (the registry had forgotten it), failed.",
+            "Registrations of this instance: done, lost (the registry had forgotten it), failed.",
             ("outcome",),
         )
 

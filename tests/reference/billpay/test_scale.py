@@ -14,7 +14,9 @@ from microkit import PageRequest
 from microkit.instance import Instance
 from microkit.testing.system import SystemUnderTest, as_user, run_system
 from reference.billpay.contracts.billing import Billing
+from reference.billpay.contracts.payment import PaymentStatus
 from reference.billpay.system import system
+from tests.reference.billpay.people import Billpay, WayToHorizon
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +27,21 @@ CALLS = 60
 """Of each user before, and as many after, an instance goes."""
 
 
+SETTINGS: dict[str, dict[str, object]] = {
+    "ledger": {"close_interval": 0.05, "idle_interval": 0.2},
+    "payment": {"payment_window": 5.0, "history_lag": 1.0, "request_timeout": 30.0},
+    "billing": {"request_timeout": 30.0},
+}
+
+
 @pytest.fixture
 async def billpay(tmp_path: Path) -> AsyncIterator[SystemUnderTest]:
-    async with run_system(system, tmp_path, scale={"billing": 2, "payment": 2}) as running:
-        yield running
+    async with WayToHorizon().open() as way:
+        payment = SETTINGS["payment"] | {"horizon_url": way.url}
+        settings = SETTINGS | {"payment": payment}
+        async with run_system(system, tmp_path, settings=settings, scale={"billing": 2, "payment": 2}) as running:
+            way.target = running.urls["ledger"]
+            yield running
 
 
 def answered(instance: Instance) -> int:
@@ -87,3 +100,17 @@ async def test_an_instance_that_goes_is_not_noticed(billpay: SystemUnderTest, ho
     total = 2 * USERS * CALLS
     assert traffic.outcomes == {"200": total * 2 // 3, "client": total // 3}
     assert len(await first.parts.resolver.resolve("billing")) == (1 if how == "stopped" else 2)
+
+
+async def test_two_instances_on_one_file_pay_each_bill_once(billpay: SystemUnderTest) -> None:
+    assert billpay["payment"].database is not billpay["payment-2"].database
+    people = [await Billpay(billpay, WayToHorizon()).person() for _ in range(3)]
+    bills = [(person, await person.bill()) for person in people for _ in range(2)]
+    payments = await asyncio.gather(*(person.pay(bill) for person, bill in bills))
+    assert [payment.status for payment in payments] == [PaymentStatus.SETTLED] * len(bills)
+    for person, bill in bills:
+        with as_user(person.token):
+            async with asyncio.timeout(60):
+                while not (found := await billpay.client(Billing).reconciliations(bill.id)):
+                    await asyncio.sleep(0.05)
+        assert len(found) == 1
