@@ -53,6 +53,12 @@ class RefundPayment(BaseModel):
     ledger: int = 0
 
 
+def lock_of(bill_id: UUID) -> str:
+    """What one saga at a time is at work on: another payment of the bill, or its refund, waits until this one has
+    ended."""
+    return f"bill:{bill_id}"
+
+
 class EnvelopeState(StrEnum):
     """``open`` until the network has decided: ``applied``, ``failed`` (in a ledger, without effect but for the fee),
     ``refused`` (in no ledger) or ``expired`` (a ledger beyond its time bound has closed without it)."""

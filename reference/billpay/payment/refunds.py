@@ -78,8 +78,6 @@ def has_coupon(state: RefundPayment) -> bool:
 
 async def return_coupon(state: RefundPayment, coupons: Coupons) -> None:
     """The coupon can be used again."""
-    if not state.coupon:
-        return
     claim = CouponClaim(payment_id=state.payment_id, bill_id=state.bill_id, owner=state.owner)
     await coupons.give_back(state.coupon, claim)
 
@@ -127,4 +125,5 @@ refund_payment = Saga(
         retriable(return_coupon, timeout=5, when=has_coupon),
         retriable(finish_refund),
     ],
+    key=lambda state: domain.lock_of(state.bill_id),
 )

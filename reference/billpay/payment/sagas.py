@@ -53,15 +53,11 @@ def has_coupon(state: PayBill) -> bool:
 
 async def reserve_coupon(state: PayBill, coupons: Coupons) -> dict[str, Any]:
     """Holds the coupon for this payment and learns what is left to be paid."""
-    if not state.coupon:
-        return {}
     return {"amount": (await coupons.reserve(state.coupon, _claim(state))).due}
 
 
 async def return_coupon(state: PayBill, coupons: Coupons) -> None:
     """Gives the coupon back, or makes sure that a reservation on its way comes too late."""
-    if not state.coupon:
-        return
     await coupons.give_back(state.coupon, _claim(state))
 
 
@@ -77,8 +73,6 @@ async def submit_payment(state: PayBill, cashier: Cashier) -> dict[str, Any]:
 
 async def redeem_coupon(state: PayBill, coupons: Coupons) -> None:
     """The coupon is used up."""
-    if not state.coupon:
-        return
     await coupons.redeem(state.coupon, _claim(state))
 
 
@@ -135,4 +129,5 @@ pay_bill = Saga(
         retriable(finish_payment),
     ],
     version=2,
+    key=lambda state: domain.lock_of(state.bill_id),
 )
