@@ -126,11 +126,13 @@ class BoundGateway:
             self._prepare(exchange, found.route)
             await self._websockets.serve(exchange, found, scope, receive, send)
             return
-        length = body_length(scope["headers"])
-        limit = found.route.body_limit or self._gateway.body_limit
-        body = (
-            None if length == 0 and b"content-length" not in asked else RequestBody(receive, length=length, limit=limit)
-        )
+        body: RequestBody | None = None
+        # Most requests have no body and no header twice: then there is nothing to be told apart.
+        if len(asked) != len(scope["headers"]) or b"content-length" in asked or b"transfer-encoding" in asked:
+            length = body_length(scope["headers"])
+            if length != 0 or b"content-length" in asked:
+                limit = found.route.body_limit or self._gateway.body_limit
+                body = RequestBody(receive, length=length, limit=limit)
         exchange = Exchange(scope, path, asked, headers, client, body)
         self._prepare(exchange, found.route)
         await self._exchange(exchange, found, receive, send)
