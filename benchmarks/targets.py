@@ -55,6 +55,12 @@ TARGETS: Final = {
         "sagas_million_done": Target("≥", 900),
         "resume_10000_s": Target("≤", 30),
     },
+    "overload": {
+        "cpu_goodput": Target("≥", 0.8),
+        "cpu_p99_ratio": Target("≤", 3),
+        "db_goodput": Target("≥", 0.8),
+        "db_p99_ratio": Target("≤", 3),
+    },
     "startup": {
         "import_ms": Target("≤", 250),
         "up_first_s": Target("≤", 3),

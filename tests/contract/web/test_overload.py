@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +35,7 @@ class Work:
         self.began: list[str] = []
         self.critical: list[bool] = []
         self.go = asyncio.Semaphore(0)
+        self.wire: Any = None
 
     async def wait(self, name: str) -> str:
         self.began.append(name)
@@ -51,7 +52,7 @@ class Work:
                 await asyncio.sleep(0.005)
 
 
-Send = Callable[..., Awaitable[Any]]
+Send = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @asynccontextmanager
@@ -70,7 +71,7 @@ async def serving(http: Any, limits: Limits, **rates: Limit) -> AsyncIterator[tu
     server = Server(app, limits=limits)
     await server.start()
     app.health.state = type(app.health.state).READY
-    wire = http.wire_to(server)
+    wire = work.wire = http.wire_to(server)
 
     async def get(target: str, *headers: str) -> Any:
         return await wire(http.request("GET", target, *headers))
@@ -121,7 +122,7 @@ async def test_what_is_shed_is_not_read_and_a_large_body_ends_its_connection(htt
     async with serving(http, Limits(concurrency=1, queue=0.05)) as (get, work, app):
         busy = asyncio.create_task(get("/wait?name=a"))
         await work.whole(1)
-        server_wire = get.__closure__[1].cell_contents  # type: ignore[attr-defined]  # the wire of the same server
+        server_wire = work.wire
         half = http.request("POST", "/take", "Content-Length: 100", "Content-Type: x/y") + b"half"
         answer = await server_wire(half)
         assert (answer.status, answer.closed) == (503, False)
