@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from microkit import context
-from microkit.db import Transaction, database_now
+from microkit.db import Transaction, database_now, jsontext
+from microkit.db.prepared import PreparedSelect
 from microkit.errors import Conflict
 from microkit.message import IN_REPLY_TO
 from microkit.saga.keys import SIGNAL, Admission, admit
@@ -48,6 +49,17 @@ def _inserts(values: dict[str, Any]) -> dict[str, Any]:
 _INSERT: Final = _inserts(_NEW)
 _INSERT_LATER: Final = _inserts(_LATER)
 _INSERT_QUEUED: Final = _inserts(_QUEUED)
+
+
+def _plain_insert() -> PreparedSelect:
+    """PostgreSQL: a saga without key or rate, which most are, at a third of the cost."""
+    given = {name: sa.bindparam(f"to_{name}", type_=saga.c[name].type) for name in _GIVEN}
+    new = postgresql.insert(saga).values({**_NEW, **given}).on_conflict_do_nothing().returning(saga.c.id).cte("new")
+    return PreparedSelect(sa.select(new.c.id), [f"to_{name}" for name in _GIVEN])
+
+
+_GIVEN: Final = ("id", "name", "version", "fingerprint", "state", "step", "context")
+_PLAIN: Final = _plain_insert()
 _NAME: Final = sa.select(saga.c.name).where(saga.c.id == sa.bindparam("id"))
 
 
@@ -79,12 +91,21 @@ async def enrol(tx: Transaction, saga_id: UUID, columns: dict[str, Any], key: st
     if admission.queued or admission.wait:
         statement = _INSERT_QUEUED if admission.queued else _INSERT_LATER
         parameters["wait"] = admission.wait
-    if (await tx.execute(statement[tx.dialect], parameters)).first() is None:
+    if not await _inserted(tx, statement, parameters):
         await _is_there(tx, saga_id, columns["name"])
         if key is not None and not admission.queued:  # it began, and maybe ended, meanwhile
             await _give_back_unused(tx, saga_id, key)
         return
     tx.wake(SIGNAL)
+
+
+async def _inserted(tx: Transaction, statement: dict[str, Any], parameters: dict[str, Any]) -> bool:
+    """Whether there was none of this id."""
+    if statement is not _INSERT or tx.dialect != "postgresql" or set(parameters) != set(_GIVEN):
+        return (await tx.execute(statement[tx.dialect], parameters)).first() is not None
+    texts = {name: jsontext.dumps(parameters[name]) for name in ("state", "context")}
+    rows = await tx.fetch(_PLAIN, {f"to_{name}": value for name, value in {**parameters, **texts}.items()})
+    return bool(rows)
 
 
 async def _is_there(tx: Transaction, saga_id: UUID, name: str) -> bool:

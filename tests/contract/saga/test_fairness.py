@@ -95,9 +95,9 @@ async def test_a_limit_holds_for_all_engines_together(bench: Bench) -> None:
         under_way -= 1
 
     saga = Saga("few", Trip, [retriable(serve, timeout=5), retriable(serve, timeout=5, name="again")], concurrency=2)
+    for _ in range(20):
+        await bench.begin(saga)
     async with bench.engine(saga), bench.engine(saga):
-        for _ in range(20):
-            await bench.begin(saga)
         stories = await bench.until_all_rest()
     assert {str(story.status) for story in stories} == {"completed"}
     assert most == 2
