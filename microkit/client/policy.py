@@ -74,7 +74,7 @@ class Policies:
         Raises:
             ConfigurationError: the settings want it hedged or collapsed, and it is not safe.
         """
-        own = self._own.operations.get(operation.name, OperationSettings())
+        own = self._own.operations.get(key_of(operation.name), OperationSettings())
         places = (own, self._own, self._all)
         timeout = own.timeout or operation.timeout or self._own.timeout or self._all.timeout or self._timeout
         keyed = _first(places, "retry_unsafe", default=True)
@@ -104,7 +104,7 @@ class Policies:
         Raises:
             ConfigurationError: with their names.
         """
-        names = {operation.name for contract in contracts for operation in contract.operations()}
+        names = {key_of(operation.name) for contract in contracts for operation in contract.operations()}
         if unknown := self._own.operations.keys() - names:
             raise ConfigurationError(
                 f"clients: {self._service} has no operation {', '.join(sorted(unknown))}; there are "

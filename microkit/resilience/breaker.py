@@ -109,6 +109,11 @@ class Breaker:
         return 0 if self._machine is None else self._machine.failures
 
     @property
+    def reset(self) -> float:
+        """Seconds that it stays open."""
+        return self._reset
+
+    @property
     def closed(self) -> bool:
         return self.state is BreakerState.CLOSED
 

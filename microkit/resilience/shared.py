@@ -17,7 +17,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from microkit.errors import ConfigurationError, MissingExtra
-from microkit.resilience.breaker import RESET, Breaker, BreakerState
+from microkit.resilience.breaker import Breaker, BreakerState
 
 try:
     from redis.asyncio import Redis
@@ -46,7 +46,7 @@ class SharedBreakers:
     """Keeps ``breakers()``, asked anew each time, in step with those of the same names elsewhere.
 
     ``group`` is the service that calls: its replicas share, others have experiences of their own. ``reset`` is how long
-    a breaker stays open, in seconds.
+    a breaker stays open, in seconds; without it, as long as it would by itself.
 
     Raises:
         ConfigurationError: redis-py does not understand the URL.
@@ -54,7 +54,7 @@ class SharedBreakers:
     """
 
     def __init__(
-        self, url: str, group: str, breakers: Breakers, *, reset: float = RESET, interval: float = INTERVAL
+        self, url: str, group: str, breakers: Breakers, *, reset: float | None = None, interval: float = INTERVAL
     ) -> None:
         try:
             self._client: Redis = Redis.from_url(
@@ -66,7 +66,7 @@ class SharedBreakers:
             ) from None
         self._key = f"microkit:breakers:{group}"
         self._breakers = breakers
-        self._reset_ms = int(reset * 1000)
+        self._reset = reset
         self._interval = interval
         self._owner = uuid4().hex
         self._written: set[str] = set()
@@ -132,7 +132,8 @@ class SharedBreakers:
     async def _settle_open(self, breaker: Breaker, until: int | None, now: int) -> None:
         name = breaker.name
         if name in self._probing or (until is None and name not in self._written):
-            await self._note(name, now + self._reset_ms)  # opened here, or its probe failed here
+            open_for = breaker.reset if self._reset is None else self._reset
+            await self._note(name, now + int(open_for * 1000))  # opened here, or its probe failed here
         elif until is None:
             self._written.discard(name)
             breaker.close()  # a probe elsewhere was answered

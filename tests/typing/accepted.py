@@ -27,7 +27,7 @@ class Billing(Contract, service="billing", prefix="/bills", allow="member"):
     @post("", status=201)
     async def create(self, body: NewBill) -> Bill: ...
 
-    @get("/{bill_id}")
+    @get("/{bill_id}", hedge=True, collapse=True)
     async def read(self, bill_id: UUID) -> Bill: ...
 
 
