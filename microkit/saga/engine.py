@@ -28,8 +28,8 @@ from microkit.saga.writer import TransitionWriter
 from microkit.telemetry import Telemetry
 
 _STRANGER = (
-    "its definition is gone or was changed while it was running: give the changed one another version, "
-    "offer the one it began with beside it, then resume it"
+    "its definition is gone or was changed while it was running: give the changed one another version, and "
+    "offer the one it began with beside it; then it goes on"
 )
 # Seconds between two looks at how many sagas are open, for the gauges, and at those that nobody knows.
 _SURVEY = 30.0
@@ -277,10 +277,16 @@ class SagaEngine:
         found = await self._database.run(leases.survey, read_only=True)
         self._metrics.open(found)
         self._stuck = sum(count for _, status, count, _ in found if status == Status.STUCK)
+        await self._welcome_strangers()
         # An engine that has just come may be the old version of two, and not know what the new one is about to take.
         if now > self._started_at + self._stranger_after:
             await self._park_strangers()
         self._surveyed_at = now
+
+    async def _welcome_strangers(self) -> None:
+        for saga_id, name in await self._database.run(lambda tx: leases.welcome(tx, known=self._known)):
+            self._log.info("its definition is back: saga goes on", extra={"saga": name, "saga_id": str(saga_id)})
+            self._database.signal(SIGNAL).set()
 
     async def _park_strangers(self) -> None:
         parked = await self._database.run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -128,6 +129,21 @@ def merged(state: Any, step: Step, known: dict[str, Branch], direction: Directio
             left[field] = each.name
             together[field] = value
     return together
+
+
+async def merged_so_far(tx: Transaction, row: Mapping[str, Any], step: Step) -> Any:
+    """The state of a saga that is at a group, with what its branches have changed so far."""
+    return merged(row["state"], step, await branches.load(tx, row["id"]), Direction(row["direction"]))
+
+
+async def count_as_done(tx: Transaction, row: Mapping[str, Any], step: Step) -> Any:
+    """An operator skips a group: branches that have not ended count as done. Returns the state as it is then."""
+    direction = Direction(row["direction"])
+    known = await branches.load(tx, row["id"])
+    places = [place_of(each.name, direction) for each in step.branches]
+    ended = {place for place in places if place in known and known[place].stage in (Stage.DONE, Stage.SKIPPED)}
+    await branches.write(tx, row["id"], {place: Branch(Stage.DONE, 1, True) for place in places if place not in ended})
+    return merged(row["state"], step, known, direction)
 
 
 class Gathering:

@@ -13,10 +13,13 @@ from sqlalchemy.dialects import postgresql
 from microkit.db import Transaction, database_now
 from microkit.db.prepared import PreparedSelect
 from microkit.saga.store import HELD, Held, held_from
-from microkit.saga.tables import Status, saga
+from microkit.saga.tables import Direction, Status, saga
 
 MOST: Final = 64
 """Sagas in one claim."""
+
+STRANGER: Final = "definition"
+"""What a saga is parked for whose definition nobody offers."""
 
 # A volatile function cannot be compared with an index; asked for once, as a subquery, it can.
 _NOW = sa.select(database_now()).scalar_subquery()
@@ -163,6 +166,7 @@ _ASIDE = {
     "epoch": saga.c.epoch + 1,
     "error": sa.bindparam("reason"),
     "updated_at": database_now(),
+    "parked_for": sa.bindparam("aside_for", type_=saga.c.parked_for.type),
 }
 _PARK = (
     sa.update(saga)
@@ -172,6 +176,23 @@ _PARK = (
 _LONG_AGO = sa.select(database_now(-sa.bindparam("overdue", type_=sa.Float))).scalar_subquery()
 _PARK_STRANGERS = (
     sa.update(saga).where(saga.c.next_at <= _LONG_AGO, sa.not_(_KNOWN)).values(_ASIDE).returning(saga.c.id, saga.c.name)
+)
+_WELCOME = (
+    sa.update(saga)
+    .where(
+        saga.c.status == sa.literal_column("'stuck'"),
+        saga.c.parked_for == sa.bindparam("aside_for", type_=saga.c.parked_for.type),
+        _KNOWN,
+    )
+    .values(
+        status=sa.case((saga.c.direction == Direction.UNDO, Status.COMPENSATING), else_=Status.RUNNING),
+        next_at=database_now(),
+        error=None,
+        parked_for=None,
+        epoch=saga.c.epoch + 1,
+        updated_at=database_now(),
+    )
+    .returning(saga.c.id, saga.c.name)
 )
 _OPEN = sa.select(saga.c.name, saga.c.status, sa.func.count(), sa.func.min(saga.c.created_at), database_now()).group_by(
     saga.c.name, saga.c.status
@@ -260,13 +281,18 @@ async def reload(tx: Transaction, *, owner: str, held: Held) -> Held | None:
 
 async def park(tx: Transaction, *, held: Held, reason: str) -> None:
     """Sets a saga aside that cannot be gone on with."""
-    await tx.execute(_PARK, {"held_id": held.id, "held_epoch": held.epoch, "reason": reason})
+    await tx.execute(_PARK, {"held_id": held.id, "held_epoch": held.epoch, "reason": reason, "aside_for": None})
 
 
 async def park_strangers(tx: Transaction, *, known: Collection[str], overdue: float, reason: str) -> list[Any]:
     """Sets sagas aside whose definition is not among ``known`` and that nobody took for ``overdue`` seconds."""
-    parameters = {"known": list(known), "overdue": overdue, "reason": reason}
+    parameters = {"known": list(known), "overdue": overdue, "reason": reason, "aside_for": STRANGER}
     return list(await tx.execute(_PARK_STRANGERS, parameters))
+
+
+async def welcome(tx: Transaction, *, known: Collection[str]) -> list[Any]:
+    """Has sagas go on that were set aside since nobody offered their definition, which is among ``known`` now."""
+    return list(await tx.execute(_WELCOME, {"known": list(known), "aside_for": STRANGER}))
 
 
 async def survey(tx: Transaction) -> list[tuple[str, str, int, float]]:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from microkit.db import Transaction, database_now
 from microkit.errors import BadRequest, Conflict, NotFound
 from microkit.saga.definition import Saga
+from microkit.saga.gathering import count_as_done, merged_so_far
 from microkit.saga.keys import SIGNAL, give_back, holder_of
 from microkit.saga.progress import DONE, Attempt, Ended, Move, after, turn_back
 from microkit.saga.step import Failure, StepKind
@@ -116,8 +117,11 @@ async def skip_step(
     row = await _begun(tx, await _look(tx, saga_id, operator))
     _expect(row, step)
     definition = _definition(row, sagas)
-    move = after(definition, _attempt(definition, row), DONE)
-    await _write(tx, row, operator, Operation.SKIP_STEP, _values(move), Ended.SKIPPED)
+    attempt = _attempt(definition, row)
+    values = _values(after(definition, attempt, DONE))
+    if attempt.step.branches:
+        values["state"] = await count_as_done(tx, row, attempt.step)
+    await _write(tx, row, operator, Operation.SKIP_STEP, values, Ended.SKIPPED)
 
 
 async def compensate(
@@ -148,8 +152,13 @@ async def compensate(
     attempt = _attempt(definition, row)
     _check_way_back(row, attempt, sure=pivot_did_not_happen)
     failure = Failure(attempt.step.name, operator.reason or "It was cancelled by an operator.", BY_OPERATOR)
-    move = turn_back(definition, attempt, failure, own=not attempt.local and attempt.number > 0)
-    await _write(tx, row, operator, Operation.COMPENSATE, _values(move))
+    step, waits = attempt.step, row["not_yet_since"] is not None
+    # What a group's branches did stands in their rows. What is awaited may still come.
+    own = bool(step.branches) or (not attempt.local and attempt.number > 0) or (step.awaits is not None and waits)
+    values = _values(turn_back(definition, attempt, failure, own=own))
+    if step.branches:
+        values["state"] = await merged_so_far(tx, row, step)
+    await _write(tx, row, operator, Operation.COMPENSATE, values)
 
 
 def _check_way_back(row: sa.RowMapping, attempt: Attempt, *, sure: bool) -> None:
@@ -272,6 +281,7 @@ async def _write(
             seq=row["seq"] + (ended is not None),
             lease_owner=None,
             not_yet_since=None,
+            parked_for=None,
             updated_at=database_now(),
         )
         .returning(saga.c.updated_at)
