@@ -68,7 +68,7 @@ def alone(begin: Callable[[object], None], end: Callable[[object], None]) -> Ite
         return
 
     def told(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any, **options: Any) -> Any:
+        async def _call(*arguments: Any, **options: Any) -> Any:
             worker = object()
             begin(worker)
             try:
@@ -76,7 +76,7 @@ def alone(begin: Callable[[object], None], end: Callable[[object], None]) -> Ite
             finally:
                 end(worker)
 
-        return call
+        return _call
 
     with ExitStack() as stack:
         for owner, names in ((asyncpg, ["connect"]), (asyncpg.Connection, ["execute", "add_listener", "close"])):
