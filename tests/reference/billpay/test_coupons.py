@@ -74,7 +74,7 @@ async def test_a_payment_that_is_not_made_gives_its_coupon_back_and_another_can_
     assert "This payment needs 18000" in payment.reason
     assert (await billpay.read_coupon(code)).status is CouponStatus.OPEN
     opened = await billpay.status_of(ann, dear, BillStatus.OPEN)
-    assert (opened.discount, opened.coupon) == (0, None)
+    assert (opened.discount, opened.coupon) == (Decimal(0), None)
     again = await ann.pay(await ann.bill("10"), coupon=code)
     assert (again.status, again.amount) == (PaymentStatus.SETTLED, Decimal(9))
 

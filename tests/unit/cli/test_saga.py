@@ -229,7 +229,7 @@ def test_a_process_is_listed_and_shown_beside_the_sagas_and_moved_on_by_nobody(d
         [asking] = system.services[0].declared.processes
         metrics = ProcessMetrics(Telemetry("travel", exporter="none"))
         for id_, seen in (("T-1", 2), ("T-2", 1), (saga_id, 1)):
-            for event in (kind(trip=id_) for kind in asking.events[:seen]):  # type: ignore[call-arg]  # of the module above
+            for event in (kind(trip=id_) for kind in asking.events[:seen]):
                 message = event.to_message("web", message_id=f"{id_} {event.event_type}")
                 async with database.transaction() as tx:
                     await note(tx, asking, event, message, metrics)
