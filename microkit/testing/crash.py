@@ -53,7 +53,7 @@ WITHIN: Final = 3600.0
 DOWN: Final = 30.0
 """Virtual seconds until a killed process is started again: longer than its leases last."""
 
-_TRIES: Final = 3
+TRIES: Final = 3
 _SHOWN: Final = 5
 
 
@@ -207,7 +207,7 @@ class Explorer(Generic[T]):
         Raises:
             Exception: of the invariant.
         """
-        return any(self._killed(self._next(), point) for _ in range(_TRIES))
+        return any(self._killed(self._next(), point) for _ in range(TRIES))
 
     def _killed(self, run: _Run[T], point: str) -> bool:
         def reached(name: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar
 from microkit.bus.memory import MemoryBus
 from microkit.errors import DefinitionError
 from microkit.testing.clock import VirtualClock, new_loop, virtual_time
-from microkit.testing.crash import DOWN, WITHIN, Explored, Explorer, chosen_points, report
+from microkit.testing.crash import DOWN, TRIES, WITHIN, Explored, Explorer, chosen_points, report
 from microkit.testing.crash_points import Commits, Watch, WatchedSettlingBus
 from microkit.testing.crash_world import CrashScenario, Played, World, settled, system_of
 from microkit.testing.postgres import Cluster
@@ -64,17 +64,29 @@ def explore_killing(
         killed: list[str] = []
         failures: list[tuple[str, Exception]] = []
         for point in chosen:
-            explorer.place.renew()
-            process = _Process(explorer, scenario, within)
             try:
-                if process.run(point) == -signal.SIGKILL:
+                if any(_killed(explorer, scenario, point, within) for _ in range(TRIES)):
                     killed.append(point)
-                    process.run(None)
             except AssertionError as error:
+                killed.append(point)
                 failures.append((point, error))
     if failures:
         raise AssertionError(report(failures, len(killed))) from failures[0][1]
     return Explored(points, killed, [point for point in chosen if point not in killed])
+
+
+def _killed(explorer: Explorer[T], scenario: type[CrashScenario[T]], point: str, within: float) -> bool:
+    """Kills a process at ``point`` and starts another; whether it passed there.
+
+    Raises:
+        AssertionError: one of them failed.
+    """
+    explorer.place.renew()
+    process = _Process(explorer, scenario, within)
+    if process.run(point) != -signal.SIGKILL:
+        return False
+    process.run(None)
+    return True
 
 
 class _Process:
