@@ -19,6 +19,7 @@ from microkit.cli.announcement import Announcement
 from microkit.cli.folder import Note, noted, sole_use
 from microkit.cli.load import load_system
 from microkit.cli.signals import on_signals
+from microkit.console import fleet_api
 from microkit.console.api import api
 from microkit.console.collector import collector
 from microkit.console.fleet import FleetSeen
@@ -119,7 +120,8 @@ class UpReal:
     @asynccontextmanager
     async def _console(self, seen: FleetSeen) -> AsyncIterator[str]:
         """The console's URL while it is served."""
-        server = Server(api(seen, collector(seen.ring)), _HOST, self._console_port, limits=Limits())
+        app = api(seen, collector(seen.ring), *fleet_api.routes(lambda: seen.fleet))
+        server = Server(app, _HOST, self._console_port, limits=Limits())
         try:
             await server.start()
         except ConfigurationError as error:

@@ -31,7 +31,8 @@ class FleetSeen:
         self.posts: Sequence[Post] = ()
         self.urls: Mapping[str, str] = {}
         self.settings: Mapping[str, ServiceSettings] = {}
-        self._fleet: Fleet | None = None
+        self.fleet: Fleet | None = None
+        """The fleet that is followed."""
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -58,17 +59,17 @@ class FleetSeen:
                 posts.append(Post(service.name, bus, database, groups))
             self._session = await owned.enter_async_context(aiohttp.ClientSession(timeout=_PATIENCE, trust_env=False))
             self.databases, self.posts, self.urls, self.settings = databases, posts, fleet.urls, fleet.settings
-            self._fleet = fleet
+            self.fleet = fleet
             try:
                 yield
             finally:
-                self._fleet = None
+                self.fleet = None
                 self.databases, self.posts = {}, ()
 
     async def services(self) -> list[Document]:
-        if self._fleet is None:
+        if self.fleet is None:
             return []
-        return list(await asyncio.gather(*(self._seen(child.copy) for child in self._fleet.children)))
+        return list(await asyncio.gather(*(self._seen(child.copy) for child in self.fleet.children)))
 
     async def _seen(self, copy: Copy) -> Document:
         document: Any = {}

@@ -76,7 +76,7 @@ class Child:
     async def _spawn(self) -> asyncio.Task[None]:
         self._last.clear()
         self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "microkit", "run", self.copy.service, "--system", self._system,
+            sys.executable, "-m", "microkit.cli", "run", self.copy.service, "--system", self._system,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,6 +67,7 @@ class Fleet:
         self.servers = servers
         """The servers that are ours, by name: ``postgresql``, ``redis``, ``kafka``."""
         self.children = children
+        self._server_restarts: Counter[str] = Counter()
         self._say = say
 
     @property
@@ -80,6 +84,41 @@ class Fleet:
     def urls(self) -> dict[str, str]:
         """Where the first copy of each service listens."""
         return {child.copy.service: child.copy.url for child in self.children if child.copy.number == 1}
+
+    def processes(self) -> list[dict[str, object]]:
+        """Every process: its ``name``, ``kind`` (``service`` or ``server``), ``service``, ``url``, ``pid`` (``None``
+        while it has none) and how often it was started again (``restarts``)."""
+        copies: list[dict[str, object]] = [
+            {
+                "name": child.copy.name,
+                "kind": "service",
+                "service": child.copy.service,
+                "url": child.copy.url,
+                "pid": child.pid,
+                "restarts": child.restarts,
+            }
+            for child in self.children
+        ]
+        servers: list[dict[str, object]] = [
+            {
+                "name": name,
+                "kind": "server",
+                "service": None,
+                "url": f"127.0.0.1:{server.port}",
+                "pid": server.pid if server.running else None,
+                "restarts": self._server_restarts[name],
+            }
+            for name, server in self.servers.items()
+        ]
+        return [*copies, *servers]
+
+    def end(self, name: str, by: Literal["SIGTERM", "SIGKILL"]) -> int | None:
+        """Sends a signal to the process of this name; its pid, ``None`` where none runs. It is started again."""
+        pid = next((process["pid"] for process in self.processes() if process["name"] == name), None)
+        if not isinstance(pid, int):
+            return None
+        os.kill(pid, signal.Signals[by])
+        return pid
 
     @classmethod
     @asynccontextmanager
@@ -138,6 +177,7 @@ class Fleet:
                     self._say(name, f"{server.name} has ended; it is started again")
                     try:
                         server.start()
+                        self._server_restarts[name] += 1
                     except ConfigurationError as error:
                         self._say(name, str(error))
 
