@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from microkit.errors import BadRequest, ConfigurationError, Problem
 from microkit.gateway.body import ClientGone, Receive, RequestBody, Send
 from microkit.gateway.caching.store import CacheStore
 from microkit.gateway.document import MergedDocument
-from microkit.gateway.exchange import Answer, Exchange
+from microkit.gateway.exchange import Answer, Exchange, Headers
 from microkit.gateway.filters.port import Filter
 from microkit.gateway.headers import body_length, forwarded_headers
 from microkit.gateway.identity import Verify
@@ -35,6 +36,7 @@ from microkit.telemetry import Telemetry
 
 _HEALTH_TIMEOUT: Final = 2.0
 _LOCATIONS: Final = frozenset({b"location", b"content-location"})
+_NO_LENGTH: Final = frozenset({204, 304})
 _REQUEST_TIMEOUT: Final = 408
 _VISIBLE: Final = re.compile(rb"[!-~]*")
 
@@ -109,73 +111,117 @@ class BoundGateway:
             await self._shared[CacheStore].close()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        path = canonical_path(_raw_path(scope))
-        asked: dict[bytes, bytes] = dict(scope["headers"])
-        client = self._client(scope, asked)
-        kind = scope["type"]
-        method: str = scope["method"] if kind == "http" else "GET"
-        query: bytes = scope["query_string"]
-        if query and not _VISIBLE.fullmatch(query):
-            raise BadRequest("The query is not percent-encoded")
-        wanted = Asked(method, _host(client.host), asked, query, asked.get(b"authorization") or client.address.encode())
-        found = self._plans[id(self._table.match(path, wanted))]
-        scope.setdefault("state", {})["route"] = found.route.prefix
-        headers = forwarded_headers(scope["headers"])
-        if kind == "websocket":
-            exchange = Exchange({**scope, "method": "GET"}, path, asked, headers, client, None)
-            self._prepare(exchange, found.route)
+        if scope["type"] == "websocket":
+            exchange, found = self._admitted({**scope, "method": "GET"}, receive)
             await self._websockets.serve(exchange, found, scope, receive, send)
             return
-        body: RequestBody | None = None
-        # Most requests have no body and no header twice: then there is nothing to be told apart.
-        if len(asked) != len(scope["headers"]) or b"content-length" in asked or b"transfer-encoding" in asked:
-            length = body_length(scope["headers"])
-            if length != 0 or b"content-length" in asked:
-                limit = found.route.body_limit or self._gateway.body_limit
-                body = RequestBody(receive, length=length, limit=limit)
-        exchange = Exchange(scope, path, asked, headers, client, body)
-        self._prepare(exchange, found.route)
-        await self._exchange(exchange, found, receive, send)
+        answered = await self.respond(scope, receive)
+        if isinstance(answered, tuple):
+            status, headers, body = answered
+            if status not in _NO_LENGTH:
+                headers = [*headers, (b"content-length", b"%d" % len(body))]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await answered(scope, receive, send)
 
-    def _client(self, scope: MutableMapping[str, Any], asked: Mapping[bytes, bytes]) -> ClientAddress:
-        if self._proxied or b"host" not in asked:
-            return self._proxies.caller(scope)
-        peer = scope.get("client")  # nobody's word counts, and the server has looked at the host
-        return ClientAddress(peer[0] if peer else "", scope.get("scheme", "http"), asked[b"host"].decode("latin-1"))
+    async def respond(
+        self, scope: MutableMapping[str, Any], receive: Receive
+    ) -> tuple[int, Headers, bytes] | Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]:
+        """The answer: status, headers and body of one that is whole, else an ASGI app that streams it.
 
-    def _prepare(self, exchange: Exchange, route: Route) -> None:
-        exchange.service = route.service
-        exchange.target = route.upstream_path(exchange.path)
-        exchange.timeout = min(route.timeout, context.remaining() or route.timeout)
-        exchange.idle_timeout = route.idle_timeout or 0.0
-
-    async def _exchange(self, exchange: Exchange, found: Plan, receive: Receive, send: Send) -> None:
-        report = found.report
-        report.under_way += 1
-        began = time.perf_counter()
-        status = 0
-        answer: Answer | None = None
+        Raises:
+            Problem: there is none.
+        """
+        exchange, found = self._admitted(scope, receive)
+        under_way = _UnderWay(exchange, found.report)
         watched = self._watch.begin(receive, exchange.body if isinstance(exchange.body, RequestBody) else None)
-        failure: BaseException | None = None
         try:
             try:
                 answer = await found.handler(exchange)
-                status = answer.status
-                await _deliver(exchange, answer, found.route, send)
+            except BaseException as error:
+                self._watch.end(watched, error)
+                raise
+        except ClientGone:
+            under_way.ended(0)
+            return _nobody
+        except BaseException as error:
+            under_way.ended(error.status if isinstance(error, Problem) else 0)
+            raise
+        self._watch.end(watched)
+        scope["state"]["principal"] = exchange.principal
+        if found.route.strip_prefix:
+            _make_public(answer, found.route)
+        if answer.status == _REQUEST_TIMEOUT:
+            # The service means the body that this client has not sent.
+            answer.headers.append((b"connection", b"close"))
+        if answer.pieces is None and exchange.method != "HEAD":
+            under_way.ended(answer.status)
+            return answer.status, answer.headers, b"" if answer.empty else answer.body
+        return partial(self._stream, exchange, answer, under_way)
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        under_way: _UnderWay,
+        _: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        body = exchange.body if isinstance(exchange.body, RequestBody) else None
+        watched = self._watch.begin(receive, body)
+        failure: BaseException | None = None
+        status = answer.status
+        try:
+            try:
+                await _deliver(exchange, answer, send)
             except BaseException as error:
                 failure = error
-                status = error.status if isinstance(error, Problem) else status
                 raise
             finally:
                 self._watch.end(watched, failure)
         except ClientGone:
             status = 0  # nobody is left to answer
         finally:
-            if answer is not None and answer.close is not None:
+            if answer.close is not None:
                 answer.close()
-            report.under_way -= 1
-            report.ended(status, time.perf_counter() - began)
-            exchange.scope["state"]["principal"] = exchange.principal
+            under_way.ended(status)
+
+    def _admitted(self, scope: MutableMapping[str, Any], receive: Receive) -> tuple[Exchange, Plan]:
+        """The request as filters see it, and the plan of the route that takes it."""
+        path = canonical_path(_raw_path(scope))
+        headers: Headers = scope["headers"]
+        asked: dict[bytes, bytes] = dict(headers)
+        client = self._client(scope, asked)
+        query: bytes = scope["query_string"]
+        if query and not _VISIBLE.fullmatch(query):
+            raise BadRequest("The query is not percent-encoded")
+        caller = asked.get(b"authorization") or client.address.encode()
+        found = self._plans[
+            id(self._table.match(path, Asked(scope["method"], _host(client.host), asked, query, caller)))
+        ]
+        route = found.route
+        # The web floor knows only that it is the gateway's; this is what its trace and metrics should say.
+        scope.setdefault("state", {})["route"] = route.prefix
+        body: RequestBody | None = None
+        # Most requests have no body and no header twice: then there is nothing to be told apart.
+        if len(asked) != len(headers) or b"content-length" in asked or b"transfer-encoding" in asked:
+            length = body_length(headers)
+            if length != 0 or b"content-length" in asked:
+                body = RequestBody(receive, length=length, limit=route.body_limit or self._gateway.body_limit)
+        exchange = Exchange(scope, path, asked, forwarded_headers(headers), client, body)
+        exchange.service = route.service
+        exchange.target = route.upstream_path(path)
+        exchange.timeout = min(route.timeout, context.remaining() or route.timeout)
+        exchange.idle_timeout = route.idle_timeout or 0.0
+        return exchange, found
+
+    def _client(self, scope: MutableMapping[str, Any], asked: Mapping[bytes, bytes]) -> ClientAddress:
+        if self._proxied or b"host" not in asked:
+            return self._proxies.caller(scope)
+        peer = scope.get("client")  # nobody's word counts, and the server has looked at the host
+        return ClientAddress(peer[0] if peer else "", scope.get("scheme", "http"), asked[b"host"].decode("latin-1"))
 
     async def openapi(self, host: str = "") -> dict[str, Any]:
         """One OpenAPI document of all that can be reached through the routes, asked for under ``host``."""
@@ -204,25 +250,41 @@ class BoundGateway:
         return probe
 
 
-async def _deliver(exchange: Exchange, answer: Answer, route: Route, send: Send) -> None:
-    """Sends the answer to the client."""
-    if route.strip_prefix:
-        _make_public(answer, route)
+class _UnderWay:
+    """A request that is counted as under way until it has ended."""
+
+    __slots__ = ("_began", "_exchange", "_report")
+
+    def __init__(self, exchange: Exchange, report: RouteReport) -> None:
+        self._exchange = exchange
+        self._report = report
+        self._began = time.perf_counter()
+        report.under_way += 1
+
+    def ended(self, status: int) -> None:
+        """With this status, 0 where nobody was left to answer."""
+        self._report.under_way -= 1
+        self._report.ended(status, time.perf_counter() - self._began)
+        self._exchange.scope["state"]["principal"] = self._exchange.principal
+
+
+async def _nobody(_: MutableMapping[str, Any], __: Receive, ___: Send) -> None:
+    """Answers a client that has hung up."""
+
+
+async def _deliver(exchange: Exchange, answer: Answer, send: Send) -> None:
+    """Streams the answer to the client; of HEAD its head alone."""
     headers = answer.headers
-    if answer.status == _REQUEST_TIMEOUT:
-        headers.append((b"connection", b"close"))  # the service means the body that this client has not sent
-    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     if answer.pieces is None:
-        head_only = exchange.method == "HEAD" or answer.empty
-        length = answer.length if head_only and not answer.body else len(answer.body)
+        length = len(answer.body) if answer.body else answer.length
         if length is not None and not answer.empty:
             headers.append((b"content-length", b"%d" % length))
-        await send(start)
-        await send({"type": "http.response.body", "body": b"" if head_only else answer.body})
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
         return
     if answer.length is not None:
         headers.append((b"content-length", b"%d" % answer.length))
-    await send(start)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     # Where it breaks, the head is out. What is left is to end the connection without ending the body, which the server
     # does when it sees the error: the client must be able to see that the answer is not whole.
     async for piece in answer.pieces:

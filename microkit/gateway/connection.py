@@ -21,6 +21,7 @@ off is a 502 and not half an answer."""
 
 _HIGH_WATER: Final = 256 * 1024
 _SWITCHING: Final = 101
+_LAST_STATUS: Final = 599
 
 
 class UpstreamError(Exception):
@@ -276,6 +277,8 @@ class Connection(asyncio.Protocol):
                 raise NotHttp  # nobody asked for it
             answer.headers.clear()
             return
+        if status > _LAST_STATUS:
+            raise NotHttp
         answer.status = status
         answer.begun = True
         chunked = False

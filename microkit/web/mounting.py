@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from microkit.errors import DefinitionError
 from microkit.web.access import Access
-from microkit.web.call import Call
+from microkit.web.call import Call, HeaderList, Reply
 from microkit.web.endpoint import Served
 from microkit.web.route import Mount
+
+
+@runtime_checkable
+class Responds(Protocol):
+    """A mounted application that can hand its answer over as it is, which spares the way through ASGI's messages."""
+
+    async def respond(self, scope: Scope, receive: Receive) -> tuple[int, HeaderList, bytes] | ASGIApp:
+        """Status, headers (without a length, and fit to be sent) and body; or what streams the answer."""
+        ...
 
 
 class Mounted:
@@ -26,25 +36,37 @@ class Mounted:
         if mount.path not in {"", "/"} and not self.prefix.startswith("/"):
             raise DefinitionError(f"the mount at {mount.path!r}: the path begins with a slash")
         # A mounted application may stream for hours, and keeps its own deadlines.
+        app: object = mount.app
+        self._responds = app.respond if isinstance(app, Responds) else None
         self.served = Served(f"{self.prefix}/*", self.answer, timeout=0.0)
 
     def covers(self, path: str) -> bool:
         return path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in {"", "/"}
 
-    async def answer(self, call: Call) -> ASGIApp:
+    async def answer(self, call: Call) -> Reply | ASGIApp:
         call.principal = await self._access.admit_for(self._allow, call.token)
         scope = self.scope(call.scope)
         scope["state"]["principal"] = call.principal
+        if self._responds is not None:
+            try:
+                found = await self._responds(scope, call.receive)
+            finally:
+                self._told(call, scope)
+            return Reply(*found) if isinstance(found, tuple) else found
 
         async def answer(_: Scope, receive: Receive, send: Send) -> None:
             try:
                 await self._app(scope, receive, send)
             finally:
-                # A mounted application that knows more than its mount tells metric, span and access line.
-                call.principal = scope["state"].get("principal", call.principal)
-                call.route = scope["state"].get("route", "")
+                self._told(call, scope)
 
         return answer
+
+    @staticmethod
+    def _told(call: Call, scope: Scope) -> None:
+        """A mounted application that knows more than its mount tells metric, span and access line."""
+        call.principal = scope["state"].get("principal", call.principal)
+        call.route = scope["state"].get("route", "")
 
     async def websocket(self, scope: Scope, token: str | None, receive: Receive, send: Send) -> None:
         """Hands a WebSocket over.

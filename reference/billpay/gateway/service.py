@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from microkit import ANYONE, SIGNED_IN, Gateway, PageRequest, Route, Service
 from microkit.gateway.composition import join
-from microkit.gateway.filters import Compress, Cors, RateLimit, ResponseCache, ResponseHeaders, Retry
+from microkit.gateway.filters import Compress, Cors, RateLimit, ResponseHeaders, Retry
 from reference.billpay.contracts.billing import Billing
 from reference.billpay.contracts.gateway import Dashboard
 from reference.billpay.contracts.payment import Payments
@@ -13,8 +13,6 @@ from reference.billpay.gateway.settings import GatewaySettings
 
 service = Service("gateway", port=3000, title="Billpay gateway", settings=GatewaySettings)
 
-JWKS = "/.well-known/jwks.json"
-
 GUESSING = RateLimit("60/m burst=60", by="address", away="local", name="guessing")
 """For what can be guessed: log-ins, refresh tokens, new accounts. Goes on counting while its store is away."""
 
@@ -22,13 +20,7 @@ USE = RateLimit("600/m burst=200", by="user", name="use")
 
 gateway = Gateway(
     [
-        Route(
-            "/.well-known/jwks.json",
-            service="user",
-            exact=True,
-            methods=("GET", "HEAD"),
-            filters=(ResponseCache(default=60),),
-        ),
+        # No route has a cache: each answer is somebody's own.
         # Registration and log-in are for everybody; the user service guards the rest of its operations itself.
         Route("/api/sessions", service="user", strip_prefix="/api", methods=("POST",), filters=(GUESSING,)),
         Route("/api/sessions", service="user", strip_prefix="/api", filters=(USE,)),

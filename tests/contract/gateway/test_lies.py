@@ -94,6 +94,7 @@ async def test_an_answer_nobody_asked_for_is_never_the_next_clients(start: Any) 
         b"HTTP/1.1 200 OK\r\nBad Name: 1\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nok",
         b"HTTP/1.1 999999 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 999 OK\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/9.9 200 OK\r\nContent-Length: 2\r\n\r\nok",
         b"\x16\x03\x01\x02\x00",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2",

@@ -289,6 +289,39 @@ async def test_an_upload_arrives_piece_by_piece(start: Any) -> None:
     assert seen == [b"first"]
 
 
+async def test_a_request_has_one_id_on_all_its_way(start: Any) -> None:
+    gateway = await start([BILLS], {"billing": billing()})
+    for given, kept in (("abc-1", True), ("a b", False), ("x" * 200, False), (None, False)):
+        sent = {"X-Request-ID": given} if given else {}
+        async with gateway.client.get(f"{gateway.url}/api/bills", headers=sent) as response:
+            behind = headers_of(await response.json())["x-request-id"]
+            assert response.headers.getall("X-Request-ID") == [behind]
+            assert (behind == given) is kept
+
+
+async def test_both_bodies_may_be_under_way_at_once(start: Any) -> None:
+    async def interpreter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while (size := int(await reader.readline(), 16)) > 0:
+            word = (await reader.readexactly(size + 2))[:-2].upper()
+            writer.write(b"%x\r\n%b\r\n" % (len(word), word))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    gateway = await start([BILLS], {"billing": interpreter})
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"POST /api/bills HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    async with asyncio.timeout(10):
+        for word in (b"one", b"two", b"three"):
+            writer.write(b"%x\r\n%b\r\n" % (len(word), word))
+            await reader.readuntil(word.upper())
+        writer.write(b"0\r\n\r\n")
+        await reader.readuntil(b"0\r\n\r\n")
+    writer.close()
+
+
 async def test_the_trace_goes_through_with_the_gateways_span_in_it(start: Any) -> None:
     gateway = await start([BILLS], {"billing": billing()})
     async with gateway.client.get(f"{gateway.url}/api/bills", headers={"traceparent": "bad"}) as response:
