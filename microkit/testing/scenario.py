@@ -329,6 +329,8 @@ class _Stage(Generic[State]):
     def _foreseen(self) -> None:
         if self._stub.missing is not None:
             raise AssertionError(str(self._stub.missing))
+        if (error := self._engine.health().error) is not None:
+            raise AssertionError(f"the saga engine cannot work: {error}")
 
     async def _story(self) -> SagaStory:
         saga_id = cast("UUID", self._saga_id)

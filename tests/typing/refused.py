@@ -5,8 +5,11 @@ from __future__ import annotations
 from uuid import UUID
 
 from accepted import Bill, Billing, BillPaid, NewBill
+from pydantic import BaseModel
 
 from microkit import Service, Transaction
+from microkit.saga import Saga, pivot
+from microkit.testing.scenario import answers, scenario, times_out
 
 service = Service("billing")
 billing = service.client(Billing)
@@ -38,3 +41,16 @@ def not_async(tx: Transaction) -> None:
 @service.handles(Billing.read)
 async def fine(bill_id: UUID) -> Bill:
     return Bill(id=bill_id, amount=1)
+
+
+class State(BaseModel):
+    bill_id: UUID
+
+
+async def look(state: State, billing: Billing) -> None: ...
+
+
+looking = Saga("looking", State, [pivot(look, timeout=5)])
+scenario(looking).given(Billing.read, answers("no bill"))  # refused
+scenario(looking).when(NewBill(amount=1))  # refused
+scenario(looking).given(Billing.read, answers(Bill(id=UUID(int=1), amount=1)), times_out())
