@@ -74,6 +74,9 @@ def problem_for(error: BaseException) -> Problem | None:
     match error:
         case Problem():
             return error
+        case RemoteProblem() if error.status == DeadlineExceeded.status:
+            # It was given the time that remained here, so that was not enough.
+            return DeadlineExceeded(extensions={"service": error.service})
         case RemoteProblem():
             return UpstreamProblem(extensions={"service": error.service})
         case CommitUnknown():
