@@ -1,4 +1,4 @@
-"""Demo data: people with wallets, and bills of the providers that the sandbox ledger knows.
+"""Demo data: people with wallets, bills of the providers that the sandbox ledger knows, and a coupon.
 
 It goes in through the gateway, as any client's data would; only the first administrator is made by the user service
 itself. What is there already stays as it is, so seeding twice does no harm.
@@ -27,6 +27,8 @@ PEOPLE: Final = {
     ("zainab@billpay.example", "Zainab Yusuf"): "marble-thicket-35-dune",
 }
 """Published with the source, so good for a machine of one's own only; seeding refuses to run in production."""
+
+COUPON: Final = "WELCOME2026"
 
 _PAYING: Final = 60.0
 _AMOUNTS: Final = {
@@ -81,6 +83,7 @@ async def seed(system: Seeded) -> Mapping[str, str]:
         client = Client(session, system.urls["gateway"])
         tokens = await asyncio.gather(*(person(client, email, name, word) for (email, name), word in PEOPLE.items()))
         await pay_first(client, tokens[0])
+        await grant(client)
     return dict([ADMIN, *((email, password) for (email, _), password in PEOPLE.items())])
 
 
@@ -106,6 +109,16 @@ async def person(client: Client, email: str, name: str, password: str) -> str:
         }
         await client.call("POST", "/api/bills", body=bill, token=token)
     return token
+
+
+async def grant(client: Client) -> None:
+    """A coupon that anybody can use once, and money in the wallet that billpay pays back from."""
+    email, password = ADMIN
+    tokens = await client.call("POST", "/api/sessions", body={"email": email, "password": password})
+    admin = str(tokens["access_token"])
+    coupon = {"code": COUPON, "percent": 10, "expires_at": (datetime.now(UTC) + timedelta(days=365)).isoformat()}
+    await client.call("POST", "/api/coupons", body=coupon, token=admin, accept=(201, 409))
+    await client.call("POST", "/api/payments/refund-wallet", token=admin)
 
 
 async def pay_first(client: Client, token: str) -> None:

@@ -14,7 +14,7 @@ from microkit.console.story import Silent, Story
 from microkit.system import RunningSystem
 from microkit.testing.system import run_system
 from microkit.web import Server
-from reference.billpay.seed import ADMIN, PEOPLE, seed
+from reference.billpay.seed import ADMIN, COUPON, PEOPLE, seed
 from reference.billpay.story import story
 from reference.billpay.system import system
 
@@ -85,6 +85,8 @@ async def test_seeding_twice_does_no_harm_and_its_credentials_work(
     assert all(len(bills) == 5 for bills in seen[0].values())
     paid = [status for bills in seen[0].values() for _, status, _ in bills if status == "settled"]
     assert len(paid) == 1
+    _, coupon = await get(client, f"{gateway}/api/coupons/{COUPON}", headers)
+    assert (coupon["percent"], coupon["status"]) == (10, "open")
     _, everybody = await get(client, f"{gateway}/api/users?limit=100", await log_in(client, gateway, *ADMIN))
     seeded = {ADMIN[0], *(email for email, _name in PEOPLE)}
     assert sorted(user["email"] for user in everybody["items"] if user["email"] in seeded) == sorted(seeded)
