@@ -156,8 +156,8 @@ def _ordered(siblings: Sequence[Route]) -> tuple[_Rule, ...]:
         ordered = _implies(one, other) or _implies(other, one)
         if not ordered and _meet(one, other) and not any(_covers(third, one, other) for third, _ in rules):
             raise DefinitionError(
-                f"A request can take two routes at {one.prefix!r}, and neither says more than the other: {one.title} "
-                f"(same methods or hosts as) {other.title}. Give one of them all predicates of the other"
+                f"A request can take two routes at {one.prefix!r}, and neither says more than the other: {one.title}, "
+                f"and {other.title}. Give one of them all predicates of the other, or add a route with those of both"
             )
     rules.sort(key=lambda rule: _demands(rule[0]), reverse=True)
     _check_shadows([route for route, _ in rules])
