@@ -138,7 +138,7 @@ def _check_merged(where: str, steps: Sequence[Step], state: type[BaseModel]) -> 
     """What the branches of a group leave is put together, so that no two may leave the same."""
     for step in steps:
         for one, other in combinations(step.branches, 2):
-            for what in (("functions", "do"), ("undo_functions", "their compensations do")):
+            for what in (("functions", "they are done"), ("undo_functions", "they are undone")):
                 both = _left(getattr(one, what[0]), state) or set()
                 both &= _left(getattr(other, what[0]), state) or set()
                 if both:

@@ -76,7 +76,10 @@ def journey(hall: Hall) -> Saga[Journey]:
             parallel(
                 _book(hall, "flight"),
                 compensatable(
-                    local(hall, "book_hotel", "hotel"), undo=local(hall, "cancel_hotel"), retry=AT_ONCE, undo_retry=AT_ONCE
+                    local(hall, "book_hotel", "hotel"),
+                    undo=local(hall, "cancel_hotel"),
+                    retry=AT_ONCE,
+                    undo_retry=AT_ONCE,
                 ),
                 _book(hall, "car"),
                 name="bookings",
@@ -224,7 +227,9 @@ async def test_a_group_after_the_pivot_is_stuck_when_a_branch_is_and_goes_on_wit
 
 
 async def test_a_step_after_the_group_that_refuses_has_all_branches_undone(hall: Hall) -> None:
-    saga = Saga("trip-home", Journey, [*journey(hall).steps[:2], compensatable(remote(hall, "pay"), undo=NO_EFFECT, timeout=5)])
+    saga = Saga(
+        "trip-home", Journey, [*journey(hall).steps[:2], compensatable(remote(hall, "pay"), undo=NO_EFFECT, timeout=5)]
+    )
     hall.scripts = {"pay": [StepRefused("No money")], "cancel_car": [OSError("gone")]}
     async with hall.engine(saga):
         story = await hall.until_rest(await begin(hall, saga))
@@ -295,9 +300,7 @@ async def test_branches_may_wait_for_replies_and_the_group_holds_no_lease_meanwh
         return {"car": event.row}
 
     def seat(name: str, note: Any) -> Any:
-        return compensatable(
-            request(reserve, reply=SeatReserved, then=note, timeout=60), undo=NO_EFFECT, name=name
-        )
+        return compensatable(request(reserve, reply=SeatReserved, then=note, timeout=60), undo=NO_EFFECT, name=name)
 
     saga = Saga(
         "both-ways",
@@ -387,7 +390,9 @@ async def test_a_branch_may_have_a_condition(hall: Hall) -> None:
         Journey,
         [
             parallel(
-                compensatable(remote(hall, "redeem", "hotel"), undo=remote(hall, "give_back"), when=has_coupon, timeout=5),
+                compensatable(
+                    remote(hall, "redeem", "hotel"), undo=remote(hall, "give_back"), when=has_coupon, timeout=5
+                ),
                 compensatable(remote(hall, "pay", "flight"), undo=remote(hall, "pay_back"), timeout=5),
             ),
             compensatable(remote(hall, "ship"), undo=NO_EFFECT, timeout=5),

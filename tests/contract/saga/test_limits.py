@@ -98,7 +98,10 @@ async def test_a_start_that_is_rolled_back_takes_no_key(bench: Bench) -> None:
 
 async def test_a_compensated_saga_gives_its_key_back_and_a_stuck_one_keeps_it(bench: Bench) -> None:
     saga = Saga(
-        "bill", Trip, [compensatable(bench.remote("pay"), undo=bench.remote("unpay"), timeout=5, retry=AT_ONCE, undo_retry=AT_ONCE)], key=same
+        "bill",
+        Trip,
+        [compensatable(bench.remote("pay"), undo=bench.remote("unpay"), timeout=5, retry=AT_ONCE, undo_retry=AT_ONCE)],
+        key=same,
     )
     bench.scripts = {"pay": [StepRefused("no"), *[OSError()] * 4], "unpay": [OSError()] * 4}
     async with bench.engine(saga):
