@@ -49,7 +49,7 @@ REFUSE: Final = OnTimeout.REFUSE
 """``on_timeout=REFUSE``: the saga turns back. What was awaited may still happen: the step's own undo runs, too."""
 
 ASK_AGAIN: Final = OnTimeout.ASK_AGAIN
-"""``on_timeout=ASK_AGAIN``: the attempt has failed. The command is sent again, as often as the step's ``retry`` says."""
+"""``on_timeout=ASK_AGAIN``: the attempt failed. The command is sent again, as often as the step's ``retry`` has it."""
 
 DAY: Final = 86_400.0
 
@@ -98,7 +98,7 @@ def await_event(
     action stands: ``compensatable(await_event(...), undo=...)``, ``pivot(await_event(...))``, ``retriable(...)``.
 
     ``by`` is the field of the event that says which saga is meant, and the state's field of the same value:
-    ``"payment_id"``, or ``("reference", "payment_id")`` where the two are called differently. ``timeout`` is in seconds;
+    ``"payment_id"``, or ``("reference", "payment_id")`` where they have different names. ``timeout`` is in seconds;
     it goes on while no process runs. ``then`` notes what came, and may raise ``StepRefused``. When the time is over the
     saga turns back (``REFUSE``), or ``on_timeout`` is called as the action is: what it returns is the step's result.
 
@@ -134,8 +134,8 @@ def request(
     stands where a step's action, or its undo, stands.
 
     ``command`` is a plain function of the state that makes the event. A service of this framework that handles it and
-    publishes the reply needs nothing more: the reply carries which saga and step it answers. Where others answer, ``by``
-    names the field of the reply, as in ``await_event``.
+    publishes the reply needs nothing more: the reply carries which saga and step it answers. Where others answer,
+    ``by`` names the field of the reply, as in ``await_event``.
 
     When no reply came in ``timeout`` seconds the saga turns back (``REFUSE``; the command may still be carried out, and
     so the step's own undo runs as well), the command is sent again (``ASK_AGAIN``), or a function says how it goes on.
@@ -168,9 +168,10 @@ def _events(event: object, where: str) -> tuple[type[Event], ...]:
 
 
 def _check_seconds(where: str, what: str, seconds: float) -> None:
-    if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+    number: object = seconds
+    if not isinstance(number, int | float) or not 0 < number < float("inf"):
         raise DefinitionError(
-            f"{where}: {what}={seconds!r} is no number of seconds above 0: say how long, such as {what}=86_400 for a day"
+            f"{where}: {what}={seconds!r} is no number of seconds above 0: say how long, such as {what}=86_400, a day"
         )
 
 

@@ -49,7 +49,9 @@ class Branch:
     delay: float | None = None
 
 
-def branch_after(attempt: Attempt, retry: Retry, outcome: Outcome, before: Branch | None) -> Branch:
+def branch_after(  # noqa: PLR0911  a table of cases
+    attempt: Attempt, retry: Retry, outcome: Outcome, before: Branch | None
+) -> Branch:
     """Where a branch stands after an attempt. What it has changed is not in it."""
     number, ended = attempt.number, outcome.ended
     why = (outcome.reason or None, outcome.type)

@@ -36,7 +36,7 @@ async def conclude(tx: Transaction, work: Work, awaits: Awaited) -> tuple[Outcom
     wait = await look(tx, held.id, address)
     if wait is None:
         events = "|".join(event.event_type for event in awaits.events)
-        wait = await begin(tx, held.id, address, step=held.step, events=events, timeout=awaits.timeout)
+        wait = await begin(tx, held.id, address, step=held.step, events=events, within=awaits.timeout)
         _send(tx, work, awaits, state)
     if wait.message is not None:
         event = _event_of(awaits, wait.message)
@@ -65,7 +65,7 @@ async def _late(tx: Transaction, work: Work, awaits: Awaited, state: BaseModel) 
     held = work.held
     reason = f"no {named(awaits)} came in {awaits.timeout:g} s"
     if awaits.on_timeout is ASK_AGAIN and work.attempt.number < work.retry.attempts:
-        await wait_again(tx, held.id, work.place, timeout=awaits.timeout)
+        await wait_again(tx, held.id, work.place, within=awaits.timeout)
         _send(tx, work, awaits, state)
         return Outcome(Ended.TIMED_OUT, f"{reason}; asked again", TIMEOUT, again_after=awaits.timeout), held.state
     if awaits.on_timeout is ASK_AGAIN:  # a reply that comes while the saga is stuck is still its reply

@@ -43,15 +43,15 @@ class Saga(Generic[State]):
     step and survives with it.
 
     Steps may be added, taken away or reordered only with a new ``version``; keep the old definition beside the new one
-    until its last saga has ended. A running saga whose definition is gone is parked, not guessed, and goes on when it is
-    offered again.
+    until its last saga has ended. A running saga whose definition is gone is parked, not guessed, and goes on when it
+    is offered again.
 
     ``key`` is a plain function of the state that says what the saga is about, such as ``lambda state:
     f"bill:{state.bill_id}"``. Of all sagas of the service with one key, of whatever definition, one is at work from its
-    start to its end; a stuck one has not ended. Another one waits its turn (``on_busy="wait"``), or its start raises
-    ``Conflict`` (``"refuse"``). ``concurrency`` is how many sagas of this name all engines of the service together carry
-    on at once; those that wait for time or events do not count. ``rate`` is how often one may begin: those above it
-    begin later, or, with ``on_busy="refuse"``, their start raises ``TooManyRequests``.
+    start to its end; a stuck one has not ended. Another one waits its turn (``on_busy="wait"``), or its start
+    raises ``Conflict`` (``"refuse"``). ``concurrency`` is how many sagas of this name all engines of the service
+    together carry on at once; those that wait for time or events do not count. ``rate`` is how often one may begin:
+    those above it begin later, or, with ``on_busy="refuse"``, their start raises ``TooManyRequests``.
 
     Raises:
         DefinitionError: the steps cannot keep the promise that a saga ends; the message says what to change.

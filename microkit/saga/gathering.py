@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Span
+from sqlalchemy import RowMapping
 
 from microkit.context import working
 from microkit.db import CommitUnknown, Database, Transaction
@@ -131,12 +131,12 @@ def merged(state: Any, step: Step, known: dict[str, Branch], direction: Directio
     return together
 
 
-async def merged_so_far(tx: Transaction, row: Mapping[str, Any], step: Step) -> Any:
+async def merged_so_far(tx: Transaction, row: RowMapping, step: Step) -> Any:
     """The state of a saga that is at a group, with what its branches have changed so far."""
     return merged(row["state"], step, await branches.load(tx, row["id"]), Direction(row["direction"]))
 
 
-async def count_as_done(tx: Transaction, row: Mapping[str, Any], step: Step) -> Any:
+async def count_as_done(tx: Transaction, row: RowMapping, step: Step) -> Any:
     """An operator skips a group: branches that have not ended count as done. Returns the state as it is then."""
     direction = Direction(row["direction"])
     known = await branches.load(tx, row["id"])

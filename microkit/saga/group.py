@@ -16,8 +16,8 @@ def parallel(*branches: Step, name: str | None = None) -> Step:
 
     Each finds the state as it was before the group, and what they leave is put together field by field. What one branch
     has done is on record by itself: after a crash only the others run again. Where one refuses, those under way are
-    waited for, those that wait or are to be tried again are not, and what happened, or may have, is undone at once, then
-    the steps before.
+    waited for, those that wait or are to be tried again are not, and what happened, or may have, is undone at once,
+    then the steps before.
 
     A group stands before the pivot and has compensatable branches, or after it and has retriable ones. Its ``name`` is
     those of the branches, joined by ``+``, unless it is given one.
@@ -41,8 +41,8 @@ def parallel(*branches: Step, name: str | None = None) -> Step:
         )
     if len(kinds) > 1:
         raise DefinitionError(
-            f"{where} has compensatable and retriable branches: make two groups of it, the compensatable one before the "
-            "pivot and the retriable one after it"
+            f"{where} has compensatable and retriable branches: make two groups of it, the compensatable one before "
+            "the pivot and the retriable one after it"
         )
     if any(branch.branches for branch in branches):
         raise DefinitionError(f"{where} holds another group: write the steps of both into one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from microkit.contract import Contract
 from microkit.db import Transaction
@@ -187,35 +187,36 @@ def _check_awaits(name: str, kind: StepKind, awaits: Awaited | None, undo_awaits
             )
         if kind is StepKind.PIVOT and awaits.command is not None:
             raise DefinitionError(
-                f"step {name!r} is the pivot and turns back when no reply has come in time, though the command may still "
-                "be carried out: give it on_timeout=ASK_AGAIN, or a function that finds out"
+                f"step {name!r} is the pivot and turns back when no reply has come in time, though the command may "
+                "still be carried out: give it on_timeout=ASK_AGAIN, or a function that finds out"
             )
     if undo_awaits is None:
         return
     if undo_awaits.command is None:
         raise DefinitionError(
-            f"step {name!r}: its compensation waits for an event that nobody was asked for; make it a request(...), or a "
-            "function"
+            f"step {name!r}: its compensation waits for an event that nobody was asked for; make it a request(...), or "
+            "a function"
         )
     if undo_awaits.on_timeout is REFUSE:
         raise DefinitionError(
-            f"step {name!r}: its compensation turns back when no reply has come in time, and it is the way back: give it "
-            "on_timeout=ASK_AGAIN or a function"
+            f"step {name!r}: its compensation turns back when no reply has come in time, and it is the way back: give "
+            "it on_timeout=ASK_AGAIN or a function"
         )
 
 
 def _check_when(name: str, when: When | None) -> None:
     if when is None:
         return
-    if not callable(when) or inspect.iscoroutinefunction(when):
+    given: Any = when
+    if not callable(given) or inspect.iscoroutinefunction(when):
         raise DefinitionError(
-            f"step {name!r}: when={getattr(when, '__name__', when)} is a coroutine: a condition is a plain function of the "
-            "state, def has_coupon(state) -> bool. What it must look up is a step of its own before, which leaves it in "
-            "the state"
+            f"step {name!r}: when={getattr(when, '__name__', when)} is a coroutine: a condition is a plain function "
+            "of the state, def has_coupon(state) -> bool. What it must look up is a step of its own before, which "
+            "leaves it in the state"
         )
     if required_of(when) != 1:
         raise DefinitionError(
-            f"step {name!r}: its condition takes one parameter, the state, such as def has_coupon(state: PayBill) -> bool"
+            f"step {name!r}: its condition takes one parameter, the state, such as def has_coupon(state: Order)"
         )
 
 
@@ -228,13 +229,14 @@ def _is_all_local(name: str, awaits: Awaited) -> bool:
     for function in awaits.functions:
         if remote := _contracts(name, function):
             raise DefinitionError(
-                f"step {name!r}: {function.__qualname__} calls {remote[0]} when what it waited for has come: have it note "
-                "what came, and make the call a step of its own after it"
+                f"step {name!r}: {function.__qualname__} calls {remote[0]} when what it waited for has come: have it "
+                "note what came, and make the call a step of its own after it"
             )
-    if awaits.command is not None and (not callable(awaits.command) or inspect.iscoroutinefunction(awaits.command)):
+    command: Any = awaits.command
+    if command is not None and (not callable(command) or inspect.iscoroutinefunction(awaits.command)):
         raise DefinitionError(
-            f"step {name!r}: the command is made by a plain function of the state, def {name}(state) -> ReserveSeat; the "
-            "event that it returns is sent by the step"
+            f"step {name!r}: the command is made by a plain function of the state, def {name}(state) -> ReserveSeat; "
+            "the event that it returns is sent by the step"
         )
     return True
 

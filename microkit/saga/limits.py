@@ -48,8 +48,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a definition says of how many of its sagas may be at work. ``key`` is a semantic lock: one saga at a time has
-    it, from its start to its end; the next one waits for it, or is refused."""
+    """What a definition says of how many of its sagas may be at work. ``key`` is a semantic lock: one saga at a time
+    has it, from its start to its end; the next one waits for it, or is refused."""
 
     key: KeyOf | None = None
     on_busy: OnBusy = "wait"
@@ -64,9 +64,9 @@ class Limits:
         """
         if self.key is None:
             return None
-        key = self.key(state)
+        key: Any = self.key(state)
         if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
             raise ValueError(
                 f"{saga}: key= gave {key!r:.100}; a key is text of 1 to {LONGEST_KEY} printable characters"
             )
-        return key
+        return str(key)

@@ -37,7 +37,7 @@ def lint(name: str, version: int, state: type[BaseModel], steps: Sequence[Step],
         raise DefinitionError(f"{where} has no steps")
     _check_names(where, steps)
     _check_order(where, steps)
-    for step in [part for step in steps for part in (step, *step.branches)]:
+    for step in [part for each in steps for part in (each, *each.branches)]:
         here = f"{where}, step {step.name!r}"
         for function in (*step.functions, *step.undo_functions):
             _check_types(here, hints_of(step.name, function), state)
@@ -56,8 +56,8 @@ def _check_names(where: str, steps: Sequence[Step]) -> None:
     for each in steps:
         if isinstance(each, Awaited):
             raise DefinitionError(
-                f"{where}: what is awaited is a step once it says what becomes of it: compensatable({each.title}, undo=...), "
-                "pivot(...) or retriable(...)"
+                f"{where}: what is awaited is a step once it says what becomes of it: "
+                f"compensatable({each.title}, undo=...), pivot(...) or retriable(...)"
             )
     names = [each.name for step in steps for each in (step, *step.branches)]
     twice = sorted(step for step in set(names) if names.count(step) > 1)
@@ -103,8 +103,9 @@ def _check_awaits(where: str, awaits: Awaited, state: type[BaseModel], name: str
     """What is awaited can be told from others, and whoever notes it can take it."""
     if awaits.by is not None and awaits.by[1] not in state.model_fields:
         raise DefinitionError(
-            f"{where} waits for {_shown(awaits)} by {awaits.by[0]!r}, and {state.__name__} has no field {awaits.by[1]!r} "
-            f"to compare with: add it, or name the field that holds it, by=({awaits.by[0]!r}, 'the state's field')"
+            f"{where} waits for {_shown(awaits)} by {awaits.by[0]!r}, and {state.__name__} has no field "
+            f"{awaits.by[1]!r} to compare with: add it, or name the field that holds it, "
+            f"by=({awaits.by[0]!r}, 'the state's field')"
         )
     if awaits.command is not None:
         _check_reads(where, "its command", awaits.command, state)
@@ -116,8 +117,8 @@ def _check_awaits(where: str, awaits: Awaited, state: type[BaseModel], name: str
         missing = [each.__name__ for each in awaits.events if not issubclass(each, tuple(events))] if events else []
         if parameter != "return" and missing:
             raise DefinitionError(
-                f"{where}: {awaits.then.__name__} takes {parameter}: {' | '.join(each.__name__ for each in events)} and is "
-                f"also given {missing[0]}: write {parameter}: {_shown(awaits)}"
+                f"{where}: {awaits.then.__name__} takes {parameter}: {' | '.join(each.__name__ for each in events)} "
+                f"and is also given {missing[0]}: write {parameter}: {_shown(awaits)}"
             )
 
 
@@ -143,8 +144,9 @@ def _check_merged(where: str, steps: Sequence[Step], state: type[BaseModel]) -> 
                 both &= _left(getattr(other, what[0]), state) or set()
                 if both:
                     raise DefinitionError(
-                        f"{where}: {one.name!r} and {other.name!r} of one parallel group both leave {sorted(both)[0]!r} "
-                        f"when {what[1]}: give each a field of its own, or carry them out one after the other"
+                        f"{where}: {one.name!r} and {other.name!r} of one parallel group both leave "
+                        f"{sorted(both)[0]!r} when {what[1]}: give each a field of its own, "
+                        "or carry them out one after the other"
                     )
 
 
@@ -173,12 +175,13 @@ def _check_known(where: str, steps: Sequence[Step], state: type[BaseModel]) -> N
     known: set[str] = set(state.model_fields) - _unknown_at_first(state)
     for step in steps:
         for part in (step, *step.branches):
-            if part.awaits is not None and part.awaits.by is not None and part.awaits.by[1] not in known:
-                raise DefinitionError(
-                    f"{where}, step {part.name!r} waits for {_shown(part.awaits)} by {part.awaits.by[0]!r}, and no step before "
-                    f"leaves state.{part.awaits.by[1]}: have one return {{{part.awaits.by[1]!r}: ...}}, or make the field required "
-                    "if the saga starts with it"
-                )
+            if part.awaits is None or part.awaits.by is None or part.awaits.by[1] in known:
+                continue
+            told, field = part.awaits.by
+            raise DefinitionError(
+                f"{where}, step {part.name!r} waits for {_shown(part.awaits)} by {told!r}, and no step before leaves "
+                f"state.{field}: have one return {{{field!r}: ...}}, or make the field required where it starts with it"
+            )
         left = _left_by(step, state)
         if left is None:
             return  # it may leave anything
@@ -205,7 +208,8 @@ def _check_needs(where: str, steps: Sequence[Step], state: type[BaseModel]) -> N
 
 def _check_limits(where: str, limits: Limits, state: type[BaseModel]) -> None:
     if limits.key is not None:
-        if not callable(limits.key) or inspect.iscoroutinefunction(limits.key) or required_of(limits.key) != 1:
+        key: Any = limits.key
+        if not callable(key) or inspect.iscoroutinefunction(key) or required_of(key) != 1:
             raise DefinitionError(
                 f"{where}: key= is a plain function of the state, such as key=lambda state: f'bill:{{state.bill_id}}'"
             )

@@ -161,22 +161,22 @@ async def look(tx: Transaction, saga_id: UUID, address: Address) -> Wait | None:
     return Wait((row["due"] - row["now"]).total_seconds(), False, message)
 
 
-async def begin(tx: Transaction, saga_id: UUID, address: Address, *, step: str, events: str, timeout: float) -> Wait:
+async def begin(tx: Transaction, saga_id: UUID, address: Address, *, step: str, events: str, within: float) -> Wait:
     """Begins to wait at ``address``, which is locked; what came early is taken. ``step`` is where the saga's row is."""
     own = {"of_saga": saga_id, "of_place": address.place}
     values = {"saga_id": saga_id, "place": address.place, "name": address.name, "value": address.value}
-    await tx.execute(_BEGIN, {**values, "step": step, "events": events, "timeout": timeout})
+    await tx.execute(_BEGIN, {**values, "step": step, "events": events, "timeout": within})
     found = (await tx.execute(_TAKE, {**own, "of_name": address.name, "of_value": address.value})).first()
     if found is None:
-        return Wait(timeout, True, None)
+        return Wait(within, True, None)
     message = _message(*found)
     await _arrive(tx, own, message)
-    return Wait(timeout, True, message)
+    return Wait(within, True, message)
 
 
-async def wait_again(tx: Transaction, saga_id: UUID, place: str, *, timeout: float) -> None:
+async def wait_again(tx: Transaction, saga_id: UUID, place: str, *, within: float) -> None:
     """The time begins anew, since what is awaited was asked for again."""
-    await tx.execute(_AGAIN, {"of_saga": saga_id, "of_place": place, "timeout": timeout})
+    await tx.execute(_AGAIN, {"of_saga": saga_id, "of_place": place, "timeout": within})
 
 
 async def time_out(tx: Transaction, saga_id: UUID, place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -206,18 +207,11 @@ class Hall(Bench):
             async with self.database.transaction(read_only=True) as tx:
                 found = (await tx.execute(table)).scalar()
             story = await self.story(saga_id)
-            return (
-                bool(found)
-                and story.steps[-1:] != []
-                and story.steps[-1].status != "under-way"
-                or bool(found and not story.steps)
-            )
+            return bool(found) and (not story.steps or story.steps[-1].status != "under-way")
 
         await self.eventually(waits)
 
     async def eventually(self, holds: Any) -> None:
-        import asyncio
-
         async with asyncio.timeout(60):
             while not await holds():
                 await asyncio.sleep(0.01)

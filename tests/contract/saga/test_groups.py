@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -137,7 +138,7 @@ async def test_a_refusal_waits_for_the_others_and_undoes_what_happened_before_th
         refused.set()
         raise StepRefused("No seat is left")
 
-    hall.scripts = {"book_flight": [refuse], "book_car": [refused.wait]}
+    hall.scripts = {"book_flight": [refuse], "book_car": [partial(_wait, refused)]}
     async with hall.engine(saga):
         story = await hall.until_rest(await begin(hall, saga))
 
@@ -177,7 +178,7 @@ async def test_only_the_branch_that_failed_is_tried_again(hall: Hall) -> None:
 async def test_after_a_crash_only_the_branches_that_had_not_ended_run_again(hall: Hall) -> None:
     saga = journey(hall)
     never = asyncio.Event()
-    hall.scripts = {"book_car": [never.wait]}
+    hall.scripts = {"book_car": [partial(_wait, never)]}
     async with hall.engine(saga, lease=1.0) as engine:
         saga_id = await begin(hall, saga)
 
@@ -408,3 +409,7 @@ async def test_a_branch_may_have_a_condition(hall: Hall) -> None:
 
 async def _waits(hall: Hall, saga_id: UUID) -> bool:
     return (await hall.story(saga_id)).not_yet_since is not None
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()

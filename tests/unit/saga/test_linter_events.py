@@ -88,9 +88,9 @@ def step(**more: Any) -> Step:
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no time-out": (
-        lambda: await_event(Paid, by="payment", timeout=None),
+        lambda: await_event(Paid, by="payment", timeout=float("nan")),
         "no number of seconds above 0: say how long",
-    ),  # type: ignore[arg-type]  # what is refused
+    ),
     "a time-out of nothing": (
         lambda: request(pay, reply=Paid, timeout=0),
         "no number of seconds above 0: say how long",
@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "one field of two branches": (
         lambda: saga(parallel(step(), compensatable(hold_too, undo=undo))),
-        "'hold' and 'hold_too' of one parallel group both leave 'receipt' when they are done: give each a field of its own",
+        "'hold' and 'hold_too' of one parallel group both leave 'receipt' when they are done: give each a",
     ),
     "a branch of a step's name": (
         lambda: saga(step(), parallel(step(), compensatable(hold_too, undo=undo))),
