@@ -94,9 +94,16 @@ def new_name() -> str:
     return f"s{uuid4().hex[:12]}"
 
 
-def endpoint(number: int, **described: Any) -> Endpoint:
+def endpoint(
+    number: int,
+    *,
+    id: str = "",  # noqa: A002  the field's name
+    zone: str = "",
+    tags: tuple[str, ...] = (),
+    weight: int = 1,
+) -> Endpoint:
     """An instance that does not exist."""
-    return Endpoint(f"http://127.0.0.{number}:8000", **described)
+    return Endpoint(f"http://127.0.0.{number}:8000", id, zone, tags, weight)
 
 
 async def urls(discovery: Discovery, service: str) -> set[str]:

@@ -56,13 +56,13 @@ def test_the_public_names_are_these() -> None:
     for name in microkit.__all__:
         assert getattr(microkit, name) is not None
     assert sorted(microkit.__all__) == [
-        "ANYONE", "BadRequest", "ClientAddress", "ConfigurationError", "Conflict", "Contract", "Database",
-        "DeadLetter",
-        "DefinitionError", "Duration", "Event", "Forbidden", "Gateway", "Header", "Instance", "MicrokitError",
-        "NO_EFFECT", "NotFound", "Page", "PageRequest", "Principal", "Problem", "RemoteProblem", "Retry", "Route",
-        "SERVICE", "SIGNED_IN", "Saga", "Service", "ServiceSettings", "Size", "StepContext", "StepNotYet",
-        "StepRefused", "System", "Telemetry", "Transaction", "Unauthorized", "Unavailable", "ValidationFailed",
-        "compensatable", "delete", "get", "patch", "pivot", "post", "put", "retriable", "upcast",
+        "ANYONE", "ASK_AGAIN", "BadRequest", "ClientAddress", "ConfigurationError", "Conflict", "Contract",
+        "Database", "DeadLetter", "DefinitionError", "Duration", "Event", "Forbidden", "Gateway", "Header",
+        "Instance", "Limit", "MicrokitError", "NO_EFFECT", "NotFound", "Page", "PageRequest", "Principal", "Problem",
+        "Process", "REFUSE", "Rate", "RemoteProblem", "Retry", "Route", "SERVICE", "SIGNED_IN", "Saga", "Service",
+        "ServiceSettings", "Size", "StepContext", "StepNotYet", "StepRefused", "System", "Telemetry", "Transaction",
+        "Unauthorized", "Unavailable", "ValidationFailed", "await_event", "compensatable", "delete", "get",
+        "parallel", "patch", "pivot", "post", "put", "request", "retriable", "upcast",
     ]  # fmt: skip
 
 
