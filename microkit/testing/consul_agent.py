@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 Status = Literal["passing", "warning", "critical"]
 
@@ -148,7 +148,8 @@ class Agent:
         status = given.get("status") or "critical"
         if status not in ("passing", "warning", "critical"):
             raise Refused(400, f"Invalid check: Status must be passing, warning or critical, not {status!r}")
-        check = Check(check_id, given.get("name") or f"Service '{service.name}' check", status, refreshed=self.now)
+        name = given.get("name") or f"Service '{service.name}' check"
+        check = Check(check_id, name, cast("Status", status), refreshed=self.now)
         if given.get("ttl"):
             check.ttl = go_duration(given["ttl"], "TTL")
         check.http = given.get("http")

@@ -52,9 +52,13 @@ def _events() -> None:
     op.create_table(
         "saga_wait",
         _of_saga(),
-        sa.Column("place", sa.String(110), primary_key=True, comment="the step; step:undo where it waits in going back"),
+        sa.Column(
+            "place", sa.String(110), primary_key=True, comment="the step; step:undo where it waits in going back"
+        ),
         sa.Column("name", sa.String(100), nullable=False, comment="of the definition"),
-        sa.Column("step", sa.String(100), nullable=False, comment="that the saga is at meanwhile: this one, or its group"),
+        sa.Column(
+            "step", sa.String(100), nullable=False, comment="that the saga is at meanwhile: this one, or its group"
+        ),
         sa.Column("events", sa.Text, nullable=False, comment="their types, joined by |"),
         sa.Column("value", sa.Text, nullable=False, comment="by which the event is told"),
         sa.Column("status", sa.String(12), nullable=False, comment="waiting, arrived, done, timed-out"),
