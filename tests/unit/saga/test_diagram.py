@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from pydantic import BaseModel
 
 from microkit.db import Transaction
@@ -67,3 +71,18 @@ def test_the_diagram_in_the_documentation_is_that_of_the_definition() -> None:
     page = (DOCS / "sagas-in-operation.md").read_text(encoding="utf-8")
 
     assert f"```mermaid\n{mermaid(pay_bill)}```" in page
+
+
+def test_the_diagram_of_groups_conditions_and_events_is_that_of_the_chapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "sagas.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    chapter = ModuleType("chapter")
+    monkeypatch.setitem(sys.modules, "chapter", chapter)
+    exec(block[1], vars(chapter))
+
+    drawn = mermaid(chapter.book)
+    assert f"```mermaid\n{drawn}```" in page
+    assert 'subgraph s0["hold: at once"]' in drawn
+    assert "if has_coupon" in drawn
+    assert 's1{{"payment<br/>pivot, waits for Paid, at most 86400 s"}}' in drawn
