@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -87,33 +88,17 @@ def up(  # noqa: PLR0913  the options of a command
 
     Ends with ^C or SIGTERM, after the work under way is done; a second ^C ends at once.
     """
+    from microkit.cli.holding import UpOptions  # noqa: PLC0415
+
+    options = UpOptions(folder, seed, bus, databases, scaled(scale or []), port_offset, console_port, json)
     if real:
         from microkit.cli.up_real import UpReal  # noqa: PLC0415
 
-        UpReal(
-            system,
-            folder=folder,
-            seed=seed,
-            bus="redis" if bus == "memory://" else bus,
-            databases=databases,
-            scale=scaled(scale or []),
-            console_port=console_port,
-            json=json,
-        ).run()
+        UpReal(system, replace(options, bus="redis" if bus == "memory://" else bus)).run()
         return
     from microkit.cli.up import Up  # noqa: PLC0415
 
-    Up(
-        system,
-        folder=folder,
-        seed=seed,
-        bus=bus,
-        databases=databases,
-        scale=scaled(scale or []),
-        port_offset=port_offset,
-        console_port=console_port,
-        json=json,
-    ).run()
+    Up(system, options).run()
 
 
 @app.command(epilog="Example: BILLING_PORT=8080 microkit run billing")

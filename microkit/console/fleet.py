@@ -43,7 +43,7 @@ class FleetSeen:
             owned.push_async_callback(telemetry.close)
             databases: dict[str, Database] = {}
             posts: list[Post] = []
-            bus = connect(next(iter(fleet.settings.values())).bus_url.get_secret_value())
+            bus = connect(fleet.bus_url)
             await bus.start()
             owned.push_async_callback(bus.close)
             for service in fleet.system.services:

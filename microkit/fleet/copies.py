@@ -29,8 +29,8 @@ class Copy:
 
     @property
     def name(self) -> str:
-        """``billing.2``; a first copy is called like its service."""
-        return self.service if self.number == 1 else f"{self.service}.{self.number}"
+        """``billing-2``; a first copy is called like its service."""
+        return self.service if self.number == 1 else f"{self.service}-{self.number}"
 
 
 def copies_of(

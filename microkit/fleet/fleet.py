@@ -75,6 +75,11 @@ class Fleet:
         return self.system.name
 
     @property
+    def bus_url(self) -> str:
+        """Of the bus that the services share."""
+        return next(iter(self.settings.values())).bus_url.get_secret_value()
+
+    @property
     def databases_url(self) -> str | None:
         """Of our own PostgreSQL, if it is ours."""
         server = self.servers.get("postgresql")
