@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from http import HTTPMethod
 from random import getrandbits
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httptools
 from opentelemetry.trace import get_current_span
+from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -19,6 +21,7 @@ from uvicorn.server import ServerState
 from microkit.errors import BadRequest, MethodNotAllowed, Problem, RequestTimeout, Unavailable
 from microkit.telemetry.propagation import extract, span_ids
 from microkit.web.admission import NO_HOST, READ_WITHIN_LIMITS, headers_too_large, is_host, url_too_long
+from microkit.web.cycle import Cycle
 from microkit.web.limits import Limits
 from microkit.web.problems import MEDIA_TYPE, render
 from microkit.web.sent import request_id
@@ -26,6 +29,8 @@ from microkit.web.sent import request_id
 LINGER: Final = 1.0
 """Seconds that a client gets to stop sending after an answer that ends its connection."""
 
+_CLOCKS: Final = 0.001
+"""Seconds by which a timer may be early."""
 _MOST_DISCARDED: Final = 16 * 1024 * 1024
 _KNOWN: Final = frozenset(HTTPMethod)
 _METHODS: Final = {"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
@@ -72,7 +77,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = self._in_body = False
         self._unfinished_bytes = 0
         self._header_bytes = 0
-        self._hosts = 0
+        self._hosts: list[bytes] = []
+        self._codings: list[bytes] = []
+        self._known_host: bytes | None = None
+        self._idle_since: float | None = None
         self._trouble: Problem | None = None
         self._way_out: LingeringTransport
         self._slow_head: asyncio.TimerHandle | None = None
@@ -88,13 +96,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         self._way_out.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._way_out.discards(len(data)):
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         try:
             self.parser.feed_data(data)
         except (
@@ -123,9 +133,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._slow_head is None:  # not later, however many pieces the rest of the body comes in
                 self._expect_head()
         else:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._await_request()
 
     # What the parser calls.
 
@@ -133,7 +141,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[READ_WITHIN_LIMITS] = None  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
         self._in_head = True
-        self._unfinished_bytes = self._header_bytes = self._hosts = 0
+        self._unfinished_bytes = self._header_bytes = 0
+        self._hosts, self._codings = [], []
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -144,18 +153,61 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > self._limits.headers or len(self.headers) >= self._limits.header_count:
             self._stop(headers_too_large(self._limits))
-        if self._in_head:  # else it is a trailer, which must not pass for a header (RFC 9110, 6.5.1)
-            super().on_header(name, value)
+        if not self._in_head:
+            return  # a trailer, which must not pass for a header (RFC 9110, 6.5.1)
+        name = name.lower()
+        if name == b"host":
+            self._hosts.append(value)
+        elif name == b"transfer-encoding":
+            self._codings.append(value)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """What uvicorn's does, without what is set otherwise here."""
         self._in_head, self._in_body = False, True
         self._head_came()
-        self._check_head()
-        super().on_headers_complete()
-        if not self.pipeline:
-            self.scope[READ_WITHIN_LIMITS] = time.monotonic()  # type: ignore[typeddict-unknown-key]
-        if self._draining():
-            self.cycle.keep_alive = False
+        parser, scope = self.parser, self.scope
+        method, version = parser.get_method(), parser.get_http_version()
+        self._check_head(method, version)
+        scope["method"] = method.decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        if parser.should_upgrade() and self._should_upgrade():
+            return
+        self._tell_target(scope)
+        before: RequestResponseCycle | None = self.cycle
+        self.cycle = cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive() and not self._draining(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            scope[READ_WITHIN_LIMITS] = time.monotonic()  # type: ignore[typeddict-unknown-key]  # as above
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _tell_target(self, scope: HTTPScope) -> None:
+        if self.url.startswith(b"/"):
+            raw_path, _, query = self.url.partition(b"?")
+        else:
+            parsed = httptools.parse_url(self.url)
+            raw_path, query = parsed.path, parsed.query or b""
+        path = raw_path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = query
 
     def on_message_complete(self) -> None:
         self._in_body = False
@@ -164,19 +216,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_came()  # whatever the rest of the body took, the next head has its own time
         super().on_message_complete()
 
-    def _check_head(self) -> None:
+    def _check_head(self, method: bytes, version: str) -> None:
         """Refuses what is valid to the parser and ambiguous to others on the way."""
-        method, version = self.parser.get_method(), self.parser.get_http_version()
         if version == "0.9":
             self._stop(NotHttp("The request line ends without HTTP/1.1"))
         if version not in {"1.0", "1.1"}:
             self._stop(VersionNotSupported())
-        hosts = [value for name, value in self.headers if name == b"host"]
+        hosts, codings = self._hosts, self._codings
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             self._stop(NotHttp("One Host header is needed"))
-        if hosts and not is_host(hosts[0]):
-            self._stop(NotHttp(NO_HOST))
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if hosts and hosts[0] != self._known_host:
+            if not is_host(hosts[0]):
+                self._stop(NotHttp(NO_HOST))
+            self._known_host = hosts[0]
         if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
             self._stop(NotHttp("The only transfer coding taken is chunked, in HTTP/1.1"))
         if method == b"CONNECT":
@@ -189,6 +241,38 @@ class LimitedProtocol(HttpToolsProtocol):
         scheme, _, rest = self.url.partition(b"://")
         if scheme.lower() not in {b"http", b"https"} or b"#" in rest or rest.split(b"/", 1)[0].lower() != host.lower():
             self._stop(NotHttp("The request target is neither a path nor a URL of the host that Host names"))
+
+    # Between two requests. One timer for many: setting and taking back one for each request costs more than parsing it.
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._await_request()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def _await_request(self) -> None:
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return  # a request is under way, and its end sets the next timer
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > _CLOCKS:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     # Refusing.
 
