@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,11 @@ from microkit.web.route import Route as OwnRoute
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at the routes file. Looking works where no signal arrives: in containers, whose files are
 replaced from outside, and in one process with many services."""
+
+AT_REST: Final = 0.1
+"""Seconds without a change after which a file is taken to be whole."""
+
+LONGEST_WRITE: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -151,16 +157,26 @@ class RoutesFile:
             await asyncio.sleep(self._every)
             state = await asyncio.to_thread(self._state)
             if state != self._seen:
-                self._seen = state
+                self._seen = await self._at_rest(state)
                 await self._reload()
+
+    async def _at_rest(self, state: object) -> object:
+        """The state of the file once nobody writes to it: the first half of one may be routes, too."""
+        until = time.monotonic() + LONGEST_WRITE
+        while time.monotonic() < until:
+            await asyncio.sleep(min(AT_REST, self._every))
+            before, state = state, await asyncio.to_thread(self._state)
+            if state == before:
+                break
+        return state
 
     async def _reload(self) -> None:
         try:
             self._bound.replace(await asyncio.to_thread(read_routes, self._path))
-        except MicrokitError as error:
-            self._trouble = str(error)
+        except Exception as error:  # noqa: BLE001  whatever stands there, the next file is to be read
+            self._trouble = str(error) if isinstance(error, MicrokitError) else f"{self._path}: {error!r}"
             self._read("refused").inc()
-            _log.error("the routes in force stay: %s", error)
+            _log.error("the routes in force stay: %s", self._trouble)
         else:
             self._trouble = ""
             self._read("taken").inc()

@@ -20,7 +20,7 @@ from microkit.gateway.caching.store import CacheStore
 from microkit.gateway.document import MergedDocument
 from microkit.gateway.exchange import Answer, Exchange, Headers
 from microkit.gateway.filters.port import Filter
-from microkit.gateway.headers import body_length, forwarded_headers
+from microkit.gateway.headers import body_length, forwarded_headers, joined
 from microkit.gateway.identity import Verify
 from microkit.gateway.paths import canonical_path
 from microkit.gateway.plan import Makings, Plan, plan
@@ -193,6 +193,8 @@ class BoundGateway:
         path = canonical_path(_raw_path(scope))
         headers: Headers = scope["headers"]
         asked: dict[bytes, bytes] = dict(headers)
+        if len(asked) != len(headers):
+            asked = joined(headers)
         client = self._client(scope, asked)
         query: bytes = scope["query_string"]
         if query and not _VISIBLE.fullmatch(query):

@@ -98,6 +98,8 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._head_bytes = 0
+        self._unread_bytes = 0
+        """Bytes since the head, or since the last of the body; -1 while the bytes under way are of the body."""
         self._wants_body = True
         self._keep_alive = True
         self._paused = self._full = False
@@ -114,7 +116,7 @@ class Connection(asyncio.Protocol):
     def begin(self, head: bytes, *, wants_body: bool) -> Response:
         """Sends the head of a request, and its body where it is small; returns what the answer will be in."""
         self._answer = answer = Response(self)
-        self._head_bytes = 0
+        self._head_bytes = self._unread_bytes = 0
         self._wants_body = wants_body
         self._until_end = False
         self.transport.write(head)
@@ -216,6 +218,12 @@ class Connection(asyncio.Protocol):
                 self._fail(NotHttp())
                 self.end()
             return
+        # Chunk extensions and trailers, which nobody reads.
+        self._unread_bytes = self._unread_bytes + size if self._unread_bytes >= 0 else 0
+        if self._unread_bytes > HEAD_LIMIT and not answer.complete:
+            self._fail(BrokeOff())
+            self.end()
+            return
         waiter = self._waiter
         # A small answer wakes nobody before it is whole.
         ready = answer.complete or answer.length is None or answer.length > WHOLE
@@ -291,13 +299,17 @@ class Connection(asyncio.Protocol):
         if not self._wants_body:
             # The parser knows nothing of HEAD and would wait for the body that the head announces.
             answer.complete = True
-            self._keep_alive = self._parser.should_keep_alive() or (self._until_end and _says_nothing(answer.headers))
+            self._keep_alive = self._parser.should_keep_alive() or (
+                self._until_end and self._parser.get_http_version() == "1.1" and _says_nothing(answer.headers)
+            )
             self._parser = httptools.HttpResponseParser(self)
 
     def on_body(self, body: bytes) -> None:
         answer = self._answer
         if answer is None or answer.complete:
+            self._keep_alive = False  # a body where there is none: what comes next would be taken for an answer
             return
+        self._unread_bytes = -1
         answer.pieces.append(body)
         answer.buffered += len(body)
         if answer.buffered > _HIGH_WATER and not self._paused:

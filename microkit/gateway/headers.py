@@ -45,12 +45,33 @@ _NOT_RETURNED: Final = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-
 
 _SPOOFABLE: Final = (b"x-forwarded-", b"x-user-", b"x-internal-")
 
+_OVERRIDES: Final = frozenset(
+    {
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        b"x-original-host",
+        b"x-original-method",
+        b"x-original-url",
+        b"x-rewrite-url",
+    }
+)
+"""By these some servers take another path or method than the request line's, by which the route was chosen, the caller
+let in and the answer kept."""
 
-@lru_cache(maxsize=4096)
+_LONGEST_KNOWN: Final = 64
+
+
 def passes(name: bytes) -> bool:
     """Whether a header goes on to the service. Servers of the CGI kind read ``X_User_Id`` and ``X-User-Id`` as one."""
+    # What is remembered is bounded in bytes too: names are a stranger's choice, and may be as long as a whole head.
+    return _judged(name) if len(name) <= _LONGEST_KNOWN else _judged.__wrapped__(name)
+
+
+@lru_cache(maxsize=4096)
+def _judged(name: bytes) -> bool:
     judged = name.replace(b"_", b"-")
-    return judged not in NOT_FORWARDED and not judged.startswith(_SPOOFABLE)
+    return judged not in NOT_FORWARDED and judged not in _OVERRIDES and not judged.startswith(_SPOOFABLE)
 
 
 def forwarded_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
@@ -80,6 +101,16 @@ def _check_utf8(name: bytes, value: bytes) -> None:
         value.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest(f"The header {name[:40]!r} is not UTF-8") from None
+
+
+def joined(headers: RawHeaders) -> dict[bytes, bytes]:
+    """The headers by name, the values of one that is there twice in one (RFC 9110, 5.3): what a route, a key or a kept
+    answer is chosen by must not be one value where the service takes another."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        known = found.get(name)
+        found[name] = value if known is None else known + (b"; " if name == b"cookie" else b", ") + value
+    return found
 
 
 def body_length(headers: RawHeaders) -> int | None:

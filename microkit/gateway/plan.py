@@ -53,7 +53,7 @@ def plan(route: Route, filters: Sequence[Filter], makings: Makings, report: Rout
     for one in chain:
         if chain.count(one) > 1:
             raise DefinitionError(f"The route {route.title} has the filter {one.kind} twice")
-    tools = Tools(route.prefix, makings.telemetry, makings.setting, makings.shared, makings.send)
+    tools = Tools(route.prefix, route.title, makings.telemetry, makings.setting, makings.shared, makings.send)
     handler = makings.send
     if route.answer_limit is not None:
         handler = SizeLimit(response=route.answer_limit).around(handler, tools)

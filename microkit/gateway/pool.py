@@ -46,6 +46,11 @@ class Origin(Owner):
         """How many connections there are, those being made included."""
         return len(self._connections) + self._connecting
 
+    @property
+    def unused(self) -> bool:
+        """Whether nothing is lost with it."""
+        return not (self.open or self._queue)
+
     def take(self, now: float) -> Connection | None:
         """An idle connection that is fresh enough."""
         while self.idle:
@@ -88,8 +93,12 @@ class Origin(Owner):
         try:
             async with asyncio.timeout_at(until):
                 await turn
-        except TimeoutError:
-            raise Unavailable("All connections to the service are busy") from None
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._next_turn()  # its turn came together with its end: the next one's
+            if isinstance(error, TimeoutError):
+                raise Unavailable("All connections to the service are busy") from None
+            raise
         finally:
             if turn in self._queue:
                 self._queue.remove(turn)
@@ -138,6 +147,8 @@ class Pool:
         """The connections to the instance at ``url``."""
         found = self._origins.get(url)
         if found is None:
+            if self._tls is None and url.startswith("https:"):
+                self._tls = ssl.create_default_context()  # one for all: it holds every authority there is
             found = self._origins[url] = Origin(url, self._waiting, self._limit, self._tls)
         return found
 
@@ -162,7 +173,10 @@ class Pool:
             connection.expire()
         for origin in self._origins.values():
             origin.sweep(now)
-        busy = any(origin.open for origin in self._origins.values())
+        # Instances come and go; what is kept of those that have gone must not grow.
+        for url in [url for url, origin in self._origins.items() if origin.unused]:
+            del self._origins[url]
+        busy = bool(self._origins)
         self._timer = loop.call_later(TICK, self._look, loop) if busy and not self._closed else None
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
@@ -212,9 +213,15 @@ class _Attempt:
             chosen.done(outcome)
             span.end()
             upstreams.ended(exchange, template, status, failure, time.perf_counter() - began)
-        if status in exchange.retry_on and await self._retry(str(status), chosen.instance, wait, until):
-            response.close()
-            return None
+        if status in exchange.retry_on:
+            try:
+                again = await self._retry(str(status), chosen.instance, wait, until)
+            except BaseException:
+                response.close()  # the client has hung up meanwhile
+                raise
+            if again:
+                response.close()
+                return None
         return answer_of(response, exchange, chosen.instance.url)
 
     def _blamed(self, error: Exception) -> Problem | ClientGone | None:
@@ -335,8 +342,13 @@ def own_headers(exchange: Exchange, within: float) -> list[tuple[bytes, bytes]]:
     if request_id := context.current().request_id:
         headers.append((b"x-request-id", request_id.encode()))
     if not exchange.principal.anonymous:
-        headers.append((b"x-user-id", exchange.principal.subject.encode()))
+        headers.append((b"x-user-id", _in_a_line(exchange.principal.subject)))
     return headers
+
+
+def _in_a_line(subject: str) -> bytes:
+    """A subject as a header can hold it: an issuer may let its users choose it."""
+    return (subject if subject.isascii() and subject.isprintable() else quote(subject, safe="")).encode()
 
 
 def trace_headers(span: Span) -> list[tuple[bytes, bytes]]:

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -23,7 +22,7 @@ from microkit.client.upstream import Outcome
 from microkit.errors import BadGateway, DeadlineExceeded, Forbidden, NotFound, Problem, Unavailable
 from microkit.gateway.body import Receive, Send
 from microkit.gateway.exchange import Exchange
-from microkit.gateway.filters.cors import Cors
+from microkit.gateway.filters.cors import Cors, check_own
 from microkit.gateway.plan import Plan
 from microkit.gateway.upstreams import Upstreams, own_headers, trace_headers
 from microkit.telemetry import Telemetry
@@ -111,7 +110,9 @@ class WebSocketProxy:
     ) -> aiohttp.ClientWebSocketResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=0)
+                cookie_jar=aiohttp.DummyCookieJar(),
+                connector=aiohttp.TCPConnector(limit=0),
+                trace_configs=[_no_redirects()],
             )
         headers = [
             (name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
@@ -144,6 +145,9 @@ class WebSocketProxy:
             except TimeoutError:
                 outcome = Outcome.FAILED
                 raise DeadlineExceeded(f"The service {exchange.service} did not answer in time") from None
+            except _Redirected:
+                outcome = Outcome.ANSWERED
+                raise BadGateway(f"The service {exchange.service} did not take the WebSocket") from None
             except aiohttp.ClientError as error:
                 outcome = Outcome.FAILED
                 avoid.append(chosen.instance)
@@ -154,6 +158,19 @@ class WebSocketProxy:
                 return joined
             finally:
                 chosen.done(outcome)
+
+
+class _Redirected(aiohttp.ClientError):
+    """Where a service sends a handshake elsewhere, nobody follows: it holds the caller's token and identity."""
+
+
+def _no_redirects() -> aiohttp.TraceConfig:
+    async def refuse(_: aiohttp.ClientSession, __: Any, ___: aiohttp.TraceRequestRedirectParams) -> None:
+        raise _Redirected
+
+    config = aiohttp.TraceConfig()  # ws_connect has no allow_redirects
+    config.on_request_redirect.append(refuse)
+    return config
 
 
 class _Both:
@@ -247,13 +264,10 @@ def _sendable(code: int, instead: int) -> int:
 
 
 def _check_origin(exchange: Exchange, found: Plan) -> None:
-    """Browsers let any page open a WebSocket and send its cookies along: only pages of the host itself may, and those
-    that a :class:`Cors` filter names, which then judges instead."""
+    """Only pages of the host itself may open one, and those that a :class:`Cors` filter names, which then judges."""
     origin = exchange.asked.get(b"origin")
-    if origin is None or any(isinstance(one, Cors) for one in found.filters):
-        return
-    if urlsplit(origin.decode("latin-1")).netloc.lower() != exchange.client.host.lower():
-        raise Forbidden("Pages of this origin may not open a WebSocket here")
+    if origin is not None and not any(isinstance(one, Cors) for one in found.filters):
+        check_own(exchange, origin)
 
 
 async def _deny(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -71,7 +72,8 @@ def freshness(answer: Answer, said: Directives, default: float) -> float:
         date = answer.header(b"date")
         try:
             until = parsedate_to_datetime(expires.decode("latin-1")).timestamp()
-            made = parsedate_to_datetime((date or b"").decode("latin-1")).timestamp()
+            # Without a date it was made when it came (RFC 9110, 6.6.1); the service's own is dropped on its way here.
+            made = time.time() if date is None else parsedate_to_datetime(date.decode("latin-1")).timestamp()
         except (ValueError, TypeError, OverflowError):
             return 0.0  # "0" above all: a time in the past
         return max(0.0, until - made)

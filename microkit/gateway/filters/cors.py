@@ -13,12 +13,33 @@ from microkit.gateway.filters.port import Filter, Phase, Tools
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?")
 
 
+def check_own(exchange: Exchange, origin: bytes) -> None:
+    """Browsers let any page open a WebSocket and send its cookies along: only pages of the host itself may.
+
+    Raises:
+        Forbidden: this page is of another one, or of none that can be told (``null``).
+    """
+    _, _, authority = origin.decode("latin-1").lower().partition("://")
+    if not authority or authority != exchange.client.host.lower():
+        raise Forbidden("Pages of this origin may not open a WebSocket here")
+
+
+def _own_sockets(inner: Handler) -> Handler:
+    async def guarded(exchange: Exchange) -> Answer:
+        origin = exchange.asked.get(b"origin")
+        if origin is not None and exchange.scope["type"] == "websocket":
+            check_own(exchange, origin)
+        return await inner(exchange)
+
+    return guarded
+
+
 @dataclass(frozen=True, slots=True)
 class Cors(Filter):
     """``Cors(origins=("https://shop.example",), credentials=True)``: pages of these origins may call, with these
     methods and request headers, and may read the ``expose`` headers of answers. ``max_age`` (seconds) is how long a
     browser may remember what it was told. ``setting`` names a setting of the service with a list of further origins;
-    where there are none at all, nothing is done.
+    where there are none at all, only pages of the gateway's own host may open WebSockets, and nothing else is done.
 
     Strict: an origin is compared as a whole, a preflight that asks for more than is allowed is a 403, and ``"*"`` with
     ``credentials`` is refused at start-up, as every site could then act as its visitor. Requests without ``Origin`` are
@@ -54,7 +75,7 @@ class Cors(Filter):
         origins = (*self.origins, *(tools.setting(self.setting) if self.setting else ()))
         self._check(origins)
         if not origins:
-            return inner
+            return _own_sockets(inner)
         anyone = "*" in origins
         allowed_origins = {origin.encode() for origin in origins}
         headers = {name.lower() for name in self.headers}
@@ -71,7 +92,7 @@ class Cors(Filter):
             if exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.asked:
                 return self._preflight(exchange, origin, headers if allowed else None, anyone)
             if not allowed and exchange.scope["type"] == "websocket":
-                raise Forbidden("Pages of this origin may not open a WebSocket here")  # no browser asks before it does
+                check_own(exchange, origin)  # no browser asks before it opens one
             own: Headers = [(b"access-control-allow-origin", b"*" if anyone else origin), *told] if allowed else []
             try:
                 answer = await inner(exchange)

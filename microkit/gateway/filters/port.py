@@ -32,12 +32,14 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What filters are given when a gateway is bound. ``route`` names the route in metrics and keys.
+    """What filters are given when a gateway is bound. ``route`` names the route in metrics, and ``title`` tells it from
+    others of the same path.
 
     ``setting`` gives a value of the service's settings by name; ``send`` asks a service as the gateway itself does.
     """
 
     route: str
+    title: str
     telemetry: Telemetry
     setting: Callable[[str], Any]
     shared: dict[object, Any]

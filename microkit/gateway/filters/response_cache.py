@@ -14,6 +14,9 @@ from microkit.gateway.caching.store import CacheStore, MemoryStore
 from microkit.gateway.exchange import Answer, Exchange, Handler
 from microkit.gateway.filters.port import Filter, Phase, Tools
 
+_ROUTE: Final = b":route"
+"""Stands among the headers that an answer varies by. No header has such a name."""
+
 _FAILED: Final = frozenset({500, 502, 503, 504})
 
 
@@ -51,13 +54,17 @@ class ResponseCache(Filter):
         counted = tools.telemetry.metrics.counter(
             "gateway_cache_total", "Requests by what the cache had for them.", ("http_route", "result")
         )
-        return _Caching(self, inner, store, lambda result: counted(tools.route, result).inc()).answer
+        return _Caching(self, inner, store, lambda result: counted(tools.route, result).inc(), tools.title).answer
 
 
 class _Caching:
     """The handler of one route."""
 
-    def __init__(self, options: ResponseCache, inner: Handler, store: CacheStore, count: Callable[[str], None]) -> None:
+    def __init__(
+        self, options: ResponseCache, inner: Handler, store: CacheStore, count: Callable[[str], None], route: str
+    ) -> None:
+        # Routes of one path (versions, a canary) answer differently, and a change through one concerns all.
+        self._route = route.encode()
         self._options = options
         self._inner = inner
         self._store = store
@@ -78,7 +85,7 @@ class _Caching:
         wishes = directives(exchange.asked.get(b"cache-control", b"").decode("latin-1"))
         if b"cache-control" not in exchange.asked and exchange.asked.get(b"pragma", b"").lower() == b"no-cache":
             wishes = {"no-cache": None}
-        entry = await self._store.find(base, exchange.asked)
+        entry = await self._store.find(base, {**exchange.asked, _ROUTE: self._route})
         now = time.time()
         if entry is not None and may_reuse(wishes, entry.age_at(now), entry.lifetime):
             self._count("hit")
@@ -135,11 +142,14 @@ class _Caching:
         if answer.header(b"etag") is None and answer.status == 200:
             answer.set(b"etag", etag_of(body))
         age = seconds((answer.header(b"age") or b"0").decode("latin-1"))
-        vary = sorted({one.strip().lower() for one in answer.all(b"vary").split(",") if one.strip()})
+        vary = [
+            _ROUTE.decode(),
+            *sorted({one.strip().lower() for one in answer.all(b"vary").split(",") if one.strip()}),
+        ]
         kept = [pair for pair in answer.headers if pair[0] not in {b"age", b"cache-status"}]
         entry = Entry(answer.status, kept, body, time.time(), age, lifetime, grace)
         if entry.size <= self._options.entry:
-            await self._store.keep(base, exchange.asked, vary, entry)
+            await self._store.keep(base, {**exchange.asked, _ROUTE: self._route}, vary, entry)
         answer.headers.append((b"cache-status", b"microkit; fwd=miss; stored"))
 
     def _stale(self, exchange: Exchange, entry: Entry | None) -> Answer | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
@@ -13,6 +15,9 @@ from microkit.gateway.exchange import Answer, Exchange, Handler
 from microkit.gateway.filters.port import Filter, Tools
 
 LIMIT: Final = 1024 * 1024
+
+_LONG_NUMBER: Final = re.compile(rb"[0-9][0-9.eE+-]{15}")
+"""As many digits as a float may not hold."""
 
 _WRITTEN: Final = "a field is written as its name, or as the way to it with dots: customer.name"
 
@@ -55,6 +60,22 @@ def _holder(document: Any, path: str) -> tuple[dict[str, Any] | None, str]:
     return (document if isinstance(document, dict) else None), name
 
 
+def _rewritten(body: bytes, changes: RewriteRequestJson | RewriteResponseJson) -> bytes:
+    """Numbers that a float would round go through as they are written: an amount is not the gateway's to change.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it is no JSON, or nested too deep.
+    """
+    document = orjson.loads(body)
+    if _LONG_NUMBER.search(body):
+        document = json.loads(body, parse_int=_exact, parse_float=_exact)
+    return orjson.dumps(changed(document, changes.rename, changes.remove, changes.set))
+
+
+def _exact(number: str) -> orjson.Fragment:
+    return orjson.Fragment(number)
+
+
 def _is_json(kind: bytes | None) -> bool:
     plain = (kind or b"").partition(b";")[0].strip().lower()
     return plain == b"application/json" or plain.endswith(b"+json")
@@ -88,10 +109,9 @@ class RewriteRequestJson(Filter):
                     )
                 body = await exchange.read_body(self.limit)
                 try:
-                    document = orjson.loads(body)
-                except orjson.JSONDecodeError:
-                    raise BadRequest("The body is no JSON") from None
-                exchange.body = orjson.dumps(changed(document, self.rename, self.remove, self.set))
+                    exchange.body = _rewritten(body, self)
+                except (ValueError, TypeError, RecursionError):
+                    raise BadRequest("The body is no JSON, or too deep") from None
             return await inner(exchange)
 
         return rewritten
@@ -132,10 +152,9 @@ class RewriteResponseJson(Filter):
                     answer.close()
                 raise BadGateway(f"The answer is too large to be changed, or compressed: at most {self.limit} bytes")
             try:
-                document = orjson.loads(body)
-            except orjson.JSONDecodeError:
-                raise BadGateway("The service gave an answer that is no JSON") from None
-            answer.body = orjson.dumps(changed(document, self.rename, self.remove, self.set))
+                answer.body = _rewritten(body, self)
+            except (ValueError, TypeError, RecursionError):
+                raise BadGateway("The service gave an answer that is no JSON, or too deep") from None
             answer.headers = [pair for pair in answer.headers if pair[0] not in _OF_THE_BYTES]
             return answer
 

@@ -144,7 +144,7 @@ async def start() -> AsyncIterator[Start]:
             telemetry = Telemetry("gateway", ring=ring)
             bound = await Gateway(routes, title="Shop", body_limit=body_limit, filters=filters).bind(
                 telemetry=telemetry,
-                verify=Tokens().verify,
+                verify=options.pop("verify", Tokens().verify),
                 resolver=StaticResolver(urls),
                 trusted_proxies=trusted_proxies,
                 **options,
