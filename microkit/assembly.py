@@ -21,6 +21,7 @@ from microkit.choreography import ProcessKeeper, ProcessMetrics
 from microkit.client import HttpCaller, Policies, Upstream, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
+from microkit.db.facts import server_facts
 from microkit.db.migration import create_tables, migrate, pending
 from microkit.declared import Declared, Mounted
 from microkit.discovery.connect import connect as connect_discovery
@@ -28,12 +29,13 @@ from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.own import check_advertised
 from microkit.discovery.port import Discovery, Registrar, Resolver
 from microkit.errors import ConfigurationError, DefinitionError
-from microkit.fronting import RoutesFile, cache_store, inline_routes, own_document, setting_of
+from microkit.fronting import RoutesFile, auth_route, cache_store, inline_routes, own_document, setting_of
 from microkit.gateway import BoundGateway, Gateway
 from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
 from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
+from microkit.pooling import pool_options, share_of
 from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
 from microkit.resilience.breaker import Breaker
@@ -204,10 +206,12 @@ class Assembly:
             pool_timeout=settings.database_pool_timeout,
             statement_timeout=settings.database_statement_timeout,
             tables=declared.tables,
+            options=pool_options(settings),
         )
         self._owned.push_async_callback(database.close)
         install(database, declared.name)  # before resources, which may write and publish while they start
         await database.start()
+        await self._check_server(database, telemetry)
         if settings.migrate_on_start:
             await migrate(database, declared.migrations)
         elif waiting := await pending(database, declared.migrations):
@@ -223,6 +227,15 @@ class Assembly:
                 )
             await create_tables(database, declared.tables)
         return database
+
+    async def _check_server(self, database: Database, telemetry: Telemetry) -> None:
+        """That the server will do; and a word where there may come to be more connections than it has."""
+        facts = await server_facts(database)
+        prefix = self._settings.origin.prefix
+        if facts.trouble is not None:
+            raise ConfigurationError(f"{prefix}DATABASE_URL: {facts.trouble}")
+        if misfit := share_of(self._settings).misfit(facts.connections):
+            telemetry.logger.warning("%sDATABASE_POOL_SIZE: %s", prefix, misfit)
 
     async def _bus(self, shared: Bus | None) -> Bus:
         if shared is not None:
@@ -413,6 +426,8 @@ class Assembly:
         for name, ping in bound.health_parts().items():
             self._health.part(name, answering(ping), critical=False)
         routes += inline_routes(bound, internals=self._exposes_internals())
+        if settings.auth_endpoint:
+            routes.append(auth_route(parts.verifier.verify if parts.verifier is not None else None))
         return bound
 
     def _check_access(self, verifier: Verifier | None) -> None:

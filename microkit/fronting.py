@@ -18,7 +18,9 @@ from microkit.contract import ANYONE
 from microkit.declared import Declared
 from microkit.errors import ConfigurationError, MicrokitError
 from microkit.gateway import BoundGateway
+from microkit.gateway.auth_endpoint import AUTH_PATH, AuthEndpoint
 from microkit.gateway.caching.store import CacheStore
+from microkit.gateway.identity import Verify
 from microkit.gateway.routes_file import read_routes
 from microkit.settings import ServiceSettings
 from microkit.telemetry import Telemetry
@@ -95,6 +97,19 @@ def inline_routes(bound: BoundGateway, *, internals: bool) -> list[InlineRoute]:
     if internals:
         routes.append(InlineRoute("GET", "/gateway.json", _report_of(bound), (ANYONE,)))
     return routes
+
+
+def auth_route(verify: Verify | None) -> InlineRoute:
+    """``/internal/auth``, by which a proxy in front asks who calls: 204 with ``X-User-Id``, or 401 or 403."""
+    endpoint = AuthEndpoint(verify)
+
+    async def who_calls(request: Request) -> Response:
+        query = request.query_params
+        principal = await endpoint.who(dict(request.scope["headers"]), query.getlist("role"), query.getlist("scope"))
+        known = {} if principal.anonymous else {"X-User-Id": principal.subject}
+        return Response(status_code=204, headers=known)
+
+    return InlineRoute("GET", AUTH_PATH, who_calls, (ANYONE,))
 
 
 def _document_of(bound: BoundGateway) -> Callable[[Request], Awaitable[Response]]:

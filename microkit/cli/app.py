@@ -9,6 +9,7 @@ import typer
 
 from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
+from microkit.cli.gateway import gateway_app
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
 from microkit.cli.options import FolderOption, JsonOption, SystemOption, scaled
 from microkit.cli.saga_commands import saga_app
@@ -26,6 +27,7 @@ app.add_typer(dlq_app, name="dlq")
 app.add_typer(bus_app, name="bus")
 app.add_typer(outbox_app, name="outbox")
 app.add_typer(saga_app, name="saga")
+app.add_typer(gateway_app, name="gateway")
 app.command("asyncapi", epilog="Example: microkit asyncapi billing --yaml")(asyncapi)
 app.add_typer(events_app, name="events")
 

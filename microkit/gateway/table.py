@@ -123,6 +123,11 @@ class RouteTable:
                 raise MethodNotAllowed(headers={"Allow": ", ".join(sorted(allowed))})
         raise NotFound(_NOTHING)
 
+    def standing(self, path: str) -> list[list[tuple[Route, ...]]]:
+        """What :meth:`match` looks at for ``path``, for those who write the table down for another proxy: the prefixes
+        from the longest on, of each its rules in their order, of each rule the routes that share its requests."""
+        return [[rule.routes for rule in rules] for rules in self._at(path)]
+
     def _at(self, path: str) -> Iterable[tuple[_Rule, ...]]:
         if self._exact and (found := self._exact.get(path)):
             yield found

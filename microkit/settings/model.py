@@ -22,6 +22,7 @@ from microkit.settings.values import (
     endpoints,
     host_name,
     http_url,
+    is_loopback,
     named_limits,
     network,
     refuse_weak,
@@ -74,6 +75,16 @@ class ServiceSettings(BaseSettings):
     host: Word = Field("127.0.0.1", description="address to listen on", examples=["0.0.0.0"])  # noqa: S104  an example
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the admin endpoints; 0 takes a free one, unset: there are none"
+    )
+    admin_exposed: bool = Field(
+        False, description="the admin endpoints may listen beyond the loopback in production: a network policy guards them"
+    )
+    admin_host: Word = Field(
+        "127.0.0.1", description="address of the admin endpoints, which have no log-in", examples=["10.0.0.5"]
+    )
+
     database_url: SecretUrl = Field(
         SecretUrl("sqlite+aiosqlite:///.microkit/service.db"),
         description="where the service's own database is",
@@ -83,6 +94,30 @@ class ServiceSettings(BaseSettings):
     database_max_overflow: int = Field(5, ge=0, le=1000, description="connections opened above that under load")
     database_pool_timeout: Timeout = Field(5.0, description="longest wait for a connection")
     database_statement_timeout: Timeout = Field(30.0, description="longest a statement may run")
+    database_recycle: Duration = Field(
+        1800.0, description="age at which a connection is opened anew; 0 keeps it for good", examples=["10m"]
+    )
+    database_pre_ping: bool = Field(
+        False, description="ask each connection for an answer before it is lent: a round trip for each transaction"
+    )
+    database_pgbouncer: bool = Field(
+        False, description="a pooler that lends connections by the transaction stands before PostgreSQL"
+    )
+    database_replica_url: SecretUrl | None = Field(
+        None,
+        description="a copy of the database, for the transactions of operations that only read; the primary stands in",
+        examples=["postgresql+asyncpg://billing:...@replica/billing"],
+    )
+    database_leak_after: Duration = Field(
+        60.0, description="a connection held longer than this is logged with its holder's stack; 0 never"
+    )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="processes of this service that run at once, all hosts and workers counted: what their pools may "
+        "take is compared with what the database allows",
+    )
     migrate_on_start: bool = Field(False, description="bring the database's schema up to date at start")
 
     bus_url: SecretUrl = Field(SecretUrl("memory://"), description="where events go", examples=["redis://redis:6379/0"])
@@ -132,6 +167,9 @@ class ServiceSettings(BaseSettings):
         None,
         description="a gateway's routes, TOML or JSON, in the place of those in its code; read again when it changes",
         examples=["/etc/billpay/routes.toml"],
+    )
+    auth_endpoint: bool = Field(
+        False, description="whether a gateway answers /internal/auth, where a proxy in front of it asks who calls"
     )
     trusted_proxies: list[Word] = Field(
         [],
@@ -266,6 +304,23 @@ class ServiceSettings(BaseSettings):
         if scheme not in {"sqlite+aiosqlite", "postgresql+asyncpg"}:
             raise ValueError("begins with sqlite+aiosqlite:// or postgresql+asyncpg://")
         return value
+
+    @field_validator("database_replica_url")
+    @classmethod
+    def _replica_of_postgresql(cls, value: SecretUrl | None) -> SecretUrl | None:
+        if value is not None and value.get_secret_value().partition(":")[0] != "postgresql+asyncpg":
+            raise ValueError("begins with postgresql+asyncpg://")
+        return value
+
+    @field_validator("admin_host")
+    @classmethod
+    def _guarded_admin(cls, value: str, info: ValidationInfo) -> str:
+        if is_loopback(value) or info.data.get("environment") != "production" or info.data.get("admin_exposed"):
+            return value
+        raise ValueError(
+            "is not the loopback, and the admin endpoints have no log-in: in production say admin_exposed=true as well, "
+            "where a network policy lets only your monitoring reach them"
+        )
 
     @field_validator("allowed_hosts")
     @classmethod
