@@ -22,6 +22,8 @@ MAX_LEEWAY: Final = 30.0
 MAX_LENGTH: Final = 8192
 
 _SERVICE_PREFIX: Final = "service:"
+_KEY_PREFIX: Final = "key:"
+"""Whom a gateway knows by an API key; no user may be called so."""
 _TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})  # RFC 9068, 4
 _REQUIRED: Final = ["exp", "iat", "iss", "aud", "sub", "jti"]
 _TRUSTED_FOR: Final = 60.0
@@ -153,7 +155,9 @@ class Verifier:
             raise token_refused(_NOT_VALID)
         if any(services_only([role]) for role in roles):
             raise token_refused(_NOT_VALID)
-        if subject.startswith(_SERVICE_PREFIX) or not isinstance(session, str) or not isinstance(scope, str):
+        if subject.startswith((_SERVICE_PREFIX, _KEY_PREFIX)):
+            raise token_refused(_NOT_VALID)
+        if not isinstance(session, str) or not isinstance(scope, str):
             raise token_refused(_NOT_VALID)
         return Principal(subject, frozenset(roles), token, session, frozenset(scope.split())), expires_at
 

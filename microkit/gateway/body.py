@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from microkit.errors import BadRequest, BodyTooLarge, Problem, RequestTimeout
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+PATIENCE: Final = 20.0
+LEAST_RATE: Final = 500.0
+"""Bytes a second that a client must send on average, once it has been waited for ``PATIENCE`` seconds in all (Apache's
+``RequestReadTimeout body=20,MinRate=500``). Waiting for a piece has its own bound, which one byte in time meets."""
 
 
 class ClientGone(Exception):
@@ -21,11 +28,14 @@ class RequestBody:
 
     ``length`` is what ``Content-Length`` promises, ``None`` where the body is chunked. The first piece is read by
     :meth:`begin`, so that a small body is passed on in one piece. ``problem`` is what ended the reading early;
-    ``waits_for_client`` is true while the next piece is still to come, and where the wait for it was given up.
+    ``waits_for_client`` is true while the next piece is still to come, and where the wait for it was given up. A body
+    that trickles holds a connection to the service for hours: it is ended unless it ``may_trickle``.
     """
 
-    def __init__(self, receive: Receive, *, length: int | None, limit: int) -> None:
+    def __init__(self, receive: Receive, *, length: int | None, limit: int, may_trickle: bool = False) -> None:
         self._receive = receive
+        self._may_trickle = may_trickle
+        self._waited = 0.0
         self._limit = limit
         self._read = 0
         self._first = b""
@@ -100,7 +110,9 @@ class RequestBody:
 
     async def _next(self) -> bytes:
         self.waits_for_client = True
+        began = time.monotonic()
         message = await self._receive()
+        self._waited += time.monotonic() - began
         self.waits_for_client = False
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -110,6 +122,8 @@ class RequestBody:
             raise BodyTooLarge(f"At most {self._limit} bytes are taken here")
         if self.on_progress is not None:
             self.on_progress()
+        if self._waited > PATIENCE and self._read < LEAST_RATE * self._waited and not self._may_trickle:
+            raise stalled()
         if not message.get("more_body", False):
             if self.length is not None and self._read != self.length:
                 raise BadRequest(f"The body has {self._read} bytes, Content-Length says {self.length}")

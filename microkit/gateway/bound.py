@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -211,7 +211,8 @@ class BoundGateway:
         if len(asked) != len(headers) or b"content-length" in asked or b"transfer-encoding" in asked:
             length = body_length(headers)
             if length != 0 or b"content-length" in asked:
-                body = RequestBody(receive, length=length, limit=route.body_limit or self._gateway.body_limit)
+                limit = route.body_limit or self._gateway.body_limit
+                body = RequestBody(receive, length=length, limit=limit, may_trickle=route.idle_timeout is not None)
         exchange = Exchange(scope, path, asked, forwarded_headers(headers), client, body)
         exchange.service = route.service
         exchange.target = route.upstream_path(path)
@@ -223,7 +224,7 @@ class BoundGateway:
         if self._proxied or b"host" not in asked:
             return self._proxies.caller(scope)
         peer = scope.get("client")  # nobody's word counts, and the server has looked at the host
-        return ClientAddress(peer[0] if peer else "", scope.get("scheme", "http"), asked[b"host"].decode("latin-1"))
+        return _address(peer[0] if peer else "", scope.get("scheme", "http"), asked[b"host"].decode("latin-1"))
 
     async def openapi(self, host: str = "") -> dict[str, Any]:
         """One OpenAPI document of all that can be reached through the routes, asked for under ``host``."""
@@ -250,6 +251,10 @@ class BoundGateway:
                 raise ConnectionError(f"{service} is not ready: /health/ready answers {status}")
 
         return probe
+
+
+# One and the same client asks for the same host again. A host has 263 bytes at most, the server has seen to that.
+_address = lru_cache(maxsize=1024)(ClientAddress)
 
 
 class _UnderWay:

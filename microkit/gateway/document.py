@@ -20,6 +20,8 @@ _TIMEOUT = 3.0
 _FRESH = 10.0
 """Seconds for which a merged document is given out without asking the services again."""
 
+_FRESH_WITH_GAPS = 1.0
+
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
 
 Document = dict[str, Any]
@@ -45,6 +47,7 @@ class MergedDocument:
         self._last_seen: dict[str, Document] = {}
         self._missing: list[str] = []
         self._asked_at = float("-inf")
+        self._merged: dict[tuple[int, ...], Document] = {}
         self._lock = asyncio.Lock()
 
     async def read(self, host: str = "") -> Document:
@@ -55,12 +58,16 @@ class MergedDocument:
                 services = list(dict.fromkeys(route.service for route in self._routes))
                 answered = await asyncio.gather(*(self._ask(service) for service in services))
                 self._missing = [service for service, fresh in zip(services, answered, strict=True) if not fresh]
-                # One that lacks a part is asked for again at once.
-                self._asked_at = now if not self._missing else float("-inf")
+                # One that lacks a part is asked for again soon, and not for each who asks: everybody may.
+                self._asked_at = now if not self._missing else now - _FRESH + _FRESH_WITH_GAPS
+                self._merged.clear()
             reached = [route for route in self._routes if _is_for(route, host)]
-            return merge(
-                self._title, reached, self._last_seen, self._missing, own=self._own() if self._own is not None else None
-            )
+            key = tuple(map(id, reached))  # as many as there are hosts among the routes, whatever clients call us
+            found = self._merged.get(key)
+            if found is None:
+                own = self._own() if self._own is not None else None
+                found = self._merged[key] = merge(self._title, reached, self._last_seen, self._missing, own=own)
+            return found
 
     async def _ask(self, service: str) -> bool:
         try:

@@ -38,9 +38,10 @@ class Route:
     service="billing", strip_prefix="/api")`` sends ``/api/bills/7`` to billing's ``/bills/7``. ``allow`` is who may
     pass (a role, several, ``SIGNED_IN``), ``scopes`` what the token must be for, each of them; with ``ANYONE``, the
     default, the service behind judges alone; it judges each operation in any case. ``timeout`` is how many seconds the
-    service may take until its answer begins, and between two parts of the answer; ``idle_timeout`` the latter alone.
-    ``body_limit`` and ``answer_limit`` are in bytes; ``None`` takes the gateway's, and no limit. ``websocket`` is
-    whether WebSockets pass. ``filters`` are further things to do, after those of the gateway.
+    service may take until its answer begins, and between two parts of the answer; ``idle_timeout`` the latter alone,
+    and with it the client's body may trickle for as long as it likes. ``body_limit`` and ``answer_limit`` are in bytes;
+    ``None`` takes the gateway's, and no limit. ``websocket`` is whether WebSockets pass. ``filters`` are further things
+    to do, after those of the gateway.
     """
 
     prefix: str

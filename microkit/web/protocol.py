@@ -398,12 +398,38 @@ class LingeringTransport:
         self._transport.write_eof()
         self._transport.resume_reading()
 
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        """Another protocol takes over."""
+        self._transport.set_protocol(_UntilTheEnd(protocol, self))
+
     def lost(self) -> None:
         """The connection is gone. What is still written is dropped: uvicorn tells only the last request of a pipeline,
         and where asyncio's transports take what the others write, uvloop's raise."""
         self.write = _drop
         if self._end is not None:
             self._end.cancel()
+
+
+class _UntilTheEnd(asyncio.Protocol):
+    """The protocol of a WebSocket, which uvicorn puts in the place of HTTP's: it hears nothing after it has closed.
+    It would answer what a client goes on to send, on a transport that cannot be written to any more."""
+
+    def __init__(self, protocol: asyncio.Protocol, way_out: LingeringTransport) -> None:
+        self._protocol = protocol
+        self._way_out = way_out
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]  # the very same
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        if not self._way_out.discards(len(data)):
+            self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._way_out.lost()
+        self._protocol.connection_lost(exc)
 
 
 def _drop(data: object) -> None:

@@ -19,6 +19,9 @@ from microkit.web.app import WebApp
 from microkit.web.limits import Limits
 from microkit.web.protocol import LimitedProtocol
 
+WEBSOCKET_MESSAGE: Final = 1024 * 1024
+"""Bytes of a WebSocket message that are taken where the limit on bodies is lower."""
+
 _BACKLOG: Final = 2048
 _LAST_WORDS: Final = 1.0
 
@@ -53,6 +56,8 @@ class Server:
             interface="asgi3",
             http=LimitedProtocol,
             ws="auto" if websockets else "none",
+            # uvicorn would put 16 MiB together for each connection before anybody could say that it is too much.
+            ws_max_size=max(self._limits.body, WEBSOCKET_MESSAGE),
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as AppRoute
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 
 from microkit.auth.principal import Principal
 from microkit.contract import SIGNED_IN
@@ -306,3 +309,47 @@ async def test_a_routes_file_is_read_when_it_is_whole_and_nothing_ends_the_looki
         await file.probe()
     finally:
         await file.stop(1)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_trickles_for_long_is_ended_unless_the_route_is_for_that(
+    start: Any, chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microkit.gateway.body.PATIENCE", 0.2)
+    mirror = Mirror()
+    routes = [Route("/a", "mirror", timeout=20), Route("/slow", "mirror", timeout=20, idle_timeout=20)]
+    gateway = await start(routes, {"mirror": mirror.app})
+
+    async def trickle(path: str) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 20"
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{framing}\r\n\r\n".encode())
+        try:
+            for _ in range(20):
+                writer.write(b"1\r\nx\r\n" if chunked else b"x")
+                await writer.drain()
+                await asyncio.sleep(0.03)
+            writer.write(b"0\r\n\r\n" if chunked else b"")
+            return await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+
+    assert (await trickle("/a")).startswith(b"HTTP/1.1 408")
+    assert (await trickle("/slow")).startswith(b"HTTP/1.1 200")
+    assert mirror.bodies == [b"x" * 20]
+
+
+async def test_a_websocket_message_is_not_put_together_beyond_a_megabyte(start: Any) -> None:
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept()
+        while (message := await socket.receive())["type"] != "websocket.disconnect":
+            await socket.send_text(str(len(message["bytes"])))
+
+    app = Starlette(routes=[WebSocketRoute("/ws", talk)])
+    gateway = await start([Route("/ws", "talk", websocket=True, timeout=5, body_limit=100_000_000)], {"talk": app})
+    async with gateway.client.ws_connect(f"{gateway.url}/ws") as socket:
+        await socket.send_bytes(b"x" * 1_000_000)
+        assert await socket.receive_str() == "1000000"
+        await socket.send_bytes(b"x" * 8_000_000)
+        end = await socket.receive(10)
+        assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1009)

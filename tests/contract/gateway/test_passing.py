@@ -349,6 +349,21 @@ async def test_one_document_describes_what_can_be_reached(start: Any) -> None:
     assert document["x-unavailable"] == ["user"]
 
 
+async def test_who_asks_for_the_document_again_and_again_is_not_passed_on_to_the_services(start: Any) -> None:
+    asked = 0
+
+    async def openapi(_: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        return JSONResponse({"openapi": "3.1.0", "paths": {}}, status_code=500)
+
+    gateway = await start([BILLS], {"billing": billing(Path("/openapi.json", openapi))})
+    documents = [await gateway.bound.openapi(f"host-{number}") for number in range(200)]
+    assert all(document["x-unavailable"] == ["billing"] for document in documents)
+    assert asked < 20
+    assert len(gateway.bound._document._merged) == 1
+
+
 async def test_the_health_of_the_services_behind_is_a_part_each(start: Any) -> None:
     async def ready(_: Request) -> Response:
         return Response(b"{}")

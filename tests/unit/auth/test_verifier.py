@@ -157,6 +157,7 @@ async def test_a_token_without_a_required_claim_is_refused(verifier: Verifier, f
         {"sub": ""},
         {"sub": 7},
         {"sub": "service:payment"},
+        {"sub": "key:acme"},
         {"jti": 7},
         {"jti": ""},
         {"roles": "admin"},
