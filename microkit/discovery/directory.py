@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from microkit.discovery.changes import Changes, Latest
 from microkit.discovery.metrics import DiscoveryMetrics
@@ -23,6 +25,8 @@ from microkit.telemetry import Telemetry
 
 MAX_STALENESS: Final = 3600.0
 """Seconds. An outage of the registry is mended within the hour, and must not become one of everything before."""
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]+)?")
 
 _EMPTY: Final = "the registry answers that there is no instance"
 
@@ -91,6 +95,7 @@ class Directory:
         self._services: dict[str, _Known] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._failing: set[str] = set()
+        self._unusable: dict[str, set[str]] = {}
         # Services are followed on behalf of nobody: not of the request that asked first, whose deadline and trace end.
         self._context = contextvars.copy_context()
         self._closed = False
@@ -164,7 +169,7 @@ class Directory:
             self._failing.discard(service)
             if not self._failing:
                 _log.info("%s answers again", self._where)
-        endpoints = sorted(found.endpoints, key=lambda endpoint: (endpoint.id, endpoint.url))
+        endpoints = sorted(self._callable(service, found), key=lambda endpoint: (endpoint.id, endpoint.url))
         if endpoints:
             if known.trouble == _EMPTY:
                 _log.info("%s knows instances of %s again", self._where, service)
@@ -184,6 +189,15 @@ class Directory:
             self._metrics.answered(service, "empty")
             self._expire(service, known)
         known.heard.set()
+
+    def _callable(self, service: str, found: Found) -> list[Endpoint]:
+        """Those that can be called at all: what a registry holds was written by others, and one entry without a port
+        must not fail the calls to all."""
+        wrong = {endpoint.url for endpoint in found.endpoints if not is_base_url(endpoint.url)}
+        for url in sorted(wrong - self._unusable.get(service, set())):
+            _log.warning("%s says that an instance of %s is at %.200r, which is no address", self._where, service, url)
+        self._unusable[service] = wrong
+        return [endpoint for endpoint in found.endpoints if endpoint.url not in wrong]
 
     def _failed(self, service: str, known: _Known, reason: str) -> None:
         if not self._failing:  # once an outage, not once a service
@@ -208,6 +222,16 @@ class Directory:
                 _left(known.stale_for),
             )
             known.latest.set(())
+
+
+def is_base_url(url: str) -> bool:
+    """Whether requests can be sent there: ``http://host:port`` with a port from 1 on."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and _HOST.fullmatch(host) is not None and port != 0 and not parts.username
 
 
 def _left(seconds: float) -> str:

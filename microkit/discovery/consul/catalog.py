@@ -6,8 +6,9 @@ The rules for the index are those of https://developer.hashicorp.com/consul/api-
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from consul import ConsulException  # type: ignore[import-untyped]  # py-consul has no types
@@ -19,6 +20,8 @@ from microkit.discovery.port import Endpoint
 
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds for an answer to a question that does not wait, and what a waiting one may take beyond its wait."""
+
+_log = logging.getLogger(__name__)
 
 ZONE: Final = "zone"
 SCHEME: Final = "scheme"
@@ -49,7 +52,7 @@ class ConsulCatalog:
             index = 0
         elif index < 1:
             index = 1  # "it is always safe to use an index of 1"; with 0 the next question would not wait
-        return Found([_endpoint(entry) for entry in entries], cursor=index)
+        return Found(_endpoints(entries), cursor=index)
 
     async def _ask(self, service: str, cursor: int, wait: float) -> tuple[str, list[Mapping[str, Any]] | None]:
         try:
@@ -72,6 +75,19 @@ class ConsulCatalog:
 
 def _reason(error: ConsulException) -> str:
     return f"it answers {' '.join(str(error).split())[:120] or type(error).__name__}"
+
+
+def _endpoints(entries: Sequence[Mapping[str, Any]]) -> list[Endpoint]:
+    """One entry that says nothing usable takes none of the others away."""
+    found: list[Endpoint] = []
+    for entry in entries:
+        try:
+            found.append(_endpoint(entry))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            _log.warning("Consul has an entry that cannot be read: %r", error)
+    if entries and not found:
+        raise RegistryAway("none of its entries can be read")
+    return found
 
 
 def _endpoint(entry: Mapping[str, Any]) -> Endpoint:
