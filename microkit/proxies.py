@@ -64,8 +64,9 @@ class Proxies:
             address = _bare_address(hop) or address
             if not _bare_address(hop) or not self._trusts(address):
                 break
-        told_scheme = _first(headers, b"x-forwarded-proto").lower()
-        host = _first(headers, b"x-forwarded-host") or _first(headers, b"host")
+        # Of two, the last is the proxy's own: the first may be what it let through of the client's.
+        told_scheme = _last(headers, b"x-forwarded-proto").lower()
+        host = _last(headers, b"x-forwarded-host") or _first(headers, b"host")
         return ClientAddress(address, told_scheme if told_scheme in ("http", "https") else scheme, host)
 
     def caller(self, scope: Mapping[str, Any]) -> ClientAddress:
@@ -92,6 +93,11 @@ def _first(headers: RawHeaders, wanted: bytes) -> str:
         if name == wanted and _HOST.match(value):
             return value.decode("ascii")
     return ""
+
+
+def _last(headers: RawHeaders, wanted: bytes) -> str:
+    values = [value for name, value in headers if name == wanted]
+    return values[-1].decode("ascii") if values and _HOST.match(values[-1]) else ""
 
 
 def _bare_address(hop: str) -> str:

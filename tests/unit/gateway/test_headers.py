@@ -33,6 +33,8 @@ def forwarded(*headers: tuple[bytes, bytes]) -> dict[str, str]:
         b"tracestate",
         b"request-timeout-ms",
         b"request_timeout_ms",
+        b"request-priority",
+        b"request_priority",
         b"connection",
         b"keep-alive",
         b"te",
@@ -144,6 +146,14 @@ def test_a_trusted_proxy_tells_scheme_and_host() -> None:
     )
     nonsense = [HOST, (b"x-forwarded-proto", b"javascript"), (b"x-forwarded-host", b"a\r\nb")]
     assert Proxies(["*"]).client("10.0.0.1", "http", nonsense) == ClientAddress("10.0.0.1", "http", "shop.example")
+
+
+def test_of_two_forwarded_hosts_the_proxys_own_counts() -> None:
+    headers = [HOST, (b"x-forwarded-host", b"evil.example"), (b"x-forwarded-host", b"front.example")]
+    headers += [(b"x-forwarded-proto", b"http"), (b"x-forwarded-proto", b"https")]
+    assert Proxies(["10.0.0.1"]).client("10.0.0.1", "http", headers) == ClientAddress(
+        "10.0.0.1", "https", "front.example"
+    )
 
 
 def test_a_wrong_trusted_proxy_is_named() -> None:
