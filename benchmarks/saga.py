@@ -2,13 +2,14 @@
 
     python -m benchmarks.saga [--json] [PART …]
 
-In sagas a second: ``sagas`` carries on sagas that wait in the table, 32 at once, from the engine's start to the last
-end; ``million`` does the same beside a million sagas that ended before. ``started`` is 32 callers in the engine's own
-process, each of which starts a saga in a transaction of its own, waits for its end and starts the next. ``local`` is as
-``sagas``, with steps that each insert a row in their transaction. ``resume`` is in seconds: ten thousand sagas, each
-after its first step under the lease of an engine that is gone, as SIGKILL leaves them; from the start of another
-engine to the moment when the last of them has made its second step, with ten seconds of lease to wait for.
-``dbos`` is DBOS 3.4 on the same server, a workflow of three steps, 32 callers that each wait for the end.
+In sagas a second: ``sagas`` is 32 callers in the engine's own process, each of which starts a saga, waits for its end
+and starts the next, as DBOS is measured; ``sagas_million_done`` is the same beside a million sagas that ended before,
+in rounds that take turns with those of ``sagas``. Both are the median of their rounds. ``waiting`` carries on sagas
+that wait in the table, 32 at once, from the engine's start to the last end, and ``local`` does so with steps that each
+insert a row in their transaction. ``resume`` is in seconds: a process is ended by SIGKILL with ten thousand sagas in
+their second step; from the start of another engine to the moment when the last of them has made that step, with ten
+seconds of lease to wait for. ``dbos`` is DBOS 3.4 on the same server, a workflow of three steps, 32 callers that each
+wait for the end.
 
 Each saga is looked at afterwards: its end, its state and the three attempts in its history.
 """
@@ -19,9 +20,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +36,8 @@ from pydantic import BaseModel
 
 SAGAS: Final = 6_000
 WARM: Final = 500
-STARTED: Final = 3_000
+STARTED: Final = 3_200
+ROUNDS: Final = 3
 WORKFLOWS: Final = 600
 AT_ONCE: Final = 32
 MILLION: Final = 1_000_000
@@ -190,28 +194,70 @@ async def check(running: Service, count: int, *, before: int = 0) -> None:
 # The parts.
 
 
-async def sagas(url: str) -> dict[str, float]:
-    return {"sagas": await _rate(url, orders())}
+async def sagas(empty: str, full: str) -> dict[str, float]:
+    saga = orders()
+    found: dict[str, list[float]] = {"sagas": [], "sagas_million_done": []}
+    async with service(empty) as alone, service(full) as beside:
+        await fill(beside, saga, MILLION)
+        halls = {"sagas": alone, "sagas_million_done": beside}
+        for count in (WARM, *[STARTED] * ROUNDS):  # the first ones have connections opened and statements prepared
+            for name, running in halls.items():
+                await settle(running)
+                found[name].append(await _started(running, saga, count // AT_ONCE))
+        total = sum(count // AT_ONCE * AT_ONCE for count in (WARM, *[STARTED] * ROUNDS))
+        await check(alone, total)
+        await check(beside, total, before=MILLION)
+    return {name: statistics.median(rates[1:]) for name, rates in found.items()}
 
 
-async def million(url: str) -> dict[str, float]:
-    return {"sagas_million_done": await _rate(url, orders(), done=MILLION)}
+async def fill(running: Service, saga: Any, done: int) -> None:
+    async with administrator(running.database) as connection:
+        await connection.execute(_DONE, done, saga.fingerprint, timeout=90)
+        await connection.execute(_DONE_STEPS, timeout=90)
+
+
+async def _started(running: Service, saga: Any, each: int) -> float:
+    """Sagas a second of 32 callers, each of which starts so many, one after the other."""
+    from microkit.saga import SagaEngine
+
+    over: dict[Any, asyncio.Event] = defaultdict(asyncio.Event)
+    engine = SagaEngine(running.database, running.telemetry, [saga], {}, concurrency=AT_ONCE)
+    done = engine._done  # noqa: SLF001  the first to know that a saga has left the engine
+
+    def told(run: Any) -> None:
+        done(run)
+        over[run.held.id].set()
+
+    engine._done = told  # type: ignore[method-assign]  # noqa: SLF001  as above
+
+    async def caller() -> None:
+        for _ in range(each):
+            saga_id = await running.database.run(lambda tx: saga.start(tx, Order(item="chair")))
+            await over[saga_id].wait()
+            del over[saga_id]
+
+    await engine.start()
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    seconds = time.perf_counter() - began
+    await engine.stop()
+    return each * AT_ONCE / seconds
+
+
+async def waiting(url: str) -> dict[str, float]:
+    return {"sagas_waiting": await _rate(url, orders())}
 
 
 async def local(url: str) -> dict[str, float]:
     return {"sagas_local": await _rate(url, local_orders())}
 
 
-async def _rate(url: str, saga: Any, *, done: int = 0) -> float:
+async def _rate(url: str, saga: Any) -> float:
     from microkit.saga import SagaEngine
 
     async with service(url) as running:
-        if done:
-            async with administrator(running.database) as connection:
-                await connection.execute(_DONE, done, saga.fingerprint, timeout=90)
-                await connection.execute(_DONE_STEPS, timeout=90)
         total = 0
-        for count in (WARM, SAGAS):  # the first ones have connections opened and statements prepared
+        for count in (WARM, SAGAS):  # as above
             await enrol(running, saga, count)
             await settle(running)
             total += count
@@ -222,40 +268,8 @@ async def _rate(url: str, saga: Any, *, done: int = 0) -> float:
                 await asyncio.sleep(PAUSE)
             seconds = time.perf_counter() - began
             await engine.stop()
-        await check(running, total, before=done)
-    return SAGAS / seconds
-
-
-async def started(url: str) -> dict[str, float]:
-    from microkit.saga import SagaEngine
-
-    saga = orders()
-    waiting: dict[Any, asyncio.Event] = {}
-    async with service(url) as running:
-        engine = SagaEngine(running.database, running.telemetry, [saga], {}, concurrency=AT_ONCE)
-        done = engine._done  # noqa: SLF001  the first to know that a saga has left the engine
-
-        def told(run: Any) -> None:
-            done(run)
-            waiting[run.held.id].set()
-
-        engine._done = told  # type: ignore[method-assign]  # noqa: SLF001  as above
-
-        async def caller(count: int) -> None:
-            for _ in range(count):
-                saga_id, over = uuid4(), asyncio.Event()
-                waiting[saga_id] = over
-                await running.database.run(lambda tx: saga.start(tx, Order(item="chair"), saga_id=saga_id))  # noqa: B023
-                await over.wait()
-
-        await engine.start()
-        began = time.perf_counter()
-        await asyncio.gather(*(caller(STARTED // AT_ONCE) for _ in range(AT_ONCE)))
-        seconds = time.perf_counter() - began
-        await engine.stop()
-        total = STARTED // AT_ONCE * AT_ONCE
         await check(running, total)
-    return {"sagas_started": total / seconds}
+    return SAGAS / seconds
 
 
 async def resume(url: str) -> dict[str, float]:
@@ -264,23 +278,8 @@ async def resume(url: str) -> dict[str, float]:
     saga = orders()
     async with service(url) as running:
         await enrol(running, saga, INTERRUPTED)
-        async with administrator(running.database) as connection:
-            # As the leases of a process stand that was killed during the second step of each, a moment ago.
-            await connection.execute(
-                "UPDATE saga SET step = 'charge', seq = 1, epoch = 1, attempts = 1, lease_owner = 'killed', "
-                'state = \'{"item": "chair", "done": ["reserve"]}\'',
-                timeout=60,
-            )
-            await connection.execute(
-                "INSERT INTO saga_step (saga_id, seq, step, direction, attempt, status, started_at, ended_at) "
-                "SELECT id, 1, 'reserve', 'action', 1, 'done', created_at, updated_at FROM saga",
-                timeout=60,
-            )
-            await settle(running)
-            await connection.execute(
-                "UPDATE saga SET next_at = clock_timestamp() + make_interval(secs => $1)", LEASE, timeout=60
-            )
-            await connection.execute("CHECKPOINT", timeout=60)
+        await settle(running)
+        await kill_amid(url)
         engine = SagaEngine(running.database, running.telemetry, [saga], {}, lease=LEASE)
         began = time.perf_counter()
         await engine.start()
@@ -294,6 +293,45 @@ async def resume(url: str) -> dict[str, float]:
         await engine.stop()
         await check(running, INTERRUPTED)
     return {"resume_10000_s": seconds}
+
+
+async def kill_amid(url: str) -> None:
+    """Has another process carry all sagas to their second step, and ends it there."""
+    command = [sys.executable, "-m", "benchmarks.saga", "--contender", "victim", url]
+    victim = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert victim.stdout is not None
+    if (said := await victim.stdout.readline()).strip() != b"ready":
+        raise SystemExit(f"the process to be killed said {said!r}")
+    victim.kill()
+    await victim.wait()
+
+
+async def victim(url: str) -> dict[str, float]:
+    """Never returns: its second step does not."""
+    from microkit.saga import Saga, SagaEngine, compensatable, pivot, retriable
+
+    inside = 0
+
+    async def charge(state: Order) -> None:
+        nonlocal inside
+        inside += 1
+        await asyncio.Event().wait()
+
+    first, _, last = orders().steps
+    steps = [
+        compensatable(first.action, undo=first.undo, name=first.name, timeout=600),
+        pivot(charge, timeout=600),
+        retriable(last.action, name=last.name, timeout=600),
+    ]
+    async with service(url) as running:
+        saga = Saga("order", Order, steps)
+        engine = SagaEngine(running.database, running.telemetry, [saga], {}, lease=LEASE, concurrency=INTERRUPTED)
+        await engine.start()
+        while inside < INTERRUPTED:  # noqa: ASYNC110  as above
+            await asyncio.sleep(PAUSE)
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+    raise AssertionError
 
 
 def dbos(url: str) -> dict[str, float]:
@@ -341,24 +379,26 @@ def dbos(url: str) -> dict[str, float]:
     return {"dbos": WORKFLOWS / seconds}
 
 
-PARTS: Final[dict[str, Callable[[str], Awaitable[dict[str, float]]]]] = {
+PARTS: Final[dict[str, Callable[..., Awaitable[dict[str, float]]]]] = {
     "sagas": sagas,
-    "million": million,
-    "started": started,
+    "waiting": waiting,
     "local": local,
     "resume": resume,
 }
+DATABASES: Final = {"sagas": 2}
 
 
-def run(part: str, url: str) -> dict[str, float]:
+def run(part: str, *urls: str) -> dict[str, float]:
     import uvloop
 
-    return dbos(url) if part == "dbos" else uvloop.run(PARTS[part](url))  # type: ignore[arg-type]  # they are coroutines
+    if part == "dbos":
+        return dbos(*urls)
+    return uvloop.run((victim if part == "victim" else PARTS[part])(*urls))  # type: ignore[arg-type]  # all coroutines
 
 
-def figures(part: str, url: str) -> dict[str, float]:
-    """A part in a process and a database of its own, so that none is measured in the heap of another."""
-    command = [sys.executable, "-m", "benchmarks.saga", "--contender", part, url]
+def figures(part: str, *urls: str) -> dict[str, float]:
+    """A part in a process and databases of its own, so that none is measured in the heap of another."""
+    command = [sys.executable, "-m", "benchmarks.saga", "--contender", part, *urls]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise SystemExit(f"{part} broke off: {finished.stderr[-2000:]}{finished.stdout[-2000:]}")
@@ -369,7 +409,7 @@ def figures(part: str, url: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
-    parser.add_argument("--contender", nargs=2, metavar=("NAME", "URL"), help=argparse.SUPPRESS)
+    parser.add_argument("--contender", nargs="+", metavar=("NAME", "URL"), help=argparse.SUPPRESS)
     parts = (*PARTS, "dbos")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all if none")
     options = parser.parse_args()
@@ -384,7 +424,8 @@ def main() -> None:
     found: dict[str, float] = {}
     with cluster(durable=True) as server:
         for part in options.parts or parts:
-            for name, figure in figures(part, server.url(server.create())).items():
+            urls = [server.url(server.create()) for _ in range(DATABASES.get(part, 1))]
+            for name, figure in figures(part, *urls).items():
                 found[name] = round(figure, 1) if part in WAITS else round(figure)
                 if not options.json:
                     print(f"{name:28} {found[name]:>10,}", flush=True)

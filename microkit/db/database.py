@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import MetaData, text
 from sqlalchemy.exc import DBAPIError
@@ -26,9 +26,11 @@ from microkit.db.failure import (
     is_overburdened,
     is_transient,
 )
+from microkit.db.gathered import GatheredInsert, Gatherer
 from microkit.db.metrics import PoolMetrics
 from microkit.db.notices import Notices
 from microkit.db.pool import Lease, Pool
+from microkit.db.prepared import PreparedSelect
 from microkit.db.shield import finish
 from microkit.db.signal import Signal
 from microkit.db.transaction import Dialect, OutboxWriter, Transaction
@@ -75,6 +77,7 @@ class Database:
         self._file: Path | None = made.file
         self._signals: dict[str, Signal] = {}
         self._shared: set[str] = set()
+        self._gatherers: dict[GatheredInsert, Gatherer] = {}
         self._notices: Notices | None = None
         if made.connect is not None:
             self._notices = Notices(made.connect, lambda name: self.signal(name).set(), telemetry.logger)
@@ -185,6 +188,7 @@ class Database:
             read_only=read_only,
             outbox_writer=self.outbox_writer,
             wake=self._set_signal,
+            gather=self._gather,
         )
         try:
             yield tx
@@ -229,6 +233,16 @@ class Database:
             left = context.remaining()
             await asyncio.sleep(pause if left is None else min(pause, left))
         raise AssertionError("attempts must be at least 1")
+
+    async def _gather(self, insert: GatheredInsert, row: Mapping[str, Any]) -> bool:
+        found = self._gatherers.get(insert)
+        if found is None:
+            found = self._gatherers[insert] = Gatherer(insert, self._send_alone)
+        return await found.write(row)
+
+    async def _send_alone(self, statement: PreparedSelect, values: Mapping[str, Any]) -> None:
+        async with self.transaction() as tx:
+            await tx.fetch_alone(statement, values)
 
     def _set_signal(self, name: str) -> None:
         signal = self.signal(name)

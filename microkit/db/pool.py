@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
@@ -23,6 +24,7 @@ from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnec
 from microkit.db.limit import allowed
 from microkit.db.metrics import PoolMetrics
 from microkit.db.one_trip import Held
+from microkit.db.prepared import PreparedSelect
 from microkit.errors import DefinitionError
 
 _WEIGHT = 0.1
@@ -44,6 +46,12 @@ class Driver(Protocol):
 
     def send_held(self, connection: Connection, held: Held) -> None:
         """Sends as one statement what was held; called inside SQLAlchemy's greenlet."""
+        ...
+
+    def fetch_alone(
+        self, connection: Connection, statement: PreparedSelect, values: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        """The rows of a statement that is the whole transaction; called inside SQLAlchemy's greenlet."""
         ...
 
 
@@ -136,12 +144,14 @@ class Pool:
 class Lease:
     """A place in the pool and a connection, both taken when the first statement needs them."""
 
-    __slots__ = ("_connection", "_driver", "_ended", "_entered", "_pool", "_read_only", "_since", "held")
+    __slots__ = ("_connection", "_driver", "_ended", "_entered", "_pool", "_read_only", "_since", "first", "held")
 
     def __init__(self, pool: Pool, *, read_only: bool) -> None:
         self._pool = pool
         self._read_only = read_only
         self.held: Held | None = None
+        self.first: Callable[[Connection], None] | None = None
+        """What is sent before anything else, as soon as there is a connection."""
         self._ended = False
         self._entered = False
         self._since = 0.0
@@ -164,7 +174,19 @@ class Lease:
             self._connection = self._connect()
             self._driver = driver = self._connection.connection.driver_connection
             self._pool.driver.lend(driver, read_only=self._read_only, held=self.held)
+            if (first := self.first) is not None:
+                self.first = None
+                first(self._connection)
         return self._connection
+
+    @property
+    def unused(self) -> bool:
+        """Whether nothing was sent yet."""
+        return self._connection is None and not self._ended
+
+    def fetch_alone(self, statement: PreparedSelect, values: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a statement that is the whole transaction; called inside SQLAlchemy's greenlet."""
+        return self._pool.driver.fetch_alone(self.connection(), statement, values)
 
     def hold(self) -> None:
         """Lets INSERTs wait for COMMIT from here on, if nothing was sent yet."""

@@ -6,20 +6,22 @@ BEGIN carries the statement time-out along, so that this costs no round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import URL, Connection, Dialect, ExceptionContext, event, types
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import InvalidatePoolError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
-from microkit.db.failure import DatabaseUnavailable, TransactionAborted, wrapped
+from microkit.db.failure import CommitUnknown, DatabaseUnavailable, TransactionAborted, wrapped
 from microkit.db.limit import allowed
 from microkit.db.one_trip import Held
+from microkit.db.prepared import PreparedSelect
 from microkit.db.zones import checked
 
 _BEGIN = "BEGIN"
@@ -204,18 +206,49 @@ class PostgresDriver:
 
     def send_held(self, connection: Connection, held: Held) -> None:
         """Raises what COMMIT would."""
-        adapted: Any = connection.connection.dbapi_connection
-        driver = adapted.driver_connection
-        seconds = allowed(driver.statement_timeout)
         sql, arguments = held.as_one()
-        driver.held = None
-        isolation, adapted.isolation_level = adapted.isolation_level, "autocommit"
-        try:
-            if not seconds * _SHARE <= driver.timeout_outside <= seconds / _SHARE:
-                await_(driver.execute(f"SET statement_timeout={_milliseconds(seconds)}"))
-                driver.timeout_outside = seconds
-            adapted.cursor().execute(sql, arguments)
-        except Exception as error:
-            raise wrapped(connection, sql, error) from error
-        finally:
-            adapted.isolation_level = isolation
+        connection.connection.driver_connection.held = None  # type: ignore[union-attr]  # it is ours
+        with _outside(connection) as adapted:
+            try:
+                adapted.cursor().execute(sql, arguments)
+            except Exception as error:
+                raise wrapped(connection, sql, error) from error
+
+    def fetch_alone(
+        self, connection: Connection, statement: PreparedSelect, values: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        with _outside(connection):
+            return statement.fetch(connection, values)
+
+
+@contextmanager
+def _outside(connection: Connection) -> Iterator[Any]:
+    """What is sent meanwhile is a transaction of its own, with the time-out that it may take.
+
+    Raises:
+        CommitUnknown: no answer came.
+    """
+    adapted: Any = connection.connection.dbapi_connection
+    driver = adapted.driver_connection
+    seconds = allowed(driver.statement_timeout)
+    if not seconds * _SHARE <= driver.timeout_outside <= seconds / _SHARE:
+        _set_outside(connection, driver, seconds)
+    isolation, adapted.isolation_level = adapted.isolation_level, "autocommit"
+    try:
+        yield adapted
+    except StatementError as error:
+        if not isinstance(error.orig, OSError):  # TimeoutError is one, too
+            raise
+        connection.invalidate(error)
+        raise CommitUnknown from error
+    finally:
+        adapted.isolation_level = isolation
+
+
+def _set_outside(connection: Connection, driver: PostgresConnection, seconds: float) -> None:
+    sql = f"SET statement_timeout={_milliseconds(seconds)}"
+    try:
+        await_(driver.execute(sql))
+    except Exception as error:
+        raise wrapped(connection, sql, error) from error
+    driver.timeout_outside = seconds

@@ -38,6 +38,12 @@ class PreparedInsert:
         self._columns = list(columns)
         self._ready: dict[str, _Ready] = {}
 
+    def send_first(self, connection: Connection, row: Mapping[str, Any], held: Held | None) -> None:
+        """Inserts the row before anything else, or leaves it with ``held``; called inside SQLAlchemy's greenlet."""
+        ready = self._ready.get(connection.dialect.name) or self._make_ready(connection.dialect)
+        if held is None or not held.take_row(ready.sql, ready.arguments(row)):
+            self.send(connection, [row])
+
     def send(self, connection: Connection, rows: Sequence[Mapping[str, Any]], held: Held | None = None) -> None:
         """Inserts the rows, in their order, or leaves them with ``held``; called inside SQLAlchemy's greenlet.
 
@@ -113,6 +119,10 @@ class PreparedSelect:
             raise
         cursor.close()
         return rows
+
+    def sql(self, dialect: Dialect) -> str:
+        """Its text on PostgreSQL."""
+        return (self._ready or self._make_ready(dialect))[0]
 
     def _make_ready(self, dialect: Dialect) -> tuple[str, tuple[tuple[str | None, Any], ...]]:
         compiled: Any = self._statement.compile(dialect=dialect)

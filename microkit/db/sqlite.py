@@ -13,7 +13,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiosqlite
@@ -27,6 +27,7 @@ from microkit.db import jsontext
 from microkit.db.failure import TransactionAborted, is_busy
 from microkit.db.limit import allowed
 from microkit.db.one_trip import Held
+from microkit.db.prepared import PreparedSelect
 from microkit.db.sqlite_types import EXACT
 
 # Seconds that SQLite's own busy handler may block its thread before the waiting is ours again.
@@ -104,6 +105,11 @@ class SqliteDriver:
     def lend(self, driver: Any, *, read_only: bool, held: Held | None) -> None: ...
 
     def send_held(self, connection: Connection, held: Held) -> None: ...
+
+    def fetch_alone(
+        self, connection: Connection, statement: PreparedSelect, values: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        return statement.fetch(connection, values)
 
 
 def _listen(sync: Engine, statement_timeout: float, patience: float | None, pragmas: Mapping[str, bool]) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 from microkit.context import current
 from microkit.db import pagination
 from microkit.db.failure import CommitUnknown, is_disconnect
+from microkit.db.gathered import GatheredInsert
 from microkit.db.pool import Lease
 from microkit.db.prepared import PreparedInsert, PreparedSelect
 from microkit.errors import DefinitionError
@@ -68,6 +69,8 @@ class Transaction:
 
     __slots__ = (
         "_after_commit",
+        "_deferred",
+        "_gather",
         "_lease",
         "_outbox_writer",
         "_published",
@@ -85,6 +88,7 @@ class Transaction:
         read_only: bool,
         outbox_writer: OutboxWriter | None,
         wake: Callable[[str], None],
+        gather: Callable[[GatheredInsert, Params], Awaitable[bool]],
     ) -> None:
         self.dialect: Dialect = dialect
         self.read_only = read_only
@@ -92,6 +96,8 @@ class Transaction:
         self._lease = lease
         self._outbox_writer = outbox_writer
         self._wake = wake
+        self._gather = gather
+        self._deferred: tuple[GatheredInsert, Params] | None = None
         self._published: list[Published] = []
         self._after_commit: list[Callable[[], None]] = []
 
@@ -164,6 +170,32 @@ class Transaction:
         """The rows as the driver gives them, at least cost; for a loop that reads thousands. It flushes nothing."""
         return await self.session.run_sync(lambda session: statement.fetch(session.connection(), values))
 
+    async def fetch_alone(self, statement: PreparedSelect, values: Params) -> Sequence[Any]:
+        """As :meth:`fetch`, by who has nothing else to do in this transaction: PostgreSQL gets it in one trip, and has
+        committed it when this returns. Where something was done before, it is one statement of the others.
+
+        Raises:
+            CommitUnknown: the connection was lost meanwhile.
+        """
+        if not self._is_untouched:
+            return await self.fetch(statement, values)
+        try:
+            return await self.session.run_sync(self._fetch_alone, statement, values)
+        except Exception as error:
+            if self.dialect == "postgresql" and is_disconnect(error):
+                raise CommitUnknown from error
+            raise
+
+    async def insert_once(self, statement: GatheredInsert, row: Params) -> None:
+        """Inserts the row before the next statement, or with others' where it stays the only one: on PostgreSQL. What
+        is wrong with it comes then."""
+        self._writes("insert_once")
+        if self._is_untouched and self.dialect == "postgresql":
+            self._deferred = statement, row
+            self._lease.first = self._send_deferred
+        else:
+            await self.insert(statement.one, [row])
+
     async def flush(self) -> None:
         """Sends what was added or changed now, so that its errors come here and not at COMMIT.
 
@@ -223,6 +255,8 @@ class Transaction:
 
     async def prepare(self) -> None:
         """Sends everything but COMMIT."""
+        if self._is_only_deferred:
+            return
         if self.dialect == "postgresql":
             self._lease.hold()
         await self.session.flush()
@@ -237,7 +271,8 @@ class Transaction:
             CommitUnknown: the connection was lost meanwhile.
         """
         try:
-            await self.session.run_sync(self._commit)
+            if not (self._is_only_deferred and await self._gathered()):
+                await self.session.run_sync(self._commit)
         except Exception as error:
             if not is_disconnect(error):
                 raise
@@ -248,6 +283,39 @@ class Transaction:
                 callback()
             except Exception:  # noqa: BLE001  whatever it is, the transaction stands
                 _log.exception("a callback after COMMIT failed; the transaction stands")
+
+    @property
+    def _is_untouched(self) -> bool:
+        return self._deferred is None and not self._published and self._is_unused
+
+    @property
+    def _is_only_deferred(self) -> bool:
+        return self._deferred is not None and not self._published and self._is_unused
+
+    @property
+    def _is_unused(self) -> bool:
+        session = self.session.sync_session
+        return self._lease.unused and not (session.new or session.deleted or session.dirty)
+
+    async def _gathered(self) -> bool:
+        """Whether the only row was inserted with others'. If not, it is ready to be sent alone."""
+        assert self._deferred is not None  # noqa: S101  asked before
+        if await self._gather(*self._deferred):
+            self._lease.close()
+            return True
+        self._lease.hold()
+        await self.session.run_sync(lambda session: session.connection())
+        return False
+
+    def _send_deferred(self, connection: Connection) -> None:
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            insert, row = deferred
+            insert.one.send_first(connection, row, self._lease.held)
+
+    def _fetch_alone(self, session: Session, statement: PreparedSelect, values: Params) -> Sequence[Any]:
+        session.connection()
+        return self._lease.fetch_alone(statement, values)
 
     def _commit(self, session: Session) -> None:
         try:

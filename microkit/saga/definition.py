@@ -127,7 +127,7 @@ class Saga(Generic[State]):
             Conflict: another saga has this id, or, with ``on_busy="refuse"``, another one has the key.
             TooManyRequests: with ``on_busy="refuse"``, more have begun than the rate allows.
         """
-        saga_id = saga_id or uuid4()
+        new, saga_id = saga_id is None, saga_id or uuid4()
         key = self.limits.key_of(self.name, state)
         columns = {
             "name": self.name,
@@ -136,7 +136,7 @@ class Saga(Generic[State]):
             "step": self.steps[0].name,
             "state": self.dump(state),
         }
-        await enrol(tx, saga_id, columns, key, self.limits)
+        await enrol(tx, saga_id, columns, key, self.limits, new=new)
         return saga_id
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+from microkit.context import deadline_within
 from microkit.db import Database
 from microkit.errors import ConfigurationError
 from microkit.saga import leases
@@ -38,6 +39,8 @@ _BATCH = 4
 _BATCH_PATIENCE = 0.01
 # A saga that is due and cannot be claimed is locked by another engine's claim.
 _SHORTEST_WAIT = 0.02
+# Seconds for a claim. It is what a batch of transitions may take, so that their connections keep one time-out.
+_LONGEST_CLAIM = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +186,10 @@ class SagaEngine:
     async def _claim(self, limit: int) -> int:
         turns = self._turns()
         until = time.monotonic() + self._lease
-        claimed = await self._database.run(
-            lambda tx: leases.claim(tx, owner=self.owner, lease=self._lease, turns=turns, limit=limit)
-        )
+        with deadline_within(_LONGEST_CLAIM):
+            claimed = await self._database.run(
+                lambda tx: leases.claim(tx, owner=self.owner, lease=self._lease, turns=turns, limit=limit)
+            )
         self._fair.given(claimed)
         for held in claimed:
             if self._runner.stopping:

@@ -219,7 +219,7 @@ async def claim(tx: Transaction, *, owner: str, lease: float, turns: Sequence[Tu
         "served": [turn.served for turn in turns],
         "room": [turn.room for turn in turns],
     }
-    rows = await tx.fetch(_CLAIM, {**columns, "owner": owner, "lease": lease, "limit": limit})
+    rows = await tx.fetch_alone(_CLAIM, {**columns, "owner": owner, "lease": lease, "limit": limit})
     return [held_from(row) for row in rows]
 
 

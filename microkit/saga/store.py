@@ -225,22 +225,31 @@ _HISTORY: Final = sa.insert(saga_step).values(
 )
 
 
-async def record_all(tx: Transaction, transitions: Sequence[Transition]) -> list[Held | LeaseLost | None]:
+async def record_all(
+    tx: Transaction, transitions: Sequence[Transition], *, alone: bool = False
+) -> list[Held | LeaseLost | None]:
     """Writes transitions of several sagas. For each, in their order: the saga as it stands then, if it goes on at once;
-    ``None`` where its lease is given back; ``LeaseLost`` where the lease was lost and nothing of it is written."""
+    ``None`` where its lease is given back; ``LeaseLost`` where the lease was lost and nothing of it is written.
+
+    ``alone`` says that the transaction has nothing else to do: then this may commit it."""
     # In one order everywhere, so that two transactions never wait for each other.
     values = sorted((_values(transition) for transition in transitions), key=itemgetter("id"))
     if tx.dialect == "postgresql":
         columns: dict[str, list[Any]] = {name: [each[name] for each in values] for name in _FIELDS}
         for name in _JSON:
             columns[name] = [None if value is None else jsontext.dumps(value) for value in columns[name]]
-        written = {row[0]: row[1] for row in await tx.fetch(_ALL_AT_ONCE, columns)}
+        fetch = tx.fetch_alone if alone and not any(_ends_with_key(each) for each in transitions) else tx.fetch
+        written = {row[0]: row[1] for row in await fetch(_ALL_AT_ONCE, columns)}
     else:
         written = {each["id"]: now for each in values if (now := await _write_one(tx, each)) is not None}
-    ended = [each.held for each in transitions if each.move.status in ENDS and each.held.id in written]
-    for held in sorted((each for each in ended if each.key), key=lambda each: each.key or ""):
+    ended = [each.held for each in transitions if _ends_with_key(each) and each.held.id in written]
+    for held in sorted(ended, key=lambda each: each.key or ""):
         await give_back(tx, held.id, held.key or "")
     return [_after(transition, written.get(transition.held.id)) for transition in transitions]
+
+
+def _ends_with_key(transition: Transition) -> bool:
+    return bool(transition.held.key) and transition.move.status in ENDS
 
 
 _DECIDE: Final = (

@@ -147,7 +147,7 @@ class TransitionWriter:
         self._alone_under_way += alone
         try:
             with deadline_within(_LONGEST):
-                written = await self._database.run(lambda tx: record_all(tx, transitions), attempts=1)
+                written = await self._database.run(lambda tx: record_all(tx, transitions, alone=True), attempts=1)
         except CommitUnknown:
             for entry in batch:
                 entry.tell(CommitUnknown())

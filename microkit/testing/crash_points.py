@@ -231,13 +231,20 @@ class Commits:
         except ImportError:
             yield
             return
-        send = PostgresDriver.send_held
+        send, fetch = PostgresDriver.send_held, PostgresDriver.fetch_alone
 
         def send_held(driver: Any, connection: Connection, held: Any) -> None:
             with self._around(_written(held.as_one()[0]), connection.dialect):
                 send(driver, connection, held)
 
-        with mock.patch.object(PostgresDriver, "send_held", send_held):
+        def fetch_alone(driver: Any, connection: Connection, statement: Any, values: Any) -> Any:
+            with self._around(_written(statement.sql(connection.dialect)), connection.dialect):
+                return fetch(driver, connection, statement, values)
+
+        with (
+            mock.patch.object(PostgresDriver, "send_held", send_held),
+            mock.patch.object(PostgresDriver, "fetch_alone", fetch_alone),
+        ):
             yield
 
 

@@ -152,10 +152,10 @@ async def test_one_that_is_cancelled_while_it_is_written_is_written_whole_or_not
 ) -> None:
     inside, go = asyncio.Event(), asyncio.Event()
 
-    async def slowly(tx: Transaction, transitions: Any) -> Any:
+    async def slowly(tx: Transaction, transitions: Any, **options: Any) -> Any:
         inside.set()
         await go.wait()
-        return await record_all(tx, transitions)
+        return await record_all(tx, transitions, **options)
 
     monkeypatch.setattr(writer_module, "record_all", slowly)
     gone, *kept = await shop.begin(3)
@@ -177,9 +177,9 @@ async def test_one_that_is_cancelled_before_its_turn_is_not_written(
 ) -> None:
     go = asyncio.Event()
 
-    async def slowly(tx: Transaction, transitions: Any) -> Any:
+    async def slowly(tx: Transaction, transitions: Any, **options: Any) -> Any:
         await go.wait()
-        return await record_all(tx, transitions)
+        return await record_all(tx, transitions, **options)
 
     monkeypatch.setattr(writer_module, "record_all", slowly)
     monkeypatch.setattr(writer_module, "_HELD_UP", 60.0)
@@ -258,9 +258,9 @@ async def test_no_more_sagas_are_begun_while_the_database_takes_long_to_write(
     claiming = leases.claim
     claims = 0
 
-    async def slowly(tx: Transaction, transitions: Any) -> Any:
+    async def slowly(tx: Transaction, transitions: Any, **options: Any) -> Any:
         await go.wait()
-        return await record_all(tx, transitions)
+        return await record_all(tx, transitions, **options)
 
     async def counted(tx: Transaction, **options: Any) -> Any:
         nonlocal claims
@@ -296,8 +296,8 @@ async def test_an_engine_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing
 ) -> None:
     inside, go = asyncio.Event(), asyncio.Event()
 
-    async def slowly(tx: Transaction, transitions: Any) -> Any:
-        recorded = await record_all(tx, transitions)
+    async def slowly(tx: Transaction, transitions: Any, **options: Any) -> Any:
+        recorded = await record_all(tx, transitions, **options)
         inside.set()
         await go.wait()
         return recorded

@@ -186,7 +186,7 @@ def with_crash_points() -> None:
     """A point before and after each commit that the engine makes."""
     recording, claiming = store.record_all, leases.claim
 
-    async def record_all(tx: Transaction, transitions: Any) -> Any:
+    async def record_all(tx: Transaction, transitions: Any, **_: Any) -> Any:  # apart from its COMMIT
         each = [f"{made.attempt.direction} {made.attempt.step.name} {made.outcome.ended}" for made in transitions]
         what = ", ".join(each)
         recorded = await recording(tx, transitions)
