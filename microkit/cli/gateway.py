@@ -51,6 +51,9 @@ def render(  # noqa: PLR0913  the options of a command
     access_log: Annotated[
         str, typer.Option("--access-log", metavar="FILE", help="Where it writes a line for each request, or off.")
     ] = "/dev/stdout",
+    through: Annotated[
+        bool, typer.Option("--through", help="Send every route through the gateway: the proxy only stands in front.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Where to write it; else stdout.", show_default=False),
@@ -68,4 +71,4 @@ def render(  # noqa: PLR0913  the options of a command
     from microkit.gateway.rendering import Placement  # noqa: PLC0415
 
     placement = Placement(listen, folder, resolver, access_log)
-    Rendering(format, placement, upstream or []).write(service, system, output=output, json=json)
+    Rendering(format, placement, upstream or [], through=through).write(service, system, output=output, json=json)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from microkit.cli.load import find_service, load_system
+from microkit.contract import Place
 from microkit.errors import ConfigurationError
 from microkit.fronting import setting_of
 from microkit.gateway import Gateway
@@ -25,11 +26,13 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  what
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A configuration that is asked for: in which format, for a proxy that stands where, with which addresses."""
+    """A configuration that is asked for: in which format, for a proxy that stands where, with which addresses,
+    and whether everything is sent through the gateway."""
 
     format: str
     placement: Placement
     upstreams: Sequence[str]
+    through: bool = False
 
     def write(self, service: str | None, system: str | None, *, output: Path | None, json: bool) -> None:
         """Writes it to ``output`` or stdout, and what is to be said about it to stderr.
@@ -64,6 +67,7 @@ class Rendering:
             setting=setting_of(settings),
             timeout=settings.request_timeout,
             body_limit=settings.body_limit,
+            through=self.through,
         )
         routes = read_routes(Path(settings.routes_file)) if settings.routes_file is not None else None
         return read(gateway, around, routes=routes)
@@ -106,7 +110,9 @@ def _own_address(settings: ServiceSettings) -> str:
 def _headers(system: System) -> list[str]:
     """The names of all headers that operations of the system read."""
     operations = [operation for service in system.services for operation in service.declared.handlers]
-    return sorted({one.wire_name for operation in operations for one in operation.parameters if one.place == "header"})
+    return sorted(
+        {one.wire_name for operation in operations for one in operation.parameters if one.place is Place.HEADER}
+    )
 
 
 def _left(edge: Edge) -> list[str]:

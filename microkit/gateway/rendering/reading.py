@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -63,13 +63,18 @@ DOCUMENTS: Final = ("/health", "/health/live", "/health/ready", "/health/startup
 """What a gateway answers besides its routes that the outside may see."""
 
 
+def _no_setting(name: str) -> Any:
+    raise ConfigurationError(f"{name} is no setting: there are none where the gateway is rendered by hand")
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What is known of the system beside the gateway's definition.
 
     ``addresses`` are the base URLs of services; ``headers`` names of further request headers that services read;
     ``own_paths`` what the gateway's service answers itself. ``timeout`` (seconds) and ``body_limit`` (bytes) hold for
-    those. ``tokens`` says whether tokens can be verified.
+    those. ``tokens`` says whether tokens can be verified. With ``through`` every route is sent through the gateway: the
+    proxy then takes connections, bounds what comes, and refuses what has two readings.
     """
 
     gateway: str
@@ -78,10 +83,11 @@ class Surroundings:
     headers: Iterable[str] = ()
     hosts: Sequence[str] = ("*",)
     trusted_proxies: Sequence[str] = ()
-    setting: Setting = field(default=lambda name: _no_setting(name))
+    setting: Setting = _no_setting
     timeout: float = 10.0
     body_limit: int = 1024 * 1024
     tokens: bool = True
+    through: bool = False
 
 
 def read(gateway: Gateway, around: Surroundings, *, routes: Sequence[Route] | None = None) -> Edge:
@@ -98,7 +104,8 @@ def read(gateway: Gateway, around: Surroundings, *, routes: Sequence[Route] | No
         edge, more = _checked(edge, around)
         found.append(edge)
         notes += said + more
-    found = [_asking(edge, around) for edge in found]
+    for edge in found:
+        _check_tokens(edge, around)
     needed = dict.fromkeys(edge.route.service for edge in found if not edge.through_gateway)
     needed[around.gateway] = None
     return Edge(
@@ -133,6 +140,8 @@ def _checked(edge: EdgeRoute, around: Surroundings) -> tuple[EdgeRoute, list[str
     route, because, notes = edge.route, list(edge.because), []
     if route.answer_limit is not None:
         because.append("answers are bounded in size")
+    if around.through:
+        because.append("all are")
     if route.service == around.gateway:
         because.append("the gateway answers it")
     if because:
@@ -155,13 +164,12 @@ def _checked(edge: EdgeRoute, around: Surroundings) -> tuple[EdgeRoute, list[str
     return edge, notes
 
 
-def _asking(edge: EdgeRoute, around: Surroundings) -> EdgeRoute:
+def _check_tokens(edge: EdgeRoute, around: Surroundings) -> None:
     if ANYONE not in edge.route.roles and not around.tokens:
         raise ConfigurationError(
             f"The route {edge.route.prefix} lets only {edge.route.roles} pass, but no issuer of tokens is known: set "
             "auth_issuer and auth_jwks_url"
         )
-    return edge
 
 
 def _general(routes: Sequence[EdgeRoute]) -> list[str]:
@@ -207,7 +215,3 @@ def _passed(routes: Iterable[EdgeRoute], gateway: Gateway, around: Surroundings)
 
 def _filters(gateway: Gateway, route: Route) -> tuple[Filter, ...]:
     return (*gateway.filters, *route.filters)
-
-
-def _no_setting(name: str) -> Any:
-    raise ConfigurationError(f"{name} is no setting: there are none where the gateway is rendered by hand")

@@ -55,9 +55,6 @@ class Draft:
     because: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def put(self, **changes: Any) -> None:
-        self.edge = replace(self.edge, **changes)
-
 
 def translated(edge: EdgeRoute, filters: Sequence[Filter], setting: Setting) -> tuple[EdgeRoute, list[str]]:
     """The route with its filters, in the order of their phases, and what has to be said about it."""
@@ -91,11 +88,11 @@ def _cors(draft: Draft, one: Any, setting: Setting) -> None:
     if draft.edge.cors is not None:
         draft.because.append("there are several cors filters")
         return
-    draft.put(cors=replace(one, origins=origins, setting=""))
+    draft.edge = replace(draft.edge, cors=replace(one, origins=origins, setting=""))
 
 
 def _compress(draft: Draft, one: Any, _: Setting) -> None:
-    draft.put(compression=EdgeCompression(one.least, one.level, one.types))
+    draft.edge = replace(draft.edge, compression=EdgeCompression(one.least, one.level, one.types))
 
 
 def _rate_limit(draft: Draft, one: Any, _: Setting) -> None:
@@ -107,19 +104,19 @@ def _rate_limit(draft: Draft, one: Any, _: Setting) -> None:
         draft.because.append(f"the rate limit {one.limit} is slower than one a minute")
     else:
         name = one.name or draft.edge.route.prefix
-        draft.put(limits=(*draft.edge.limits, EdgeLimit(name, one.by, per_minute, limit.burst)))
+        draft.edge = replace(draft.edge, limits=(*draft.edge.limits, EdgeLimit(name, one.by, per_minute, limit.burst)))
 
 
 def _cdn(draft: Draft, one: Any, _: Setting) -> None:
     if draft.edge.cdn is not None or draft.edge.limits:
         draft.because.append("requests are redirected in several ways, or after they were counted")
         return
-    draft.put(cdn=one)
+    draft.edge = replace(draft.edge, cdn=one)
 
 
 def _request_headers(draft: Draft, one: Any, _: Setting) -> None:
     removed = (*draft.edge.request_removed, *one.remove)
-    draft.put(request_headers={**draft.edge.request_headers, **one.set}, request_removed=removed)
+    draft.edge = replace(draft.edge, request_headers={**draft.edge.request_headers, **one.set}, request_removed=removed)
 
 
 def _response_headers(draft: Draft, one: Any, _: Setting) -> None:
@@ -127,7 +124,8 @@ def _response_headers(draft: Draft, one: Any, _: Setting) -> None:
         draft.because.append(f"the answer's {', '.join(own)} is changed")
         return
     # The route's stand inside those of the gateway, so that the gateway's word is the last.
-    draft.put(
+    draft.edge = replace(
+        draft.edge,
         response_headers={**one.set, **draft.edge.response_headers},
         response_removed=(*draft.edge.response_removed, *one.remove),
     )
@@ -137,7 +135,7 @@ def _retry(draft: Draft, one: Any, _: Setting) -> None:
     if unknown := set(one.statuses) - {500, 502, 503, 504, 403, 404, 429}:
         draft.because.append(f"it is sent again after {sorted(unknown)}")
         return
-    draft.put(retries=(one.attempts, one.statuses))
+    draft.edge = replace(draft.edge, retries=(one.attempts, one.statuses))
 
 
 def _size_limit(draft: Draft, one: Any, _: Setting) -> None:
@@ -146,15 +144,15 @@ def _size_limit(draft: Draft, one: Any, _: Setting) -> None:
     elif one.request == 0:
         draft.because.append("no body at all is taken")
     elif one.request is not None:
-        draft.put(body_limit=min(draft.edge.body_limit, one.request))
+        draft.edge = replace(draft.edge, body_limit=min(draft.edge.body_limit, one.request))
 
 
 def _strip_prefix(draft: Draft, one: Any, _: Setting) -> None:
-    draft.put(strips=(*draft.edge.strips, one.prefix))
+    draft.edge = replace(draft.edge, strips=(*draft.edge.strips, one.prefix))
 
 
 def _time_limit(draft: Draft, one: Any, _: Setting) -> None:
-    draft.put(timeout=min(draft.edge.timeout, one.seconds))
+    draft.edge = replace(draft.edge, timeout=min(draft.edge.timeout, one.seconds))
 
 
 _TRANSLATIONS: Final[dict[type[Filter], Callable[[Draft, Any, Setting], None]]] = {

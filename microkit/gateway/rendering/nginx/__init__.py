@@ -1,4 +1,4 @@
-"""An nginx configuration from an edge: what stock nginx (1.27.3 and later) does, without a module that is not its own."""
+"""An nginx configuration from an edge, for stock nginx (1.27.3 and later) without a module that is not its own."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _main(whole: Block, placement: Placement) -> None:
 def _http(http: Block, placement: Placement) -> None:
     for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"):
         http.add(f"{kind}_temp_path", f"{placement.folder}/{kind}")
-    for line in _CLIENT:
-        http.add(*line)
+    for client in _CLIENT:
+        http.add(*client)
     if placement.resolver:
         http.add("resolver", placement.resolver, "valid=10s")
     fields = (
@@ -115,9 +115,7 @@ def _http(http: Block, placement: Placement) -> None:
     )
     line = ",".join(f'"{name}":"{variable}"' for name, variable in fields)
     http.add("log_format", "microkit", "escape=json", f"'{{{line}}}'")
-    http.add("access_log", "off") if placement.access_log == "off" else http.add(
-        "access_log", placement.access_log, "microkit"
-    )
+    http.add("access_log", placement.access_log, *(["microkit"] if placement.access_log != "off" else []))
     dollar = Block()
     dollar.add("default", '"$"')
     http.block(f"geo ${DOLLAR}", dollar)
@@ -131,6 +129,9 @@ def _requests(edge: Edge) -> Block:
     maps.map("$request_uri", "mk_raw", [(pattern(target), "$mk_came")])
     maps.map("$request_uri", "mk_query", [(pattern(r"(?<mk_asked>\?.+)$"), "$mk_asked")])
     maps.map("$mk_raw", "mk_ambiguous", [('""', "1"), *((pattern(one), "1") for one in _AMBIGUOUS)], default="0")
+    maps.comment("What is refused before its path was read stays what it is.")
+    early = pattern(f"^{INTERNAL}/problem/")
+    maps.map("$uri", "mk_unreadable", [(early, "0")], default="$mk_ambiguous")
     maps.comment("Letters and digits that came percent-encoded are decoded, where nothing else is encoded.")
     spellings = [(pattern("^[^%]*$"), "$mk_raw"), (pattern(f"^(?>[^%]+|%(?:{_UNRESERVED}))*$"), "$uri")]
     maps.map("$mk_raw", "mk_path", spellings, default="$mk_raw")
@@ -159,6 +160,7 @@ def _requests(edge: Edge) -> Block:
     if "*" not in edge.hosts:
         known = [f"^{re.escape(one)}$" if "*" not in one else f"{re.escape(one[1:])}$" for one in edge.hosts]
         maps.map("$host", "mk_stranger", [(pattern(one.lower()), "0") for one in known], default="1")
+        maps.map("$uri", "mk_misled", [(early, "0")], default="$mk_stranger")
     return maps
 
 
@@ -221,9 +223,9 @@ def _server(edge: Edge, placement: Placement, matching: Matching, passing: Passi
         server.add("proxy_set_header", name, value)
     for name, value in (*passing.answers, ("WWW-Authenticate", "$mk_told_challenge"), ("Allow", "$mk_allow")):
         server.add("add_header", name, value, "always")
-    server.lines += ["if ($mk_ambiguous) {", f"    return 400 {document(400, _UNREADABLE)};", "}"]
+    server.lines += ["if ($mk_unreadable) {", f"    return 400 {document(400, _UNREADABLE)};", "}"]
     if "*" not in edge.hosts:
-        server.lines += ["if ($mk_stranger) {", f"    return 421 {document(421)};", "}"]
+        server.lines += ["if ($mk_misled) {", f"    return 421 {document(421)};", "}"]
     server.add("set", "$mk_target", "$mk_path")
     server.lines += ["", *matching.locations.lines, *passing.places.lines]
     _refusals(server, matching)

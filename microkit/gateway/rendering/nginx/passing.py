@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import translate
 from typing import Final
 from urllib.parse import quote
 
 from microkit.contract import ANYONE
 from microkit.gateway.auth_endpoint import AUTH_PATH
-from microkit.gateway.filters import Cors
 from microkit.gateway.rendering.edge import Edge, EdgeCompression, EdgeLimit, EdgeRoute
 from microkit.gateway.rendering.nginx.matching import INTERNAL
 from microkit.gateway.rendering.nginx.problems import error_pages
+from microkit.gateway.rendering.nginx.sharing import SHARING_HEADERS, Sharing, returning
 from microkit.gateway.rendering.nginx.text import Block, one_of, pattern, spelled, word, worded
 
 _CONNECT: Final = 5.0
@@ -27,20 +27,25 @@ _GATEWAY_MARGIN: Final = 2.0
 """Seconds that the gateway gets beside its own time-out, so that it is the one to say what took too long."""
 
 _TYPES: Final = (
-    "application/geo+json application/hal+json application/javascript application/json application/ld+json "
-    "application/manifest+json application/problem+json application/vnd.api+json application/xml font/ttf "
-    "image/svg+xml text/css text/csv text/javascript text/markdown text/plain text/xml"
-).split()
-"""What a type with a star stands for: nginx knows none. Streams of events are not among them."""
-
-_CORS_ANSWERS: Final = (
-    "Access-Control-Allow-Origin",
-    "Access-Control-Allow-Credentials",
-    "Access-Control-Allow-Headers",
-    "Access-Control-Allow-Methods",
-    "Access-Control-Expose-Headers",
-    "Access-Control-Max-Age",
+    "application/geo+json",
+    "application/hal+json",
+    "application/javascript",
+    "application/json",
+    "application/ld+json",
+    "application/manifest+json",
+    "application/problem+json",
+    "application/vnd.api+json",
+    "application/xml",
+    "font/ttf",
+    "image/svg+xml",
+    "text/css",
+    "text/csv",
+    "text/javascript",
+    "text/markdown",
+    "text/plain",
+    "text/xml",
 )
+"""What a type with a star stands for: nginx knows none. Streams of events are not among them."""
 
 
 class Passing:
@@ -55,7 +60,7 @@ class Passing:
         self._strips: dict[tuple[str, ...], str] = {(): "mk_target"}
         self._zones: dict[EdgeLimit, str] = {}
         self._auth: dict[str, str] = {}
-        self._cors: dict[Cors, int] = {}
+        self._sharing = Sharing(self.maps)
         self._direct = [one for one in edge.routes if not one.through_gateway]
         self._upgrades()
         for one in self._direct:
@@ -107,10 +112,10 @@ class Passing:
         inner = self._place(one.body_limit)
         inner.add("set", "$mk_route", one.id)
         if one.cors is not None:
-            self._share(inner, one.cors)
+            self._sharing.refuse(inner, one.cors)
         if one.route.websocket:
-            number = f"_{self._cors_number(one.cors)}" if one.cors is not None else ""
-            self._refuse_if(inner, f"$mk_foreign_page{number}", 403)
+            number = f"_{self._sharing.number(one.cors)}" if one.cors is not None else ""
+            returning(inner, f"$mk_foreign_page{number}", 403)
         if one.cdn is not None:
             self._redirect(inner, one)
         by_user = any(limit.by == "user" for limit in one.limits) and self._edge.tokens
@@ -138,7 +143,9 @@ class Passing:
                 inner.add("proxy_set_header", name, value)
         self._times(inner, one.timeout, one.idle_timeout)
         self._again(inner, one, once=once)
-        for name in dict.fromkeys((*one.response_headers, *one.response_removed, *(_CORS_ANSWERS if one.cors else ()))):
+        for name in dict.fromkeys(
+            (*one.response_headers, *one.response_removed, *(SHARING_HEADERS if one.cors else ()))
+        ):
             inner.add("proxy_hide_header", word(name))
         inner.add("proxy_hide_header", "X-Request-ID")
         if one.strips:
@@ -178,11 +185,6 @@ class Passing:
         inner.add("internal")
         inner.add("client_max_body_size", str(body_limit))
         return inner
-
-    def _refuse_if(self, inner: Block, condition: str, status: int) -> None:
-        refused = Block()
-        refused.add("return", str(status))
-        inner.lines += [f"if ({condition}) {{", *(f"    {line}" for line in refused.lines), "}"]
 
     def _times(self, inner: Block, timeout: float, idle: float | None) -> None:
         longest = max(timeout, idle or 0.0)
@@ -277,34 +279,6 @@ class Passing:
         entries = [(pattern(r"^websocket (\S+) \1$", cased=False), "0"), (pattern(r"^websocket \S", cased=False), "1")]
         self.maps.map(asked, "mk_foreign_page", entries, default="0")
 
-    def _cors_number(self, cors: Cors) -> int:
-        if cors not in self._cors:
-            self._cors[cors] = number = len(self._cors) + 1
-            self._cors_maps(cors, number)
-        return self._cors[cors]
-
-    def _cors_maps(self, cors: Cors, number: int) -> None:
-        name = f"mk_cors_{number}"
-        origins = [one for one in cors.origins if one != "*"]
-        allowed = [(pattern(one_of(origins)), "$http_origin")] if origins else [(pattern("."), '"*"')]
-        self.maps.map("$http_origin", f"{name}_origin", allowed)
-        self.maps.map(f"${name}_origin", f"{name}_allowed", [('""', "0")], default="1")
-        methods = "|".join(re.escape(one) for one in cors.methods)
-        headers = "|".join(re.escape(one) for one in cors.headers)
-        wanted = rf"(?i:\s*+(?:{headers})?+\s*+(?:,\s*+(?:{headers})?+\s*+)*+)$"
-        source = (
-            f'"${{{name}_allowed}}:$request_method:$http_access_control_request_method:'
-            '$http_access_control_request_headers"'
-        )
-        entries = [(pattern(f"^1:OPTIONS:(?:{methods}):{wanted}"), "1"), (pattern("^[01]:OPTIONS:[^:]"), "0")]
-        self.maps.map(source, f"{name}_preflight", entries)
-        self.maps.map(f"$mk_foreign_page${name}_allowed", f"mk_foreign_page_{number}", [("10", "1")], default="0")
-
-    def _share(self, inner: Block, cors: Cors) -> None:
-        variable = f"$mk_cors_{self._cors_number(cors)}_preflight"
-        self._refuse_if(inner, f'{variable} = "0"', 403)
-        self._refuse_if(inner, f'{variable} = "1"', 204)
-
     def _redirect(self, inner: Block, one: EdgeRoute) -> None:
         cdn = one.cdn
         assert cdn is not None  # noqa: S101  who calls has looked
@@ -334,32 +308,10 @@ class Passing:
             entries = [(pattern(one_of(routes)), worded(value)) for value, routes in values.items()]
             self.maps.map("$mk_route", f"mk_answer_{number}", entries)
             self.answers.append((word(spelling[name]), f"$mk_answer_{number}"))
-        self._cors_answers()
+        self.answers += self._sharing.answers(self._direct)
         waits = [(pattern(f"^{INTERNAL}/problem/429:{one.id}$"), str(_wait(one))) for one in self._direct if one.limits]
         self.maps.map('"$uri:$mk_route"', "mk_retry_after", waits)
         self.answers.append(("Retry-After", "$mk_retry_after"))
-
-    def _cors_answers(self) -> None:
-        sharing: dict[int, list[str]] = {}
-        for one in self._direct:
-            if one.cors is not None:
-                sharing.setdefault(self._cors_number(one.cors), []).append(one.id)
-        found: dict[str, list[tuple[str, str]]] = {name: [] for name in (*_CORS_ANSWERS, "Vary")}
-        for cors, number in self._cors.items():
-            routes = pattern(one_of(sharing[number]))
-            allowed, preflight = f"mk_cors_{number}_origin", f"mk_cors_{number}_preflight"
-            found["Access-Control-Allow-Origin"].append((routes, f"${allowed}"))
-            found["Vary"] += [(routes, "Origin")] if "*" not in cors.origins else []
-            said = _told(cors)
-            for place, (name, (when, value)) in enumerate(said.items()):
-                variable = f"mk_cors_{number}_said_{place}"
-                asked, fits = (f"${preflight}", "1") if when == "preflight" else (f"${allowed}", "~.")
-                self.maps.map(asked, variable, [(word(fits), worded(value))])
-                found[name].append((routes, f"${variable}"))
-        for place, (name, entries) in enumerate(found.items()):
-            if entries:
-                self.maps.map("$mk_route", f"mk_shared_{place}", entries)
-                self.answers.append((name, f"$mk_shared_{place}"))
 
 
 _HANDSHAKE: Final = ("Extensions", "Key", "Protocol", "Version")
@@ -405,17 +357,3 @@ def _compress(inner: Block, wanted: EdgeCompression) -> None:
 def _kinds(kind: str) -> Sequence[str]:
     before, star, after = kind.partition("*")
     return [one for one in _TYPES if one.startswith(before) and one.endswith(after)] if star else [kind]
-
-
-def _told(cors: Cors) -> Mapping[str, tuple[str, str]]:
-    """What pages are told: always where they may call, or to preflights alone."""
-    found = {
-        "Access-Control-Allow-Methods": ("preflight", ", ".join(cors.methods)),
-        "Access-Control-Allow-Headers": ("preflight", ", ".join(cors.headers)),
-        "Access-Control-Max-Age": ("preflight", str(cors.max_age)),
-    }
-    if cors.credentials:
-        found["Access-Control-Allow-Credentials"] = ("allowed", "true")
-    if cors.expose:
-        found["Access-Control-Expose-Headers"] = ("allowed", ", ".join(cors.expose))
-    return found

@@ -93,9 +93,9 @@ class Front:
     name: str
     port: int
 
-    def raw(self, data: bytes, *, wait: float = 10.0) -> bytes:
+    def raw(self, data: bytes, *, wait: float = 10.0, source: str = "127.0.0.1") -> bytes:
         """Everything that comes back, until the door closes or nothing more comes."""
-        with socket.create_connection(("127.0.0.1", self.port), wait) as one:
+        with socket.create_connection(("127.0.0.1", self.port), wait, (source, 0)) as one:
             one.sendall(data)
             found = b""
             with contextlib.suppress(TimeoutError, ConnectionError):
@@ -123,11 +123,13 @@ class Services:
 
     urls: dict[str, list[str]] = field(default_factory=dict)
     died: list[bytes] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
 
 
-def echo(service: str) -> Starlette:
+def echo(service: str, seen: list[str]) -> Starlette:
     async def answer(request: Request) -> Response:
         body = await request.body()
+        seen.append(request.scope["raw_path"].decode())
         told = {
             "service": service,
             "method": request.method,
@@ -222,7 +224,7 @@ async def services(stack: AsyncExitStack) -> Services:
         found.died.append(await reader.readuntil(b"\r\n\r\n"))
 
     for name in ("billing", "canary", "user", "news"):
-        found.urls[name] = [await stack.enter_async_context(serving(echo(name)))]
+        found.urls[name] = [await stack.enter_async_context(serving(echo(name, found.seen)))]
     for name, behaviours in {"hanging": [hang], "half": [half], "dying": [die, die, die]}.items():
         found.urls[name] = [await stack.enter_async_context(behaving(one)) for one in behaviours]
     found.urls["down"] = [f"http://127.0.0.1:{free_port()}"]
@@ -313,14 +315,29 @@ def open_doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     """Starts services, the gateway and an nginx with the rendered configuration."""
     background, owned, stack = Loop(), contextlib.ExitStack(), AsyncExitStack()
 
-    def start(gateway: Gateway, *, headers: Sequence[str] = (), own_paths: Sequence[str] = (), **options: Any) -> Doors:
+    def start(
+        gateway: Gateway,
+        *,
+        headers: Sequence[str] = (),
+        own_paths: Sequence[str] = (),
+        through: bool = False,
+        nginx_trusts: Sequence[str] = (),
+        gateway_trusts: Sequence[str] = (),
+    ) -> Doors:
         folder = tmp_path_factory.mktemp("nginx")
         for parent in (folder, *folder.parents[:2]):
             parent.chmod(0o755)  # nginx' worker is somebody else where the tests are run by root
         found = background.run(services(stack))
-        url = background.run(microkit_front(gateway, found, stack, **options))
+        url = background.run(microkit_front(gateway, found, stack, trusted_proxies=gateway_trusts))
         port = free_port()
-        around = Surroundings("gateway", {**found.urls, "gateway": [url]}, own_paths=own_paths, headers=headers)
+        around = Surroundings(
+            "gateway",
+            {**found.urls, "gateway": [url]},
+            own_paths=own_paths,
+            headers=headers,
+            through=through,
+            trusted_proxies=nginx_trusts,
+        )
         text = rendered("nginx", read(gateway, around), Placement(f"127.0.0.1:{port}", folder, access_log="off"))
         front = owned.enter_context(nginx(text, folder, port))
         return Doors(found, {"microkit": Front("microkit", int(url.rpartition(":")[2])), "nginx": front}, text)
