@@ -83,8 +83,11 @@ class Response:
         return self._connection.taken()
 
     def close(self) -> None:
-        """The exchange is over. The connection is used again where the answer was read to its end."""
-        self._connection.over()
+        """The exchange is over. The connection is used again where the answer was read to its end.
+
+        To say so again does nothing: by then the connection may be another exchange's.
+        """
+        self._connection.over(self)
 
 
 class Connection(asyncio.Protocol):
@@ -169,11 +172,11 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def over(self) -> None:
-        """The exchange is over."""
-        answer, self._answer = self._answer, None
-        if answer is None:
+    def over(self, answer: Response) -> None:
+        """The exchange is over, if this is the answer under way."""
+        if self._answer is not answer:
             return
+        self._answer = None
         pump, self.pump = self.pump, None
         uploading = pump is not None and not pump.done()
         if pump is not None and uploading:

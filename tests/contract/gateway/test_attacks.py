@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from microkit.auth.principal import Principal
 from microkit.contract import SIGNED_IN
 from microkit.fronting import RoutesFile
 from microkit.gateway import Route
+from microkit.gateway.connection import Connection, Owner
 from microkit.gateway.filters import Cors, ResponseCache, Retry, RewriteRequestJson, RewriteResponseJson
 from microkit.gateway.headers import _judged, passes
 
@@ -353,3 +355,89 @@ async def test_a_websocket_message_is_not_put_together_beyond_a_megabyte(start: 
         await socket.send_bytes(b"x" * 8_000_000)
         end = await socket.receive(10)
         assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1009)
+
+
+class Given(Owner):
+    """A pool that notes what it is given back."""
+
+    def __init__(self) -> None:
+        self.waiting: set[Connection] = set()
+        self.back: list[Connection] = []
+
+    def give_back(self, connection: Connection) -> None:
+        connection.idle_since = 0.0
+        self.back.append(connection)
+
+    def lost(self, connection: Connection) -> None: ...
+
+
+class Line(asyncio.Transport):
+    """A transport on which nothing goes anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def write(self, data: object) -> None: ...
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_an_exchange_that_is_over_cannot_be_ended_again_in_the_middle_of_the_next() -> None:
+    owner, line = Given(), Line()
+    connection = Connection(asyncio.get_running_loop(), owner)
+    connection.connection_made(line)
+    first = connection.begin(b"GET /1 HTTP/1.1\r\n\r\n", wants_body=True)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nme")
+    first.close()
+    assert owner.back == [connection]
+    second = connection.begin(b"GET /2 HTTP/1.1\r\n\r\n", wants_body=True)
+    first.close()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyou")
+    first.close()
+    assert not line.aborted
+    assert owner.back == [connection], "given back twice it would serve two clients at once"
+    assert await second.piece(1) == b"you"
+
+
+async def test_a_slow_reader_of_one_answer_does_not_end_the_exchange_that_comes_after(start: Any) -> None:
+    size = 3_000_000
+    asked: list[str] = []
+
+    async def answer(request: Request) -> Response:
+        asked.append(request.url.path)
+        if request.url.path == "/big":
+            return Response(b"x" * size)
+        await asyncio.sleep(0.5)
+        return Response("mine")
+
+    app = Starlette(routes=[AppRoute("/{path:path}", answer)])
+    gateway = await start([Route("/", "app", timeout=5)], {"app": app})
+    loop = asyncio.get_running_loop()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setblocking(False)
+        await loop.sock_connect(slow, ("127.0.0.1", gateway.port))
+        await loop.sock_sendall(slow, b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        read = 0
+
+        def idle() -> int:
+            return sum(len(origin.idle) for origin in gateway.bound._pool._origins.values())
+
+        async with asyncio.timeout(20):
+            while not idle():  # the service has said all, and the client has not read it
+                read += len(await loop.sock_recv(slow, 16_384))
+                await asyncio.sleep(0)
+        assert read < size
+        other = asyncio.create_task(got(gateway, "/other"))
+        async with asyncio.timeout(20):
+            while "/other" not in asked:
+                await asyncio.sleep(0.01)
+        assert not idle(), "it goes over the connection that the slow client's answer came on"
+        async with asyncio.timeout(20):
+            while piece := await loop.sock_recv(slow, 1_000_000):
+                read += len(piece)
+        assert read > size
+        assert (await other)[:2] == (200, "mine")
+        assert idle() <= 1
