@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -24,6 +25,7 @@ from microkit.discovery.own import own_endpoint
 from microkit.discovery.port import Endpoint, Registrar
 from microkit.errors import ConfigurationError, MicrokitError
 from microkit.settings import ServiceSettings
+from microkit.settings.values import is_loopback
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.telemetry.logs import serving
 from microkit.web import Health, Server, State
@@ -32,6 +34,8 @@ R = TypeVar("R")
 C = TypeVar("C", bound=Contract)
 
 _log = logging.getLogger(__name__)
+
+_ADMIN_DRAIN: Final = 1.0
 
 _running: Final[ContextVar[Instance]] = ContextVar("microkit_instance")
 
@@ -55,9 +59,10 @@ class ClientOfRunning:
 class Instance:
     """One running service. Made by :meth:`microkit.Service.instance`, entered with ``async with``.
 
-    Start order: settings, telemetry, database, clients, resources, consumers declared, server listening, relay, sagas
-    and consumers at work, ready, registered. The stop order and its reasons stand in :meth:`_stop`. One that was
-    stopped, or failed to start, may be started again: everything it owns is then made anew.
+    Start order: settings, admin endpoints where they are wanted, telemetry, database, clients, resources, consumers
+    declared, server listening, relay, sagas and consumers at work, ready, registered. The stop order and its reasons
+    stand in :meth:`_stop`. One that was stopped, or failed to start, may be started again: everything it owns is then
+    made anew.
     """
 
     def __init__(
@@ -78,6 +83,10 @@ class Instance:
         self._parts: Parts | None = None
         self._server: Server | None = None
         self._url: str | None = None
+        self.admin_url: str | None = None
+        """Where the admin endpoints are, from the beginning of its start to its end; ``None`` where there are none."""
+        self.began = datetime.now(UTC)
+        """When it was last started."""
         self._endpoint: Endpoint | None = None
         self._task: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -128,6 +137,11 @@ class Instance:
             raise self._not_running()
         return self._parts
 
+    @property
+    def parts_now(self) -> Parts | None:
+        """As :attr:`parts`; ``None`` while it starts, and when it has stopped."""
+        return self._parts
+
     def _not_running(self) -> MicrokitError:
         return MicrokitError(f"{self.name} is not running: `async with service.instance() as instance:`")
 
@@ -157,6 +171,7 @@ class Instance:
         if self._task is not None:
             raise MicrokitError(f"{self.name} runs already")
         self.health.reset()
+        self.began = datetime.now(UTC)
         for event in (self._started, self._stopping, self.failed):
             event.clear()
         self.failure = None
@@ -192,10 +207,11 @@ class Instance:
         try:
             await self._run()
         finally:
-            self._parts = self._server = self._url = None
+            self._parts = self._server = self._url = self.admin_url = None
 
     async def _run(self) -> None:
         async with AsyncExitStack() as owned:
+            await self._open_admin(owned)
             assembly = Assembly(self.declared, self.settings, self.health, self._registry, owned)
             self._parts = parts = await assembly.parts(self._shared_bus, self._ring)
             app = await assembly.web(parts)
@@ -210,6 +226,22 @@ class Instance:
                 await self._stay(parts)
             finally:
                 await self._stop(server, parts)
+
+    async def _open_admin(self, owned: AsyncExitStack) -> None:
+        """First, and closed last: somebody wants to see how it starts and ends, too."""
+        settings = self.settings
+        if settings.admin_port is None:
+            return
+        from microkit.admin import admin_app  # noqa: PLC0415  only where it is wanted
+
+        loopback = is_loopback(settings.admin_host)
+        server = Server(admin_app(self, loopback=loopback), settings.admin_host, settings.admin_port)
+        try:
+            await server.start()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{settings.origin.prefix}ADMIN_PORT: {error}") from None
+        owned.push_async_callback(server.stop, _ADMIN_DRAIN)
+        self.admin_url = server.url
 
     async def _stay(self, parts: Parts) -> None:
         """Returns when the instance is to stop."""

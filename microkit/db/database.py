@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +28,14 @@ from microkit.db.failure import (
     is_transient,
 )
 from microkit.db.gathered import GatheredInsert, Gatherer
+from microkit.db.leaks import LeakWatch
 from microkit.db.metrics import PoolMetrics
 from microkit.db.notices import Notices
-from microkit.db.pool import Lease, Pool
+from microkit.db.opening import said_of_opening
+from microkit.db.options import DEFAULT, PoolOptions
+from microkit.db.pool import Lease, Pool, PoolState
 from microkit.db.prepared import PreparedSelect
+from microkit.db.replica import CONNECT_TIMEOUT, Replica
 from microkit.db.shield import finish
 from microkit.db.signal import Signal
 from microkit.db.transaction import Dialect, OutboxWriter, Transaction
@@ -64,11 +69,12 @@ class Database:
         pool_timeout: float = 5.0,
         statement_timeout: float = 30.0,
         tables: MetaData | None = None,
+        options: PoolOptions = DEFAULT,
     ) -> None:
         self._url = url
         self._application = telemetry.service
         limits = engines.Limits(pool_size + max_overflow, statement_timeout, pool_timeout)
-        made = engines.make(url, limits, application=telemetry.service)
+        made = engines.make(url, limits, application=telemetry.service, options=options)
         self.dialect: Dialect = made.dialect
         self.engine: AsyncEngine = made.write
         self.tables = tables
@@ -87,6 +93,14 @@ class Database:
 
         self._writers = pool("write", made.write, made.writers)
         self._readers = self._writers if made.read is made.write else pool("read", made.read, pool_size + max_overflow)
+        self._replica: Replica | None = None
+        if options.replica_url is not None:
+            quick = replace(limits, connect_timeout=CONNECT_TIMEOUT)
+            copy = engines.make(options.replica_url, quick, application=telemetry.service, options=options)
+            self._replica = Replica(pool("replica", copy.read, quick.size), self._readers, telemetry.logger)
+        self._leaks = LeakWatch(options.leak_after, lambda: [each.holders for each in self._pools()], telemetry)
+        self.replicated = self._replica is not None
+        """Whether some transactions are sent to a copy."""
 
     @property
     def expected_wait(self) -> float:
@@ -97,6 +111,14 @@ class Database:
     def typical_use(self) -> float:
         """Seconds for which a transaction keeps its connection, on average."""
         return self._writers.typical_use
+
+    def pools(self) -> list[PoolState]:
+        """How the pools are: where there is one connection that writes, it has a pool of its own."""
+        return [each.state() for each in self._pools()]
+
+    def _pools(self) -> list[Pool]:
+        distinct = [self._writers] if self._readers is self._writers else [self._writers, self._readers]
+        return distinct if self._replica is None else [*distinct, self._replica.pool]
 
     async def start(self) -> None:
         """Opens the first connection.
@@ -110,15 +132,18 @@ class Database:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
             await self.ping()
         except DBAPIError as error:
-            raise ConfigurationError(f"the database {self._where} cannot be opened: {error.orig}") from error
+            why = said_of_opening(error)
+            raise ConfigurationError(f"the database {self._where} cannot be opened: {why}") from error
         except OSError as error:
             raise ConfigurationError(f"the folder of {self._where} cannot be made: {error}") from error
+        self._leaks.start()
 
     async def close(self) -> None:
         """Closes all connections that nobody uses. It is called last, when the work has ended."""
+        await finish(self._leaks.stop())
         if self._notices is not None:
             await finish(self._notices.close())
-        for engine in {self._readers.engine, self._writers.engine}:
+        for engine in {each.engine for each in self._pools()}:
             await finish(engine.dispose())
 
     async def ping(self) -> None:
@@ -172,8 +197,11 @@ class Database:
         return self._notices is not None and self._notices.hears
 
     @asynccontextmanager
-    async def transaction(self, *, read_only: bool = False) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, read_only: bool = False, replica: bool = False) -> AsyncIterator[Transaction]:
         """One transaction: committed when the block ends, rolled back when it raises or is cancelled.
+
+        ``replica`` lets one that is ``read_only`` be served by the read replica, where there is one, which may not have
+        seen the latest commits yet. While it is away, the primary serves them.
 
         Raises:
             DatabaseUnavailable: no connection to be had in time, or the database cannot do it now.
@@ -181,7 +209,10 @@ class Database:
             DeadlineExceeded: the deadline passed, or a statement took longer than it may.
             CommitUnknown: the connection was lost during COMMIT.
         """
-        lease = Lease(self._readers if read_only else self._writers, read_only=read_only)
+        if replica and read_only and self._replica is not None and self._replica.asked:
+            lease = Lease(self._replica.pool, read_only=True, instead=self._replica)
+        else:
+            lease = Lease(self._readers if read_only else self._writers, read_only=read_only)
         tx = Transaction(
             lease,
             dialect=self.dialect,
@@ -209,6 +240,7 @@ class Database:
         work: Callable[[Transaction], Awaitable[Result]],
         *,
         read_only: bool = False,
+        replica: bool = False,
         attempts: int = 5,
     ) -> Result:
         """Runs ``work`` in a transaction of its own, and the whole of it again where that is safe and may help.
@@ -222,7 +254,7 @@ class Database:
         """
         for attempt in range(1, attempts + 1):
             try:
-                async with self.transaction(read_only=read_only) as tx:
+                async with self.transaction(read_only=read_only, replica=replica) as tx:
                     return await work(tx)
             except Exception as error:
                 if attempt == attempts or not is_transient(error) or isinstance(error, PoolExhausted):

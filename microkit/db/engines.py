@@ -12,6 +12,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from microkit.db.options import DEFAULT, PoolOptions
 from microkit.db.pool import Driver
 from microkit.db.transaction import Dialect
 from microkit.errors import ConfigurationError, MissingExtra
@@ -39,14 +40,18 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``size`` connections at most; seconds for a statement, and for SQLite's writer to wait for another process."""
+    """``size`` connections at most; seconds for a statement, for SQLite's writer to wait for another process, and to
+    open a connection to PostgreSQL."""
 
     size: int
     statement_timeout: float
     patience: float
+    connect_timeout: float = 10.0
 
 
-def make(url: str, limits: Limits, *, application: str, foreign_keys: bool = True) -> Engines:
+def make(
+    url: str, limits: Limits, *, application: str, foreign_keys: bool = True, options: PoolOptions = DEFAULT
+) -> Engines:
     """Makes the engines; nothing is opened yet. ``application`` is the name by which PostgreSQL's views know us.
 
     Raises:
@@ -59,13 +64,13 @@ def make(url: str, limits: Limits, *, application: str, foreign_keys: bool = Tru
         raise ConfigurationError(f"the database URL cannot be read; it looks like {_EXAMPLES}") from None
     match parsed.drivername:
         case "postgresql" | "postgres" | "postgresql+asyncpg":
-            return _postgresql(parsed.set(drivername="postgresql+asyncpg"), limits, application)
+            return _postgresql(parsed.set(drivername="postgresql+asyncpg"), limits, application, options)
         case "sqlite" | "sqlite+aiosqlite":
             return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), limits, foreign_keys)
     raise ConfigurationError(f"no database is known as {parsed.drivername!r}; write {_EXAMPLES}")
 
 
-def _postgresql(url: URL, limits: Limits, application: str) -> Engines:
+def _postgresql(url: URL, limits: Limits, application: str, options: PoolOptions) -> Engines:
     try:
         from microkit.db import postgresql  # noqa: PLC0415  an extra
     except ImportError as error:
@@ -73,8 +78,15 @@ def _postgresql(url: URL, limits: Limits, application: str) -> Engines:
             raise MissingExtra("PostgreSQL", "postgres") from error
         raise
     engine = postgresql.engine(
-        url, size=limits.size, statement_timeout=limits.statement_timeout, application=application
+        url,
+        size=limits.size,
+        statement_timeout=limits.statement_timeout,
+        connect_timeout=limits.connect_timeout,
+        application=application,
+        options=options,
     )
+    if options.pgbouncer:  # it passes no notices on
+        return Engines("postgresql", engine, engine, limits.size, postgresql.BouncerDriver(), _where(url))
     connect = partial(postgresql.connect_alone, engine, application)
     driver = postgresql.PostgresDriver()
     return Engines("postgresql", engine, engine, limits.size, driver, _where(url), connect=connect)

@@ -20,7 +20,7 @@ class PoolMetrics:
 
     def __init__(self, metrics: Metrics, pool: str) -> None:
         self._metrics = metrics
-        self._pool = pool
+        self.pool = pool
         self.waited: Callable[[float], None] = metrics.histogram(
             "db_client_connection_wait_time_seconds", "Time to obtain a connection.", _POOL, buckets=_SECONDS
         )(pool).observe
@@ -34,8 +34,8 @@ class PoolMetrics:
     def watch(self, *, used: Callable[[], int], idle: Callable[[], int], pending: Callable[[], int], size: int) -> None:
         """Names what is to be read whenever somebody asks."""
         state = self._metrics.gauge("db_client_connection_count", "Connections by state.", _STATE)
-        state(self._pool, "used").set_function(used)
-        state(self._pool, "idle").set_function(idle)
+        state(self.pool, "used").set_function(used)
+        state(self.pool, "idle").set_function(idle)
         waiting = self._metrics.gauge("db_client_connection_pending_requests", "Takers that wait.", _POOL)
-        waiting(self._pool).set_function(pending)
-        self._metrics.gauge("db_client_connection_max", "Connections allowed.", _POOL)(self._pool).set(size)
+        waiting(self.pool).set_function(pending)
+        self._metrics.gauge("db_client_connection_max", "Connections allowed.", _POOL)(self.pool).set(size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
@@ -21,11 +22,12 @@ from sqlalchemy.util import await_
 
 from microkit import context
 from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect
+from microkit.db.holders import Holder, Holders, HolderView
 from microkit.db.limit import allowed
 from microkit.db.metrics import PoolMetrics
 from microkit.db.one_trip import Held
 from microkit.db.prepared import PreparedSelect
-from microkit.errors import DefinitionError
+from microkit.errors import DeadlineExceeded, DefinitionError
 
 _WEIGHT = 0.1
 """Of the latest use in the average."""
@@ -35,6 +37,11 @@ _MARGIN = 2.0
 
 class Driver(Protocol):
     """What differs between the drivers."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether INSERTs may wait for COMMIT, to be sent as one statement with it."""
+        ...
 
     def cut(self, driver: Any) -> None:
         """Ends a connection at once, without waiting."""
@@ -55,6 +62,22 @@ class Driver(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """A pool at one moment. ``size`` is the most connections there may be; ``used`` are lent, ``idle`` are open and
+    unused, ``pending`` wait for one. In seconds: for how long a connection is used on average, and how long the next
+    taker would wait."""
+
+    name: str
+    size: int
+    used: int
+    idle: int
+    pending: int
+    typical_use: float
+    expected_wait: float
+    holders: tuple[HolderView, ...]
+
+
 class Pool:
     """An engine and its free places. ``driver`` is how to treat the driver's own connections."""
 
@@ -66,6 +89,7 @@ class Pool:
         self.used = 0
         self.pending = 0
         self.metrics = metrics
+        self.holders = Holders(metrics.pool)
         self._use = 0.0  # seconds, on average
         self._free = asyncio.Semaphore(size)
         metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending, size=size)
@@ -75,6 +99,14 @@ class Pool:
         """Open connections that nobody uses."""
         pool = self.engine.sync_engine.pool
         return pool.checkedin() if isinstance(pool, QueuePool) else 0
+
+    def state(self) -> PoolState:
+        """How it is now, and who has its connections."""
+        holders = tuple(self.holders.views())
+        return PoolState(
+            self.metrics.pool, self.size, self.used, self.idle, self.pending, round(self._use, 6),
+            round(self.expected_wait, 6), holders,
+        )  # fmt: skip
 
     @property
     def expected_wait(self) -> float:
@@ -141,20 +173,32 @@ class Pool:
         self.metrics.used(seconds)
 
 
+class Instead(Protocol):
+    """Where else a transaction can be, when its pool gives no connection."""
+
+    def failed(self, error: Exception) -> Pool:
+        """Told why none was given; the pool to be asked in its place."""
+        ...
+
+    def answered(self) -> None:
+        """Told that one was given."""
+        ...
+
+
 class Lease:
     """A place in the pool and a connection, both taken when the first statement needs them."""
 
-    __slots__ = ("_connection", "_driver", "_ended", "_entered", "_pool", "_read_only", "_since", "first", "held")
+    __slots__ = ("_connection", "_driver", "_ended", "_holder", "_instead", "_pool", "_read_only", "first", "held")
 
-    def __init__(self, pool: Pool, *, read_only: bool) -> None:
+    def __init__(self, pool: Pool, *, read_only: bool, instead: Instead | None = None) -> None:
         self._pool = pool
+        self._instead = instead
         self._read_only = read_only
         self.held: Held | None = None
         self.first: Callable[[Connection], None] | None = None
         """What is sent before anything else, as soon as there is a connection."""
         self._ended = False
-        self._entered = False
-        self._since = 0.0
+        self._holder: Holder | None = None
         self._connection: Connection | None = None
         self._driver: Any = None
 
@@ -167,11 +211,7 @@ class Lease:
         if self._connection is None:
             if self._ended:
                 raise DefinitionError("this transaction has ended: use it inside its block or handler only")
-            if not self._entered:
-                await_(self._pool.enter())
-                self._entered = True
-                self._since = time.monotonic()
-            self._connection = self._connect()
+            self._connection = self._connect() if self._instead is None else self._connect_or_instead(self._instead)
             self._driver = driver = self._connection.connection.driver_connection
             self._pool.driver.lend(driver, read_only=self._read_only, held=self.held)
             if (first := self.first) is not None:
@@ -190,7 +230,7 @@ class Lease:
 
     def hold(self) -> None:
         """Lets INSERTs wait for COMMIT from here on, if nothing was sent yet."""
-        if self._connection is None and not self._read_only:
+        if self._connection is None and not self._read_only and self._pool.driver.holds:
             self.held = Held()
 
     def send_held(self) -> None:
@@ -198,7 +238,23 @@ class Lease:
         if self.held and self._connection is not None:
             self._pool.driver.send_held(self._connection, self.held)
 
+    def _connect_or_instead(self, instead: Instead) -> Connection:
+        self._instead = None
+        try:
+            made = self._connect()
+        except DeadlineExceeded:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, there is another that can be asked
+            self._leave()
+            self._pool = instead.failed(error)
+            return self._connect()
+        instead.answered()
+        return made
+
     def _connect(self) -> Connection:
+        if self._holder is None:
+            await_(self._pool.enter())
+            self._holder = self._pool.holders.take(time.monotonic())
         try:
             return self._pool.engine.sync_engine.connect()
         except (OSError, TimeoutError) as error:
@@ -217,9 +273,13 @@ class Lease:
                 self._connection.close()
                 self._connection = None
         finally:
-            if self._entered:
-                self._entered = False
-                self._pool.leave(time.monotonic() - self._since)
+            self._leave()
+
+    def _leave(self) -> None:
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            self._pool.holders.give_back(holder)
+            self._pool.leave(time.monotonic() - holder.since)
 
     def cut(self) -> None:
         """Ends the connection without a word to the server, so that who still waits for an answer gets an error."""

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import URL, Connection, Dialect, ExceptionContext, event, types
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgDateTime
 from sqlalchemy.exc import InvalidatePoolError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
 from microkit.db.failure import CommitUnknown, DatabaseUnavailable, TransactionAborted, wrapped
 from microkit.db.limit import allowed
 from microkit.db.one_trip import Held
+from microkit.db.options import PoolOptions
 from microkit.db.prepared import PreparedSelect
 from microkit.db.zones import checked
 
@@ -96,29 +100,48 @@ def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))  # 0 would mean no limit at all
 
 
-async def _connect(*args: Any, **options: Any) -> PostgresConnection:
+async def _connect(*args: Any, longest: float, **options: Any) -> PostgresConnection:
     """What SQLAlchemy calls in the place of ``asyncpg.connect``, so that connecting respects the deadline, too."""
-    timeout = allowed(_CONNECT_TIMEOUT)
+    timeout = allowed(longest)
     made: PostgresConnection = await asyncpg.connect(
         *args, connection_class=PostgresConnection, timeout=timeout, **options
     )
     return made
 
 
-def engine(url: URL, *, size: int, statement_timeout: float, application: str) -> AsyncEngine:
+def engine(
+    url: URL, *, size: int, statement_timeout: float, connect_timeout: float, application: str, options: PoolOptions
+) -> AsyncEngine:
+    arguments: dict[str, Any] = {
+        "async_creator_fn": partial(_connect, longest=connect_timeout),
+        "command_timeout": statement_timeout + _SILENCE,
+        "server_settings": _settings(application, statement_timeout),
+    }
+    if options.pgbouncer:
+        # The next statement may be another server connection's, which knows neither our prepared statements nor our
+        # settings; and pgbouncer refuses start-up parameters that it does not know.
+        pool: dict[str, Any] = {"poolclass": NullPool}
+        arguments |= {
+            "server_settings": {"application_name": application, "timezone": "UTC"},
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": _unique_name,
+        }
+    else:
+        pool = {
+            "pool_size": size,
+            "max_overflow": 0,
+            "pool_use_lifo": True,
+            "pool_recycle": options.recycle or -1,
+            "pool_pre_ping": options.pre_ping,
+        }
     made = create_async_engine(
         url,
-        pool_size=size,
-        max_overflow=0,
-        pool_use_lifo=True,
+        **pool,
         hide_parameters=True,  # what people typed does not belong into logs
         json_serializer=jsontext.dumps,
         json_deserializer=jsontext.loads,
-        connect_args={
-            "async_creator_fn": _connect,
-            "command_timeout": statement_timeout + _SILENCE,
-            "server_settings": _settings(application, statement_timeout),
-        },
+        connect_args=arguments,
     )
     sync = made.sync_engine
     dialect: Any = sync.dialect
@@ -143,6 +166,11 @@ def engine(url: URL, *, size: int, statement_timeout: float, application: str) -
     event.listen(sync, "do_execute_no_params", _about_to_execute_others)
     event.listen(sync, "handle_error", _failed)
     return made
+
+
+def _unique_name() -> str:
+    """asyncpg's statements are prepared even when nothing is kept: by a name that no other client's has."""
+    return f"__microkit_{uuid4().hex}__"
 
 
 async def connect_alone(engine: AsyncEngine, application: str) -> Any:
@@ -196,6 +224,8 @@ def _failed(failure: ExceptionContext) -> None:
 class PostgresDriver:
     """How the pool treats asyncpg's connections."""
 
+    holds = True
+
     def cut(self, driver: PostgresConnection) -> None:
         """Closes the socket. The server notices when it next writes to it, or at its own time-out."""
         driver.terminate()
@@ -219,6 +249,18 @@ class PostgresDriver:
     ) -> Sequence[Any]:
         with _outside(connection):
             return statement.fetch(connection, values)
+
+
+class BouncerDriver(PostgresDriver):
+    """Behind a pooler that lends connections by the transaction. Outside of a transaction no time limit can be set that
+    others would not inherit: all is sent inside of one."""
+
+    holds = False
+
+    def fetch_alone(
+        self, connection: Connection, statement: PreparedSelect, values: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        return statement.fetch(connection, values)
 
 
 @contextmanager

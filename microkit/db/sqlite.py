@@ -99,6 +99,8 @@ def cut(driver: Any) -> None:
 class SqliteDriver:
     """How the pool treats aiosqlite's connections. Nothing is held: there are no round trips to save."""
 
+    holds = False
+
     def cut(self, driver: Any) -> None:
         cut(driver)
 

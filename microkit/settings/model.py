@@ -79,7 +79,8 @@ class ServiceSettings(BaseSettings):
         None, ge=0, le=65535, description="port of the admin endpoints; 0 takes a free one, unset: there are none"
     )
     admin_exposed: bool = Field(
-        False, description="the admin endpoints may listen beyond the loopback in production: a network policy guards them"
+        False,
+        description="the admin endpoints may listen beyond the loopback in production: a network policy guards them",
     )
     admin_host: Word = Field(
         "127.0.0.1", description="address of the admin endpoints, which have no log-in", examples=["10.0.0.5"]
@@ -145,7 +146,7 @@ class ServiceSettings(BaseSettings):
         1000, ge=1, description="requests worked on at once at most; under load it shrinks by itself"
     )
     queue_patience: Duration = Field(
-        0.1, description="longest wait of a request for its turn in a burst; under load it is shorter"
+        1.0, description="longest wait of a request for its turn in a burst; under load it is shorter"
     )
     load_shedding: bool = Field(True, description="answer 503 at once to what cannot be done in time")
     rate_limits: RateLimits = Field(
@@ -318,7 +319,7 @@ class ServiceSettings(BaseSettings):
         if is_loopback(value) or info.data.get("environment") != "production" or info.data.get("admin_exposed"):
             return value
         raise ValueError(
-            "is not the loopback, and the admin endpoints have no log-in: in production say admin_exposed=true as well, "
+            "is not the loopback, and the admin endpoints have no log-in: in production say admin_exposed=true as well "
             "where a network policy lets only your monitoring reach them"
         )
 

@@ -72,6 +72,14 @@ def named_limits(value: Any) -> Any:
     return {name.strip(): limit.strip() for name, _, limit in pairs}
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def http_url(value: str | None) -> str | None:
     """Raises ValueError where it is no http URL."""
     if value is not None:

@@ -97,7 +97,7 @@ class Endpoint:
             return self._write(await self._binding.handler(call))
         if self._idempotency is not None and b"idempotency-key" in call.headers:
             return await self._idempotency.once(self._identity(call), lambda tx: self._whole(call, tx))
-        return await self._database.run(lambda tx: self._work(call, tx), read_only=self._safe)
+        return await self._database.run(lambda tx: self._work(call, tx), read_only=self._safe, replica=self._safe)
 
     def _identity(self, call: Call) -> Identity:
         scope = call.scope
