@@ -46,6 +46,16 @@ def current() -> WorkContext:
     return _current.get()
 
 
+def on_the_clock(deadline: float) -> int:
+    """A deadline as others can read it: milliseconds since 1970 (UTC), by this machine's clock."""
+    return int((time.time() + deadline - time.monotonic()) * 1000)
+
+
+def off_the_clock(milliseconds: int) -> float:
+    """A reading of ``time.monotonic()`` from what :func:`on_the_clock` of any machine gave."""
+    return time.monotonic() + milliseconds / 1000 - time.time()
+
+
 def remaining() -> float | None:
     """Seconds until the deadline, ``None`` where there is none.
 

@@ -38,6 +38,7 @@ class ListenOptions:
     dead_letter: tuple[type[Exception], ...] = ()
     ignore: tuple[type[Exception], ...] = ()
     outages: tuple[type[Exception], ...] = ()
+    deadline: bool = False
 
     def named(self) -> frozenset[type[Exception]]:
         """The classes of errors that it says something about."""

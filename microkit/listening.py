@@ -62,6 +62,11 @@ def subscription_of(
     if any(listener.is_batch for listener in listeners):
         if len(listeners) > 1:
             raise DefinitionError(f"{group} has a handler of lists, which must be the only one of its group")
+        if options.deadline:
+            raise DefinitionError(
+                f"{group} has a handler of lists, and each event a deadline of its own: take one event at a time, or "
+                "leave deadline=True out"
+            )
         handler = ListHandler(first, resources, database)
     else:
         handler = GroupHandler(listeners, resources, database)
@@ -69,7 +74,7 @@ def subscription_of(
         group,
         topics_of(listeners),
         handler,
-        batching=handler.batching,
+        batching=None if options.deadline else handler.batching,
         concurrency=options.concurrency,
         attempts=options.attempts,
         backoff=options.backoff,
@@ -77,6 +82,7 @@ def subscription_of(
         dead_letter=options.dead_letter,
         ignore=options.ignore,
         outages=(*options.outages, *(each for each in OUTAGES if each not in options.named())),
+        deadline=options.deadline,
     )
 
 

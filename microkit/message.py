@@ -29,6 +29,10 @@ REPLY_TO: Final = "mk_reply_to"
 IN_REPLY_TO: Final = "mk_in_reply_to"
 """Header of whatever is published while a command is handled (*Return Address* and *Correlation Identifier*)."""
 
+DEADLINE: Final = "mk_deadline"
+"""Header: when the time ends that the work had which published the message, in milliseconds since 1970 (UTC) by its
+machine's clock. It bounds the handlers that say so (``deadline=True``); the others have a time of their own."""
+
 _KEYS = (str, int, UUID, Decimal, date, Enum)
 _TOPIC = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*\Z")
 

@@ -121,6 +121,7 @@ class Service:
         dead_letter: tuple[type[Exception], ...] = (),
         ignore: tuple[type[Exception], ...] = (),
         outages: tuple[type[Exception], ...] = (),
+        deadline: bool = False,
     ) -> Callable[[Callable[H, Awaitable[None]]], Callable[H, Awaitable[None]]]:
         """Handles an event, as a durable consumer group of its own.
 
@@ -144,12 +145,26 @@ class Service:
         messages are handled one by one. With ``batch=1`` every event has a transaction of its own. ``wait`` is how many
         seconds a list may wait to fill.
 
+        An event is handled however long its publisher has been gone, unless ``deadline`` says that it is of use only
+        while somebody waits: then the deadline of the request (or other work) that published it bounds the attempt and
+        all that it calls, and an event that comes later is not handled but dead-lettered as ``deadline-passed``, or
+        done with where ``ignore`` has :class:`~microkit.errors.DeadlineExceeded`. Such events are handled one by one.
+
         Raises:
             DefinitionError: it is no event, the group handles it already, or an option makes no sense.
         """
         definitions.an_event(event, self.name)
         options = ListenOptions(
-            concurrency, attempts, backoff, timeout, batch, wait, tuple(dead_letter), tuple(ignore), tuple(outages)
+            concurrency,
+            attempts,
+            backoff,
+            timeout,
+            batch,
+            wait,
+            tuple(dead_letter),
+            tuple(ignore),
+            tuple(outages),
+            deadline,
         )
 
         def register(handler: Callable[H, Awaitable[None]]) -> Callable[H, Awaitable[None]]:

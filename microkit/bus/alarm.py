@@ -43,6 +43,7 @@ class Watch:
         self._timeout = timeout
         self._alarms: list[Alarm] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def alarm(self, task: asyncio.Task[None]) -> Alarm:
         """An alarm for a worker."""
@@ -50,11 +51,19 @@ class Watch:
         self._alarms.append(alarm)
         return alarm
 
-    def begin(self, alarm: Alarm) -> float:
-        """Gives an attempt its time; its deadline. :meth:`Alarm.over` must be called, however it ends."""
-        alarm.until = until = time.monotonic() + self._timeout
+    def begin(self, alarm: Alarm, deadline: float | None = None) -> float:
+        """Gives an attempt its time, until ``deadline`` at most; when that ends. :meth:`Alarm.over` must be called,
+        however it ends."""
+        now = time.monotonic()
+        until = now + self._timeout
+        if deadline is not None and deadline < until:
+            until = deadline
+            if self._timer is not None and until < self._due:
+                self._timer.cancel()
+                self._timer = None
+        alarm.until = until
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._timeout, self._look)
+            self._look_at(until, now)
         return until
 
     def stop(self) -> None:
@@ -71,4 +80,8 @@ class Watch:
             if 0 < alarm.until <= now:
                 alarm.strike()
         if busy := [alarm.until for alarm in self._alarms if alarm.until]:
-            self._timer = asyncio.get_running_loop().call_later(min(busy) - now, self._look)
+            self._look_at(min(busy), now)
+
+    def _look_at(self, due: float, now: float) -> None:
+        self._due = due
+        self._timer = asyncio.get_running_loop().call_later(due - now, self._look)

@@ -19,15 +19,18 @@ from microkit.bus.letter import is_for
 from microkit.bus.metrics import ConsumerMetrics
 from microkit.bus.port import Delivery
 from microkit.bus.subscription import Batching, Fate, Subscription
-from microkit.context import WorkContext
-from microkit.errors import DeadLetter, slug
-from microkit.message import IN_REPLY_TO, REPLY_TO, Message
+from microkit.context import WorkContext, off_the_clock
+from microkit.errors import DeadLetter, DeadlineExceeded, slug
+from microkit.message import DEADLINE, IN_REPLY_TO, REPLY_TO, Message
 from microkit.redaction import said
 from microkit.telemetry import Telemetry
 from microkit.telemetry.propagation import extract
 
 GIVEN_UP: Final = "attempts-exhausted"
+TOO_LATE: Final = "deadline-passed"
 _MOST_LINKS: Final = 128
+_TRIED_AGAIN: Final = (Fate.RETRY, Fate.OUTAGE)
+_LONGEST_INSTANT: Final = 16  # digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Handling:
         if not is_for(message, delivery.group):
             return None  # redriven, for another group: this one has had it
         begun = time.perf_counter()
+        deadline = _deadline(message) if self._subscription.deadline else None
         if attempt > self._subscription.attempts and self._suspects > 0:
             # It was delivered again and again without ever failing: whoever handled it did not live to say so. Or
             # whoever had fetched it did not come to it, because of another one: no more were in hands at once than
@@ -86,11 +90,16 @@ class Handling:
             )
         else:
             failure = self._refuse(message)
+        if failure is None and deadline is not None:
+            failure = self._too_late(deadline)
         if failure is None:
-            scope = Scope(self, delivery, attempt, self._watch.begin(alarm))
+            scope = Scope(self, delivery, attempt, self._watch.begin(alarm, deadline))
             with scope:
                 failure = await self._call(delivery, alarm)
                 if failure is not None:
+                    if deadline is not None and failure.fate in _TRIED_AGAIN:
+                        how = "the handler was stopped" if failure.cause is None else failure.error
+                        failure = self._too_late(deadline, how) or failure
                     scope.failed(failure)
         seconds = time.perf_counter() - begun
         if failure is None:
@@ -164,6 +173,15 @@ class Handling:
             return Failure(error.reason, said(error.detail or error.reason), fate)
         reason = slug(kind.__name__) if fate is Fate.DEAD_LETTER else kind.__name__
         return Failure(reason, f"{kind.__name__}: {said(error)}", fate, error)
+
+    def _too_late(self, deadline: float, after: str = "nothing was begun") -> Failure | None:
+        """What becomes of a message once the time is over that its publisher had."""
+        late = time.monotonic() - deadline
+        if late < 0:
+            return None
+        fate = self._judge(DeadlineExceeded()).fate
+        error = f"the deadline of the work that published it passed {late:.3f} s ago; {after}"
+        return Failure(TOO_LATE, error, Fate.IGNORE if fate is Fate.IGNORE else Fate.DEAD_LETTER)
 
     def _refuse(self, message: Message) -> Failure | None:
         if len(message.value) > self._subscription.max_bytes:
@@ -253,6 +271,13 @@ class Scope:
         if isinstance(error, Exception):
             _describe(self._span, Failure(type(error).__name__, said(error), cause=error))
         self._span.end()
+
+
+def _deadline(message: Message) -> float | None:
+    """When the time of the work ends that published it; ``None`` where it does not say, or says nothing that one can
+    read: such a message is handled in the handler's own time, and not lost."""
+    text = message.headers.get(DEADLINE, "")
+    return off_the_clock(int(text)) if text.isascii() and text.isdigit() and len(text) < _LONGEST_INSTANT else None
 
 
 def _describe(span: Span, failure: Failure) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from microkit.bus.dead_letter import SUFFIX
-from microkit.message import Message
+from microkit.message import DEADLINE, Message
 
 REDRIVE_GROUP: Final = "mk_redrive_group"
 """The header that says for which group alone a message came back. The others of its topic have had it."""
@@ -87,10 +87,12 @@ class Letter:
         return f"{headers.get(f'{_WHY}partition', '?')}/{headers.get(f'{_WHY}offset', '?')}"
 
     def redriven(self, group: str, extra: Mapping[str, str] | None = None) -> Message:
-        """The message as it was published, to be handled by ``group`` alone: bytes, key, id and trace are the same."""
-        kept = {
-            name: value for name, value in self.message.headers.items() if not name.startswith((_WHY, _HOW, REPLAYS))
-        }
+        """The message as it was published, to be handled by ``group`` alone: bytes, key, id and trace are the same.
+
+        Not so its deadline: it has passed, and whoever redrives the message wants it to be handled all the same.
+        """
+        gone = (_WHY, _HOW, REPLAYS, DEADLINE)
+        kept = {name: value for name, value in self.message.headers.items() if not name.startswith(gone)}
         kept |= {REDRIVE_GROUP: group, REPLAYS: str(self.replays + 1), **(extra or {})}
         return Message(self.topic, self.message.key, self.message.value, kept)
 

@@ -61,6 +61,10 @@ class Subscription:
     message is dead-lettered. Between the attempts lie random times up to ``backoff`` seconds, doubled each time up to
     ``longest_backoff``. One attempt may last ``timeout`` seconds. ``concurrency`` is how many keys, or batches, are
     worked on at once. A message larger than ``max_bytes`` is dead-lettered unread.
+
+    ``deadline``: an attempt lasts no longer than the work had that published the message, where that says so, and a
+    message whose time is over is given up: dead-lettered, or done with where ``ignore`` covers
+    :class:`~microkit.errors.DeadlineExceeded`. Each message has its own time, so such a group has no batches.
     """
 
     group: str
@@ -76,12 +80,15 @@ class Subscription:
     dead_letter: Errors = ()
     ignore: Errors = ()
     outages: Errors = ()
+    deadline: bool = False
 
     def __post_init__(self) -> None:
         if not self.topics:
             raise DefinitionError(f"the group {self.group!r} subscribes to no topic")
         if min(self.concurrency, self.attempts) < 1 or self.timeout <= 0:
             raise DefinitionError(f"the group {self.group!r} needs concurrency, attempts ≥ 1 and a timeout > 0")
+        if self.deadline and self.batching is not None:
+            raise DefinitionError(f"the group {self.group!r} has batches, and each of its messages a time of its own")
         if self.batching is not None and (self.batching.most < 1 or not 0 <= self.batching.wait < self.timeout):
             raise DefinitionError(f"the group {self.group!r} needs batches of ≥ 1, and a wait ≥ 0 below its timeout")
         self.fates()

@@ -11,14 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import QueryableAttribute, Session
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from microkit.context import current
+from microkit.context import current, on_the_clock
 from microkit.db import pagination
 from microkit.db.failure import CommitUnknown, is_disconnect
 from microkit.db.gathered import GatheredInsert
 from microkit.db.pool import Lease
 from microkit.db.prepared import PreparedInsert, PreparedSelect
 from microkit.errors import DefinitionError
-from microkit.message import Event
+from microkit.message import DEADLINE, Event
 from microkit.page import PageRequest
 from microkit.telemetry.propagation import inject
 
@@ -32,7 +32,8 @@ Params = Mapping[str, Any]
 
 
 class Published(NamedTuple):
-    """An event, and the trace and reply headers of the work that published it: one transaction may serve several."""
+    """An event, and the trace, deadline and reply headers of the work that published it: one transaction may serve
+    several."""
 
     event: Event
     trace: Mapping[str, str]
@@ -229,8 +230,11 @@ class Transaction:
         if self._outbox_writer is None:
             raise DefinitionError("publish() needs the outbox: the database of this service was made without one")
         trace = inject()
-        if (headers := current().event_headers) is not None:
-            trace.update(headers)
+        work = current()
+        if work.deadline is not None:
+            trace[DEADLINE] = str(on_the_clock(work.deadline))
+        if work.event_headers is not None:
+            trace.update(work.event_headers)
         self._published += [Published(event, trace) for event in events]
 
     def after_commit(self, callback: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ _SET_BY_GATEWAY: Final = frozenset(
         b"expect",  # answered by our own server
         b"forwarded",
         b"host",
+        b"request-priority",  # a word among the system's services
         b"request-timeout-ms",
         b"traceparent",
         b"tracestate",
