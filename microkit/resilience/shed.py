@@ -3,7 +3,8 @@
 Two ideas together. The limit falls while the event loop has no pause and rises while it has (additive increase,
 multiplicative decrease, as TCP does; Netflix' concurrency-limits has it as AIMDLimit). The queue follows controlled
 delay, as Facebook runs it (Ben Maurer, "Fail at Scale", ACM Queue 2015): a burst may wait for ``patience``; once there
-is a standing queue, nobody waits for longer than the work itself takes, and who would is refused at once.
+is a standing queue, nobody waits for much longer than the work itself takes, and who would is refused at once. A loop
+that is only busy has none: a few dozen clients that each wait for their answer do that, and are not overload.
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ LATE: Final = 0.005
 """A look that comes later than this each time, in seconds, tells of a standing queue (CoDel's target)."""
 BUSY: Final = 0.9
 """Share of its time for which the loop's thread computes when it is overloaded."""
+CALM: Final = 5
+"""Decisions in a row, while requests are refused, after which the loop is overloaded no more."""
 DECREASE: Final = 0.8
 LEAST_TOLERANCE: Final = 0.02
-"""Seconds that a request may always wait. A few dozen clients that each wait for their answer keep a loop busy without
-a pause, and are not overload: refused, they would come again at once."""
+"""Seconds that a request may always wait for work that takes longer, or so short that to refuse it costs as much."""
+CHEAP: Final = 0.001
+"""Work of fewer seconds is such work."""
+SHORTEST_TOLERANCE: Final = 0.005
+"""Seconds that a request may always wait for work in between, which a queue would delay by many times its own time."""
 LONGEST_QUEUE: Final = 10_000
 """Requests that wait, whatever time they have."""
 _WEIGHT: Final = 0.05
@@ -45,13 +51,13 @@ class Overloaded(Exception):
 
 
 class LoopLoad:
-    """Whether the event loop of this thread is overloaded: it computes without a pause, or is late each time.
+    """How the event loop of this thread gets on: whether it computes without a pause, and whether it is late each time.
 
-    The thread's own CPU time sees a loop that never sleeps, lateness one that gets no CPU. It looks only while it is
-    kept awake.
+    The thread's own CPU time sees a loop that never sleeps, lateness one that gets no CPU, or has a standing queue. It
+    looks only while it is kept awake.
     """
 
-    def __init__(self, decided: Callable[[bool], bool]) -> None:
+    def __init__(self, decided: Callable[[bool, bool], bool]) -> None:
         self._decided = decided
         self._timer: asyncio.TimerHandle | None = None
         self._due = self._since = self._computed = 0.0
@@ -62,7 +68,7 @@ class LoopLoad:
         return self._timer is not None
 
     def look(self) -> None:
-        """Begins; ``decided`` is called every 100 ms until it returns false."""
+        """Begins; ``decided(busy, late)`` is called every 100 ms until it returns false."""
         self._begin(time.monotonic())
         self._again(self._since)
 
@@ -85,7 +91,7 @@ class LoopLoad:
         self._late += now - self._due > LATE
         if self._looks >= TICKS:
             busy = time.thread_time() - self._computed > BUSY * (now - self._since)
-            if not self._decided(busy or self._late == self._looks):
+            if not self._decided(busy, self._late == self._looks):
                 self._timer = None
                 return
             self._begin(now)
@@ -113,8 +119,13 @@ class Gate:
         self._patience = self._tolerance = patience
         self._service = 0.0  # seconds in which a request is done, on average
         self._peak = 0
+        self._overloaded_for = 0.0
         self._came = False
         self._pressed = False
+        self._refused = False
+        self._calm = 0
+        self._least = math.inf  # seconds that those who were let in had waited, of all the least
+        self._done = 0
         self._critical: deque[_Waiter] = deque()
         self._normal: deque[_Waiter] = deque()
         self._expiry: asyncio.TimerHandle | None = None
@@ -132,6 +143,7 @@ class Gate:
             return False
         self.in_flight = in_flight = in_flight + 1
         self._peak = max(self._peak, in_flight)
+        self._least = min(self._least, waited)
         if not self._came:
             self._came = True
             if not self._load.looking:
@@ -148,13 +160,15 @@ class Gate:
         if not self._load.looking:
             self._load.look()
         if waited > (self._patience if critical else self._tolerance):
+            self._refused = True
             raise Overloaded("queue")
         queue = self._critical if critical else self._normal
         if self.in_flight < self.limit and not self._critical and not (queue is self._normal and queue):
-            self._take()
+            self._take(waited)
             return
         self._pressed = True
         if len(queue) >= LONGEST_QUEUE:
+            self._refused = True
             raise Overloaded("concurrency")
         waiter = _Waiter(time.monotonic() - waited, asyncio.get_running_loop().create_future())
         queue.append(waiter)
@@ -166,11 +180,13 @@ class Gate:
                 self._free()
             raise
         if not admitted:
+            self._refused = True
             raise Overloaded("concurrency")
 
     def leave(self, seconds: float) -> None:
         """Gives the place back of a request that was worked on for ``seconds``."""
         self._service += _WEIGHT * (seconds - self._service)
+        self._done += 1
         self._free()
 
     def close(self) -> None:
@@ -179,9 +195,10 @@ class Gate:
         self._patience = self._tolerance = -1.0
         self._expire()
 
-    def _take(self) -> None:
+    def _take(self, waited: float) -> None:
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
+        self._least = min(self._least, waited)
 
     def _free(self) -> None:
         self.in_flight -= 1
@@ -196,9 +213,10 @@ class Gate:
                 waiter = queue.popleft()
                 if waiter.place.done():
                     continue
-                in_time = now - waiter.since <= tolerance
+                waited = now - waiter.since
+                in_time = waited <= tolerance
                 if in_time:
-                    self._take()
+                    self._take(waited)
                 waiter.place.set_result(in_time)
 
     def _expect(self) -> None:
@@ -221,22 +239,44 @@ class Gate:
         if self._normal or self._critical:
             self._expect()
 
-    def _decide(self, overloaded: bool) -> bool:
+    def _decide(self, busy: bool, late: bool) -> bool:
         """Every 100 ms: what the limit and the tolerated wait are from now on."""
-        came, peak, pressed = self._came, self._peak, self._pressed
-        self._came, self._peak, self._pressed = False, self.in_flight, False
+        came, peak, pressed, refused = self._came, self._peak, self._pressed, self._refused
+        done, self._done = self._done, 0
+        standing = late or LATE < self._least < math.inf
+        self._came, self._peak, self._pressed, self._refused = False, self.in_flight, False, False
+        self._least = math.inf
         if not came and not self.waiting:
             # Nothing came: what was learnt under load says nothing about what comes next.
             self.overloaded, self.limit, self._tolerance = False, float(self._most), self._patience
             return self.in_flight > 0
-        self.overloaded = overloaded
-        if overloaded:
-            self.limit = max(1.0, min(self.limit, peak) * DECREASE)
-            self._tolerance = min(self._patience, max(LEAST_TOLERANCE, self._service))
+        if standing or (busy and refused):  # what is refused leaves no queue to be seen
+            self.overloaded, self._calm = True, 0
+        elif self.overloaded:
+            # One look with a pause is no end of it: while there is somebody to refuse, several must agree.
+            self._calm += 1
+            self.overloaded = refused and self._calm < CALM
+        self._overloaded_for = self._overloaded_for + TICKS * TICK if self.overloaded else 0.0
+        if self.overloaded:
+            # What began less than the patience ago is a burst, and may be over before anybody has waited too long.
+            if self._overloaded_for > self._patience - TICK:
+                self._tolerance = min(self._patience, tolerated(self._service))
         else:
-            # Doubled and not restored: one interval with a pause in it does not mean that the overload is over.
-            self._tolerance = min(self._patience, max(LEAST_TOLERANCE, 2 * self._tolerance))
-            if pressed or peak >= self.limit:
-                self.limit = min(float(self._most), self.limit + math.sqrt(self.limit))
-            self._next()
+            # Doubled and not restored: one interval without a queue does not mean that the overload is over.
+            self._tolerance = min(self._patience, 2 * self._tolerance)
+        if busy or late:
+            # Never fewer than are done while a look may be late (Little's law). Work that waits for others, as a
+            # gateway's, needs some at once to use the CPU; so short a queue may as well be within as before the gate.
+            least = min(float(self._most), done * LATE / (TICKS * TICK))
+            self.limit = max(1.0, least, min(self.limit, peak) * DECREASE)
+        elif pressed or peak >= self.limit:
+            self.limit = min(float(self._most), self.limit + math.sqrt(self.limit))
+        self._next()
         return True
+
+
+def tolerated(service: float) -> float:
+    """Seconds that a request may wait in a standing queue, for work that takes ``service`` seconds."""
+    if service < CHEAP:
+        return LEAST_TOLERANCE
+    return max(service, min(LEAST_TOLERANCE, max(SHORTEST_TOLERANCE, 2 * service)))

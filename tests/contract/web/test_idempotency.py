@@ -368,6 +368,7 @@ class LosesCommits:
         self._committed = committed
         self._lost = False
         self.dialect = database.dialect
+        self.expected_wait = self.typical_use = 0.0
 
     async def run(self, work: Callable[[Transaction], Awaitable[Any]], **options: Any) -> Any:
         if self._lost:
