@@ -4,7 +4,9 @@
 
 ``gateway`` is microkit's with everything on: route match, JWT (EdDSA) check, rate limit per user, trace at 100 %, RED
 metrics, access line and streaming. ``routes_10`` and ``routes_1000`` are the same with that many routes, each asked for
-in turn. The Starlette ones do what a first draft does: pass the request on and stream the answer, and nothing else.
+in turn. The Starlette ones are what the documentation of Starlette, aiohttp and httpx leads to: head and query passed
+on, both bodies streamed, hop-by-hop headers dropped, and nothing else; their clients may keep a connection for each of
+the load's. All have what start-up made taken out of the garbage collection (``gc.freeze``), as ``microkit up`` does.
 """
 
 # ruff: noqa: PLC0415  a process loads what it measures and nothing else
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -26,6 +29,9 @@ App = Callable[..., Awaitable[None]]
 Stop = Callable[[], Awaitable[None]]
 
 ISSUER, AUDIENCE, USER = "https://user.example", "bench", "6f1c0d1e-9a3b-4c55-8c2a-5d0f4b1e7a90"
+_HOP = frozenset({b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
+_MOST = 256
+_BODY = frozenset({"content-length", "transfer-encoding"})
 NAMES = ("gateway", "routes_10", "routes_1000", "starlette_aiohttp", "starlette_httpx")
 
 
@@ -61,47 +67,57 @@ async def microkit(routes: int, upstream: int, stack: AsyncExitStack) -> tuple[i
     return server.port, issuer.sign(USER, roles=["member"]).value
 
 
+def _passed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name.lower() not in _HOP]
+
+
 def starlette_aiohttp(upstream: int, session: Any) -> App:
     from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
     from starlette.requests import Request
     from starlette.responses import StreamingResponse
     from starlette.routing import Route
+    from yarl import URL
 
     async def pass_on(request: Request) -> StreamingResponse:
-        url = f"http://127.0.0.1:{upstream}{request.url.path}"
-        headers = {name: value for name, value in request.headers.items() if name != "host"}
-        answer = await session.request(request.method, url, headers=headers, allow_redirects=False)
+        target = f"http://127.0.0.1:{upstream}{request.url.path}"
+        answer = await session.request(
+            request.method,
+            URL(f"{target}?{request.url.query}" if request.url.query else target, encoded=True),
+            headers=[(name.decode(), value.decode()) for name, value in _passed(request.headers.raw)],
+            data=request.stream() if _BODY.intersection(request.headers.keys()) else None,
+            allow_redirects=False,
+        )
 
-        async def pieces() -> AsyncIterator[bytes]:
-            async with answer:
-                async for piece in answer.content.iter_any():
-                    yield piece
+        async def closed() -> None:
+            answer.release()
 
-        return StreamingResponse(pieces(), answer.status, {"content-type": answer.headers["content-type"]})
+        response = StreamingResponse(answer.content.iter_any(), answer.status, background=BackgroundTask(closed))
+        response.raw_headers = [(name.lower(), value) for name, value in _passed(answer.raw_headers)]
+        return response
 
     return Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])])
 
 
 def starlette_httpx(upstream: int, client: Any) -> App:
     from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
     from starlette.requests import Request
     from starlette.responses import StreamingResponse
     from starlette.routing import Route
 
     async def pass_on(request: Request) -> StreamingResponse:
-        url = f"http://127.0.0.1:{upstream}{request.url.path}"
-        headers = {name: value for name, value in request.headers.items() if name != "host"}
-        sent = client.build_request(request.method, url, headers=headers)
+        target = f"http://127.0.0.1:{upstream}{request.url.path}"
+        sent = client.build_request(
+            request.method,
+            f"{target}?{request.url.query}" if request.url.query else target,
+            headers=_passed(request.headers.raw),
+            content=request.stream() if _BODY.intersection(request.headers.keys()) else None,
+        )
         answer = await client.send(sent, stream=True)
-
-        async def pieces() -> AsyncIterator[bytes]:
-            try:
-                async for piece in answer.aiter_raw():
-                    yield piece
-            finally:
-                await answer.aclose()
-
-        return StreamingResponse(pieces(), answer.status_code, {"content-type": answer.headers["content-type"]})
+        response = StreamingResponse(answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose))
+        response.raw_headers = [(name.lower(), value) for name, value in _passed(answer.headers.raw)]
+        return response
 
     return Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])])
 
@@ -112,12 +128,19 @@ async def peer(name: str, upstream: int, stack: AsyncExitStack) -> tuple[int, st
     if name == "starlette_aiohttp":
         import aiohttp
 
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256)))
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_MOST), auto_decompress=False)
+        )
         app = starlette_aiohttp(upstream, session)
     else:
         import httpx
 
-        app = starlette_httpx(upstream, await stack.enter_async_context(httpx.AsyncClient()))
+        app = starlette_httpx(
+            upstream,
+            await stack.enter_async_context(
+                httpx.AsyncClient(limits=httpx.Limits(max_connections=_MOST, max_keepalive_connections=_MOST))
+            ),
+        )
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, http="httptools", loop="none", log_config=None, access_log=False, ws="none")
     )
@@ -139,6 +162,8 @@ async def serve(name: str, upstream: int) -> None:
         routes = {"gateway": 1, "routes_10": 10, "routes_1000": 1000}.get(name)
         start = peer(name, upstream, stack) if routes is None else microkit(routes, upstream, stack)
         port, token = await start
+        gc.collect()
+        gc.freeze()
         print(orjson.dumps({"port": port, "token": token}).decode(), flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

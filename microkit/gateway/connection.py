@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
     """``over_with`` is called when an exchange has ended, ``gone_with`` when the connection has."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pool: Owner) -> None:
-        self._loop = loop
+        self.loop = loop
         self._pool = pool
         self._parser: Any = httptools.HttpResponseParser(self)
         self._answer: Response | None = None
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
             return  # how the exchange ended is told where its answer is read
         self.transport.write(piece)
         while self._full and not self.closed:
-            self._room = self._loop.create_future()
+            self._room = self.loop.create_future()
             await self._room
 
     async def wait(self, within: float) -> None:
@@ -140,8 +140,8 @@ class Connection(asyncio.Protocol):
         Raises:
             TimeoutError: nothing came ``within`` so many seconds.
         """
-        self._waiter = waiter = self._loop.create_future()
-        self.deadline = self._loop.time() + within
+        self._waiter = waiter = self.loop.create_future()
+        self.deadline = self.loop.time() + within
         self._pool.waiting.add(self)
         try:
             await waiter
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     def extend(self, within: float) -> None:
         """The wait under way starts anew."""
-        self.deadline = self._loop.time() + within
+        self.deadline = self.loop.time() + within
 
     def fail(self, error: Exception) -> None:
         """The exchange cannot go on, for a reason of the sender's."""

@@ -6,6 +6,7 @@ import re
 
 from microkit.errors import BadRequest
 
+_SUSPICIOUS = re.compile(r"[%\\\x00-\x20\x7f]|//|/\.")
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN_ENCODING = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
@@ -27,6 +28,8 @@ def canonical_path(path: str) -> str:
         BadRequest: the path has a second reading, and a gateway and a service could take different ones: empty or dot
             segments, an encoded slash, backslash or control character, broken encoding.
     """
+    if _SUSPICIOUS.search(path) is None and path.startswith("/"):
+        return path  # as nearly all are; what is below decides about the others
     if "%" in path:
         if _BROKEN_ENCODING.search(path):
             raise BadRequest("The path's percent-encoding is broken")

@@ -111,7 +111,7 @@ class Origin(Owner):
                 return
 
     def give_back(self, connection: Connection) -> None:
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = connection.loop.time()
         self.idle.append(connection)
         if self._queue:
             self._next_turn()
@@ -142,6 +142,7 @@ class Pool:
         self._waiting: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def origin(self, url: str) -> Origin:
         """The connections to the instance at ``url``."""
@@ -159,7 +160,9 @@ class Pool:
             NotConnected: none can be made.
             Unavailable: all are busy.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()  # once: it asks the kernel for the process each time
         if self._timer is None and not self._closed:
             self._timer = loop.call_later(TICK, self._look, loop)
         connection = origin.take(loop.time())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -37,6 +38,8 @@ EVENT_STREAM_IDLE: Final = 300.0
 """Seconds of silence that a stream of events may have, where its route says nothing of it."""
 
 _LOCATIONS: Final = frozenset({b"location", b"content-location"})
+_LONGEST_KNOWN: Final = 255
+"""Characters of a host up to which it is remembered: what is remembered is bounded in bytes, too."""
 _LONGEST_PAUSE: Final = 2.0
 _DOCUMENT_LIMIT: Final = 8 * 1024 * 1024
 
@@ -189,8 +192,7 @@ class _Attempt:
         try:
             response, _ = await upstreams.ask(exchange, chosen.instance, self._content, span, left)
             status = response.status
-            wait = _header(response, b"retry-after")
-            outcome = outcome_of(status, wait)
+            outcome, wait = _said(response, exchange.retry_on)
             if status >= 400:
                 span.set_status(StatusCode.ERROR)
                 failure = str(status)
@@ -332,18 +334,22 @@ def own_headers(exchange: Exchange, within: float) -> list[tuple[bytes, bytes]]:
     No client can have sent any of these."""
     client = exchange.client
     headers = [
-        (b"x-forwarded-proto", client.scheme.encode()),
+        *(_of_client if len(client.host) <= _LONGEST_KNOWN else _of_client.__wrapped__)(
+            client.address, client.scheme, client.host
+        ),
         (b"request-timeout-ms", b"%d" % max(1, int(within * 1000))),
     ]
-    if client.address:
-        headers.append((b"x-forwarded-for", client.address.encode()))
-    if client.host:
-        headers.append((b"x-forwarded-host", client.host.encode()))
     if request_id := context.current().request_id:
         headers.append((b"x-request-id", request_id.encode()))
     if not exchange.principal.anonymous:
         headers.append((b"x-user-id", _in_a_line(exchange.principal.subject)))
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _of_client(address: str, scheme: str, host: str) -> tuple[tuple[bytes, bytes], ...]:
+    told = (("proto", scheme), ("for", address), ("host", host))
+    return tuple((b"x-forwarded-" + name.encode(), value.encode()) for name, value in told if value)
 
 
 def _in_a_line(subject: str) -> bytes:
@@ -360,6 +366,15 @@ def trace_headers(span: Span) -> list[tuple[bytes, bytes]]:
             found.append((b"tracestate", span.state.to_header().encode()))
         return found
     return [(name.encode(), value.encode()) for name, value in inject().items()]
+
+
+def _said(response: Response, retry_on: Container[int]) -> tuple[Outcome, str | None]:
+    """What an answer says of the instance, and when to ask it again."""
+    status = response.status
+    if status < 400 and status not in retry_on:
+        return Outcome.ANSWERED, None
+    wait = _header(response, b"retry-after")
+    return outcome_of(status, wait), wait
 
 
 def _header(response: Response, wanted: bytes) -> str | None:

@@ -17,9 +17,9 @@ class Watched:
 
     __slots__ = ("_gone", "_receive", "_task", "_watcher", "body", "seen")
 
-    def __init__(self, receive: Receive, body: RequestBody | None) -> None:
+    def __init__(self, receive: Receive, body: RequestBody | None, task: asyncio.Task[object]) -> None:
         self._receive = receive
-        self._task = _running_task()
+        self._task = task
         self._gone = False
         self._watcher: asyncio.Task[None] | None = None
         self.body = body
@@ -56,13 +56,20 @@ class ClientWatch:
     def __init__(self) -> None:
         self._exchanges: dict[Watched, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, receive: Receive, body: RequestBody | None) -> Watched:
         """Watches the exchange of the current task until :meth:`end`."""
-        watched = Watched(receive, body)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()  # once: it asks the kernel for the process each time
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("an exchange runs in a task")
+        watched = Watched(receive, body, task)
         self._exchanges[watched] = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(TICK, self._look)
+            self._timer = loop.call_later(TICK, self._look)
         return watched
 
     def end(self, watched: Watched, error: BaseException | None = None) -> None:
@@ -84,10 +91,3 @@ class ClientWatch:
                 watched.seen = True
         if self._exchanges:
             self._timer = asyncio.get_running_loop().call_later(TICK, self._look)
-
-
-def _running_task() -> asyncio.Task[object]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("an exchange runs in a task")
-    return task

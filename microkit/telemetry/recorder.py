@@ -112,6 +112,9 @@ class RecordingSpan(Span):
             self.attributes[key] = value
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        if not self.end_ns and len(self.attributes) + len(attributes) <= MOST_ATTRIBUTES:
+            self.attributes.update(attributes)
+            return
         for key, value in attributes.items():
             self.set_attribute(key, value)
 

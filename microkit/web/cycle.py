@@ -35,7 +35,8 @@ class Cycle(RequestResponseCycle):
         elif len(body) <= _LARGE:
             self.transport.write(head + body)
         else:
-            self.transport.writelines((head, body))
+            self.transport.write(head)
+            self.transport.write(body)
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from microkit.errors import DefinitionError
 
@@ -73,8 +73,7 @@ class Limit:
             raise ValueError(f"{text!r} is no limit ({error}): {_WRITE}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a limiter says. ``remaining`` are the tokens left, ``reset`` the seconds until the bucket is full again,
     ``retry_after`` the seconds until there are enough tokens (0 where there were). ``counted`` is false where the store
     could not be asked and the limit lets pass."""
