@@ -3,9 +3,10 @@
     python -m benchmarks.gateway [--json] [--rounds N] [--only NAME …]
 
 The gateway has one core; the service behind it (nginx, 250 bytes of JSON) and the load (32 connections that send the
-next request when they have the answer) have the other. Contenders take turns, the best of the rounds counts. Answers
-are looked at. Requests a second on one core; ``…_cpu_us`` is the CPU time of a request in the gateway's process, which
-tells whether the other core was the limit: it is for nginx, whose own rate would be 1,000,000 / ``nginx_cpu_us``.
+next request when they have the answer) have the other. Contenders take turns, each round begins with another, the best
+of the rounds counts. Answers are looked at. Requests a second on one core; ``…_cpu_us`` is the CPU time of a request in
+the gateway's process. ``load`` is the load straight to the service: what the other core can do at most, nine times what
+the contenders in Python ask of it. Only nginx may be held up by it: alone it would do 1,000,000 / ``nginx_cpu_us``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from benchmarks.startup import cpu_s
 CONNECTIONS = 32
 WARM_UP_S, MEASURED_S = 1.0, 2.0
 GATEWAY_CORE, OTHER_CORE = 0, 1
-CONTENDERS = (*NAMES, "nginx")
+CONTENDERS = (*NAMES, "nginx", "load")
 
 ANSWER = json.dumps({"id": "6f1c0d1e-9a3b-4c55-8c2a-5d0f4b1e7a90", "payee": "Lagos Water", "amount": "12.50"}).ljust(
     250
@@ -51,11 +52,26 @@ _UPSTREAM = """
   server {{ listen 127.0.0.1:{port} backlog=1024;
     location / {{ default_type application/json; return 200 '{answer}'; }} }}
 """
-_PROXY = """
-  upstream billing {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 100000000; }}
-  server {{ listen 127.0.0.1:{port} backlog=1024;
-    location / {{ proxy_pass http://billing; proxy_http_version 1.1; proxy_set_header Connection ""; }} }}
-"""
+
+
+def upstream_text(folder: str, port: int) -> str:
+    """The service behind: an nginx that answers by itself."""
+    return _COMMON.format(folder=folder, name="upstream", http=_UPSTREAM.format(port=port, answer=ANSWER))
+
+
+def rendered_proxy(folder: str, upstream: int, port: int) -> str:
+    """nginx as ``microkit gateway render nginx`` writes it, with one worker: the same route and limit. Without tokens,
+    which it would ask the gateway about."""
+    from microkit.gateway import Gateway, Route  # noqa: PLC0415
+    from microkit.gateway.filters import RateLimit  # noqa: PLC0415
+    from microkit.gateway.rendering import Placement, Surroundings, read, rendered  # noqa: PLC0415
+
+    url = f"http://127.0.0.1:{upstream}"
+    around = Surroundings("gateway", {"billing": [url], "gateway": [url]}, tokens=False)
+    routes = [Route("/bills", "billing", filters=(RateLimit("1000000/s", by="address"),))]
+    placement = Placement(f"127.0.0.1:{port}", Path(folder), access_log="off")
+    text = rendered("nginx", read(Gateway(routes), around), placement)
+    return "daemon off;\n" + text.replace("worker_processes auto;", "worker_processes 1;")
 
 
 def free_port() -> int:
@@ -80,10 +96,10 @@ def nginx_binary() -> str:
 
 
 @contextmanager
-def nginx(folder: str, name: str, http: str, core: int) -> Iterator[int]:
-    """nginx with this ``http`` block; yields the pid of its worker."""
+def nginx(folder: str, name: str, text: str, core: int) -> Iterator[int]:
+    """nginx with this configuration; yields the pid of its worker."""
     config = Path(folder, f"{name}.conf")
-    config.write_text(_COMMON.format(folder=folder, name=name, http=http))
+    config.write_text(text)
     with subprocess.Popen(
         [nginx_binary(), "-p", folder, "-c", str(config)],
         preexec_fn=pinned(core),  # noqa: PLW1509  there are no threads
@@ -194,11 +210,15 @@ def paths_of(name: str) -> list[str]:
     return [f"/api/v{index % 7}/resource-{index}/items/7" for index in range(number)]
 
 
-def measured(name: str, upstream: int, folder: str) -> tuple[float, float]:
-    """Requests a second and CPU microseconds a request."""
+def measured(name: str, service: tuple[int, int], folder: str) -> tuple[float, float]:
+    """Requests a second and CPU microseconds a request. ``service`` is the port and the pid of what stands behind."""
+    upstream, worker = service
+    if name == "load":
+        rate, cpu = uvloop.run(load(upstream, requests_of(paths_of(name), "t" * 300), MEASURED_S, worker))
+        return rate, cpu * 1e6
     if name == "nginx":
         port = free_port()
-        with nginx(folder, name, _PROXY.format(upstream=upstream, port=port), GATEWAY_CORE) as pid:
+        with nginx(folder, name, rendered_proxy(folder, upstream, port), GATEWAY_CORE) as pid:
             rate, cpu = uvloop.run(load(port, requests_of(paths_of(name), "t" * 300), MEASURED_S, pid))
         return rate, cpu * 1e6
     command = [sys.executable, "-m", "benchmarks.proxies", name, str(upstream)]
@@ -227,11 +247,12 @@ def all_rounds(names: Sequence[str], rounds: int) -> dict[str, tuple[float, floa
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         upstream = free_port()
-        stack.enter_context(nginx(folder, "upstream", _UPSTREAM.format(port=upstream, answer=ANSWER), OTHER_CORE))
+        worker = stack.enter_context(nginx(folder, "upstream", upstream_text(folder, upstream), OTHER_CORE))
         pinned(OTHER_CORE)()
-        for _ in range(rounds):
-            for name in names:
-                rate, cpu = measured(name, upstream, folder)
+        for turn in range(rounds):
+            first = turn * len(names) // rounds
+            for name in (*names[first:], *names[:first]):
+                rate, cpu = measured(name, (upstream, worker), folder)
                 before = best.get(name, (0.0, cpu))
                 best[name] = max(rate, before[0]), min(cpu, before[1])
     return best
