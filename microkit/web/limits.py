@@ -15,7 +15,8 @@ class Limits:
     may take, ``keep_alive`` how long an idle connection stays open: longer than the callers' pools keep theirs (aiohttp
     15 s, nginx 60 s), so that it is never the server that closes a connection about to be used.
     ``connections`` is how many may be open at once; those beyond are answered 503 and closed.
-    ``concurrency`` is how many requests are worked on at once at most, ``queue`` how long one may wait for its turn:
+    ``concurrency`` is how many requests are worked on at once at most, ``queue`` how long one may wait for its turn in a
+    burst, and how long a burst may last:
     with ``shedding`` both shrink under load (see :mod:`microkit.resilience.shed`), without it neither holds.
     ``allowed_hosts`` are names without a port; ``"*"`` takes any, ``"*.example.com"`` the names below.
     """
@@ -30,6 +31,6 @@ class Limits:
     keep_alive: float = 75.0
     connections: int = 10_000
     concurrency: int = 1000
-    queue: float = 0.1
+    queue: float = 1.0
     shedding: bool = True
     allowed_hosts: tuple[str, ...] = ("*",)

@@ -24,8 +24,8 @@ _FAILED: Final = frozenset({500, 502, 503, 504})
 class ResponseCache(Filter):
     """``ResponseCache()``: answers to GET that say for how long they are fresh (``s-maxage``, ``max-age``, ``Expires``)
     are kept and given out again, under their ``Vary``, with an ``Age``, and with an ``ETag`` made where the service
-    gives none, so that ``If-None-Match`` is answered 304. ``default`` (seconds) is for answers that say nothing, 0
-    keeps none of them.
+    gives none, so that ``If-None-Match`` is answered 304. ``default`` (seconds) is for answers that say nothing and are
+    no errors, 0 keeps none of them.
 
     Only what HTTP caching lets a shared cache keep: nothing ``private`` or ``no-store``, nothing with ``Set-Cookie`` or
     ``Vary: *``, nothing asked for with ``Authorization`` (or an API key) unless the answer says ``public`` or
@@ -131,7 +131,8 @@ class _Caching:
     async def _keep(self, exchange: Exchange, base: str, answer: Answer) -> None:
         said = directives(answer.all(b"cache-control"))
         identified = not exchange.principal.anonymous
-        lifetime = freshness(answer, said, self._options.default)
+        # An error is kept where it says so itself: one client's odd request must not be everybody's answer.
+        lifetime = freshness(answer, said, self._options.default if answer.status < 400 else 0.0)
         grace = stale_for(said, self._options.stale_if_error)
         worth = lifetime > 0 or answer.header(b"etag") is not None
         if not worth or not may_store(exchange.asked, identified, answer, said):

@@ -79,6 +79,20 @@ async def test_expires_is_as_good_as_max_age(start: Any) -> None:
     assert [(await got(gateway, "/a?b"))[1] for _ in range(2)] == ["mirror 2", "mirror 3"]
 
 
+async def test_an_error_that_one_client_provoked_is_not_kept_for_the_others(start: Any) -> None:
+    asked: list[str] = []
+
+    async def answer(request: Request) -> Response:
+        asked.append(request.headers.get("x-odd", ""))
+        return Response("odd", 404) if asked[-1] else Response("even")
+
+    app = Starlette(routes=[AppRoute("/a", answer)])
+    gateway = await start([Route("/a", "app", filters=(ResponseCache(default=60),))], {"app": app})
+    assert (await got(gateway, headers={"X-Odd": "1"}))[0] == 404
+    assert [(await got(gateway))[1] for _ in range(2)] == ["even", "even"]
+    assert asked == ["1", ""]
+
+
 async def test_no_header_makes_a_service_see_another_path_or_method(start: Any) -> None:
     mirror = Mirror()
     gateway = await start([Route("/a", "mirror")], {"mirror": mirror.app})

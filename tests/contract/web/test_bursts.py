@@ -1,0 +1,83 @@
+"""Many at once are no overload: what comes in a burst waits its turn, on default settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from sqlalchemy import text
+
+from microkit.contract import ANYONE
+from microkit.db import Database, Transaction
+from microkit.resilience.shed import TICK, TICKS, Gate, Overloaded
+from microkit.telemetry import Telemetry
+from microkit.web import InlineRoute, Limits, Server, Surface, WebApp
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = 100
+
+
+@asynccontextmanager
+async def serving(database_url: str) -> AsyncIterator[str]:
+    async def computes() -> dict[str, bool]:
+        until = time.thread_time() + 0.002
+        while time.thread_time() < until:
+            pass
+        await asyncio.sleep(0.01)
+        return {"done": True}
+
+    async def writes(tx: Transaction) -> dict[str, bool]:
+        await tx.execute(text("INSERT INTO burst VALUES (1)"))
+        return {"done": True}
+
+    telemetry = Telemetry("burst", log_level="CRITICAL")
+    database = Database(database_url, telemetry=telemetry)
+    await database.start()
+    async with database.transaction() as tx:
+        await tx.execute(text("CREATE TABLE burst (n INTEGER)"))
+    routes = [InlineRoute("POST", "/computes", computes, ANYONE), InlineRoute("POST", "/writes", writes, ANYONE)]
+    app = WebApp(Surface("burst", routes=routes), telemetry=telemetry, database=database, limits=Limits(timeout=60))
+    server = Server(app)
+    await server.start()
+    try:
+        yield server.url
+    finally:
+        await server.stop(5)
+        await app.stop()
+        await database.close()
+
+
+@pytest.mark.parametrize("path", ["/computes", "/writes"])
+async def test_a_hundred_requests_at_once_are_all_answered(path: str, database_url: str) -> None:
+    async with (
+        serving(database_url) as url,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+    ):
+
+        async def ask() -> int:
+            async with client.post(url + path) as answer:
+                return answer.status
+
+        for _ in range(3):
+            assert Counter(await asyncio.gather(*(ask() for _ in range(AT_ONCE)))) == {200: AT_ONCE}
+
+
+async def test_overload_that_lasts_is_no_burst() -> None:
+    gate = Gate(patience=1.0)
+    intervals = 0
+    while gate._tolerance == 1.0:
+        assert gate.enter_now(0.9), "so long may one wait in a burst"
+        gate.leave(0.001)
+        gate._decide(busy=True, late=True)
+        intervals += 1
+        assert intervals < 20
+    assert intervals == round(1.0 / (TICKS * TICK))
+    with pytest.raises(Overloaded):
+        await gate.enter(0.1)
+    gate.close()
