@@ -11,7 +11,7 @@ from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.gateway import gateway_app
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
-from microkit.cli.options import FolderOption, JsonOption, SystemOption, scaled
+from microkit.cli.options import FolderOption, JsonOption, ServiceOption, SystemOption, scaled
 from microkit.cli.saga_commands import saga_app
 
 app = typer.Typer(
@@ -142,6 +142,46 @@ def migrate(
 
     if not run(service, system, check=check, json=json):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: microkit doctor billing --json | jq .ok")
+def doctor(
+    service: Annotated[
+        str | None, typer.Argument(metavar="SERVICE", help="One service; without it, all.", show_default=False)
+    ] = None,
+    *,
+    system: SystemOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Look for what would keep services from starting or from holding under load, and say what to do about it.
+
+    Settings, ports, database (version, clock, migrations, connections), bus and registry. It changes nothing, and
+    exits with 1 if anything is an error.
+    """
+    from microkit.cli.doctor import doctor as run  # noqa: PLC0415
+
+    if not run(service, system, json=json):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: microkit pool --service billing")
+def pool(
+    *,
+    service: ServiceOption = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option("--url", metavar="URL", help="Where an instance's admin endpoints are. May be given repeatedly."),
+    ] = None,
+    folder: FolderOption = DEFAULT_FOLDER,
+    json: JsonOption = False,
+) -> None:
+    """Show the database pools of running services: who has a connection, for how long, and where it was taken.
+
+    Without --url it asks the services of a running `microkit up` that have admin endpoints.
+    """
+    from microkit.cli.pool import pool as run  # noqa: PLC0415
+
+    run(url or [], service, folder, json=json)
 
 
 @config_app.command("show", epilog="Example: microkit config show billing")

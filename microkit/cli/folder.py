@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,8 @@ class Note:
     pid: int
     console: str
     services: dict[str, str]
+    admin: dict[str, str] = field(default_factory=dict)
+    """Admin endpoints by instance; those that have any."""
 
 
 @contextmanager

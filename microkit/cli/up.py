@@ -53,7 +53,8 @@ class Up:
             ) as running,
             options.console(api(Here(running))) as console,
         ):
-            with noted(options.folder, Note(self._reference, os.getpid(), console, running.urls)):
+            admin = {name: one.admin_url for name, one in running.instances.items() if one.admin_url is not None}
+            with noted(options.folder, Note(self._reference, os.getpid(), console, running.urls, admin)):
                 seconds = time.monotonic() - began
                 credentials = await self._system.seed(running) if options.seed and self._system.seed else {}
                 gc.collect()

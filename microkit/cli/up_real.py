@@ -67,7 +67,8 @@ class UpReal:
                 Fleet.running(self._system, self._reference, self._wanted(console), self._line)
             )
             await owned.enter_async_context(seen.following(fleet))
-            owned.enter_context(noted(options.folder, Note(self._reference, os.getpid(), console, fleet.urls)))
+            admin = {child.copy.name: child.copy.admin_url for child in fleet.children if child.copy.admin_url}
+            owned.enter_context(noted(options.folder, Note(self._reference, os.getpid(), console, fleet.urls, admin)))
             seconds = time.monotonic() - began
             credentials = await self._system.seed(seen) if options.seed and self._system.seed else {}
             self._announce(fleet, console, seconds, credentials)

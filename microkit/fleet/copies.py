@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -20,11 +21,13 @@ _OVERRIDE: Final = "override"
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One process of a service. ``number`` counts from 1; ``environment`` is what is added to ours."""
+    """One process of a service. ``number`` counts from 1; ``environment`` is what is added to ours. ``admin_url`` is
+    where its admin endpoints are; empty where the service's own settings say something about them."""
 
     service: str
     number: int
     url: str
+    admin_url: str = ""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -53,14 +56,20 @@ def copies_of(
             )
         if not 1 <= number <= 64:
             raise ConfigurationError(f"--scale {name}={number}: from 1 to 64 copies")
-    ports = {name: [settings[name].port, *free_ports(scale.get(name, 1) - 1)] for name in names}
+    # All at once, so that none is given twice.
+    free = iter(free_ports(2 * sum(scale.get(name, 1) for name in names)))
+    ports = {name: [settings[name].port, *islice(free, scale.get(name, 1) - 1)] for name in names}
     urls = {name: [f"http://{settings[name].host}:{port}" for port in ports[name]] for name in names}
     found: list[Copy] = []
     for name in names:
         told = environment_of(settings[name]) | _texts(settings[name], {**shared, "services": urls})
         for number, port in enumerate(ports[name], 1):
-            own = {settings[name].origin.key("port"): str(port)}
-            found.append(Copy(name, number, urls[name][number - 1], told | own))
+            own, admin_url = {settings[name].origin.key("port"): str(port)}, ""
+            if settings[name].admin_port is None:
+                admin_port = next(free)
+                own[settings[name].origin.key("admin_port")] = str(admin_port)
+                admin_url = f"http://{settings[name].admin_host}:{admin_port}"
+            found.append(Copy(name, number, urls[name][number - 1], admin_url, told | own))
     return found
 
 

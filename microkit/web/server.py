@@ -86,6 +86,12 @@ class Server:
         if self._socket is None:
             self._socket = _bind(self._host, self._port)
 
+    def close(self) -> None:
+        """Gives an address back that was taken and never served."""
+        if self._server is None and self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     async def start(self) -> None:
         """Accepts connections.
 

@@ -172,10 +172,13 @@ async def test_a_level_that_is_none_is_refused(settings: dict[str, object], body
 
 
 async def test_a_page_with_a_name_of_its_own_for_the_loopback_reads_nothing(settings: dict[str, object]) -> None:
-    async with words().instance(settings) as instance, aiohttp.ClientSession() as session:
-        async with session.get(f"{instance.admin_url}/info", headers={"host": "evil.example"}) as answer:
-            assert answer.status == 400
-            assert "words" not in await answer.text()
+    async with (
+        words().instance(settings) as instance,
+        aiohttp.ClientSession() as session,
+        session.get(f"{instance.admin_url}/info", headers={"host": "evil.example"}) as answer,
+    ):
+        assert answer.status == 400
+        assert "words" not in await answer.text()
 
 
 async def test_no_secret_is_in_what_is_told(settings: dict[str, object], postgres_url: str) -> None:
