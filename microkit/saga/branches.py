@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
@@ -38,7 +39,7 @@ OPEN: Final = (Stage.BEGUN, Stage.WAITING, Stage.FAILED)
 @dataclass(frozen=True, slots=True)
 class Branch:
     """``attempts`` that have begun; ``happened``: it did, or may have, and is undone when the saga turns back. A
-    ``delay`` in seconds is there while it waits, or is to be tried again."""
+    ``delay`` in seconds, from now, is there while it waits, or is to be tried again."""
 
     stage: Stage
     attempts: int
@@ -47,6 +48,11 @@ class Branch:
     reason: str | None = None
     type: str | None = None
     delay: float | None = None
+
+    @property
+    def is_put_off(self) -> bool:
+        """Whether the time for its next attempt has not come. Who waits for an event is asked at any time."""
+        return self.stage is Stage.FAILED and self.delay is not None
 
 
 def branch_after(  # noqa: PLR0911  a table of cases
@@ -74,14 +80,18 @@ def branch_after(  # noqa: PLR0911  a table of cases
     return Branch(Stage.FAILED, number, happened, None, *why, max(retry.delay(number), 0.001))
 
 
-_ROWS: Final = sa.select(saga_branch).where(saga_branch.c.saga_id == sa.bindparam("of_saga"))
+_ROWS: Final = sa.select(saga_branch, database_now().label("now")).where(
+    saga_branch.c.saga_id == sa.bindparam("of_saga")
+)
 _FENCE: Final = sa.and_(saga.c.id == sa.bindparam("of_saga"), saga.c.epoch == sa.bindparam("of_epoch"))
 _HOLD: Final = sa.select(saga.c.seq).where(_FENCE).with_for_update()
 _COUNT: Final = sa.update(saga).where(_FENCE).values(seq=saga.c.seq + 1).returning(saga.c.seq, database_now())
-_WRITTEN: Final = ("status", "attempts", "happened", "changes", "reason", "type", "updated_at")
+_WRITTEN: Final = ("status", "attempts", "happened", "changes", "reason", "type", "updated_at", "not_before")
+_DELAY: Final = sa.bindparam("delay", type_=sa.Float)
+_NOT_BEFORE: Final = sa.case((_DELAY.is_(None), None), else_=database_now(_DELAY))
 _WRITE: Final = {
     name: insert(saga_branch)
-    .values(updated_at=database_now())
+    .values(updated_at=database_now(), not_before=_NOT_BEFORE)
     .on_conflict_do_update(
         index_elements=[saga_branch.c.saga_id, saga_branch.c.place],
         set_={column: insert(saga_branch).excluded[column] for column in _WRITTEN},
@@ -92,8 +102,13 @@ _HISTORY: Final = sa.insert(saga_step)
 _FORGIVE: Final = (
     sa.update(saga_branch)
     .where(saga_branch.c.saga_id == sa.bindparam("of_saga"), saga_branch.c.status == Stage.GIVEN_UP)
-    .values(status=Stage.FAILED, attempts=sa.case((saga_branch.c.attempts > 1, 1), else_=saga_branch.c.attempts))
+    .values(
+        status=Stage.FAILED,
+        attempts=sa.case((saga_branch.c.attempts > 1, 1), else_=saga_branch.c.attempts),
+        not_before=None,
+    )
 )
+_AT_ONCE: Final = sa.update(saga_branch).where(saga_branch.c.saga_id == sa.bindparam("of_saga")).values(not_before=None)
 _WAKE: Final = (
     sa.update(saga)
     .where(
@@ -114,10 +129,32 @@ async def load(tx: Transaction, saga_id: UUID) -> dict[str, Branch]:
     rows = (await tx.execute(_ROWS, {"of_saga": saga_id})).mappings()
     return {
         row["place"]: Branch(
-            Stage(row["status"]), row["attempts"], row["happened"], row["changes"], row["reason"], row["type"]
+            Stage(row["status"]),
+            row["attempts"],
+            row["happened"],
+            row["changes"],
+            row["reason"],
+            row["type"],
+            _left(row["not_before"], row["now"]),
         )
         for row in rows
     }
+
+
+def _left(not_before: datetime | None, now: datetime) -> float | None:
+    seconds = 0.0 if not_before is None else (not_before - now).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+async def hold(tx: Transaction, saga_id: UUID, epoch: int) -> bool:
+    """Locks a saga's row, before its branches and what it waits for, as an engine and an event do; whether it still has
+    this ``epoch``."""
+    return (await tx.execute(_HOLD, {"of_saga": saga_id, "of_epoch": epoch})).first() is not None
+
+
+async def at_once(tx: Transaction, saga_id: UUID) -> None:
+    """Has no branch wait for its next attempt."""
+    await tx.execute(_AT_ONCE, {"of_saga": saga_id})
 
 
 async def begin(tx: Transaction, held: Held, branches: Mapping[str, Branch]) -> None:
@@ -126,7 +163,7 @@ async def begin(tx: Transaction, held: Held, branches: Mapping[str, Branch]) -> 
     Raises:
         LeaseLost: nothing is written.
     """
-    if (await tx.execute(_HOLD, {"of_saga": held.id, "of_epoch": held.epoch})).first() is None:
+    if not await hold(tx, held.id, held.epoch):
         raise LeaseLost
     await write(tx, held.id, branches)
 
@@ -143,6 +180,7 @@ async def write(tx: Transaction, saga_id: UUID, branches: Mapping[str, Branch]) 
             "changes": branch.changes,
             "reason": branch.reason,
             "type": branch.type,
+            "delay": branch.delay,
         }
         await tx.execute(_WRITE[tx.dialect], values)
 

@@ -34,11 +34,13 @@ async def conclude(tx: Transaction, work: Work, awaits: Awaited) -> tuple[Outcom
     address = Address(held.name, work.place, value)
     await lock(tx, address)
     wait = await look(tx, held.id, address)
+    work.may_have_happened |= wait is not None
     if wait is None:
         events = "|".join(event.event_type for event in awaits.events)
         wait = await begin(tx, held.id, address, step=held.step, events=events, within=awaits.timeout)
         _send(tx, work, awaits, state)
     if wait.message is not None:
+        work.may_have_happened = True
         event = _event_of(awaits, wait.message)
         return DONE, held.state if awaits.then is None else await work.note(awaits.then, state, tx, event)
     if wait.left > 0:

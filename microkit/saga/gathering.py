@@ -51,10 +51,14 @@ class _Group:
 
     def _open(self) -> list[Step]:
         if self.held.direction is Direction.UNDO:
-            return [each for each in self.undone() if (now := self.stage(each)) is None or now.stage in OPEN]
+            return [each for each in self.undone() if self._is_due(each)]
         if self.refusal() is not None:
             return []
-        return [each for each in self.step.branches if (now := self.stage(each)) is None or now.stage in OPEN]
+        return [each for each in self.step.branches if self._is_due(each)]
+
+    def _is_due(self, branch: Step) -> bool:
+        now = self.stage(branch)
+        return now is None or (now.stage in OPEN and not now.is_put_off)
 
     def undone(self) -> list[Step]:
         """The branches that are to be undone: what happened, or may have."""
@@ -217,6 +221,7 @@ class Gathering:
             outcome, group.known[work.place], seq = came
             group.seq = max(group.seq, seq)
             return outcome
+        outcome = work.doubted(outcome)
         before = group.known.get(work.place)
         found = (await insist(self._database, lambda tx: branches.load(tx, work.held.id), read_only=True)).get(
             work.place

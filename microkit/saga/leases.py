@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -122,6 +123,13 @@ _LEASED: Final = (
     .group_by(saga.c.name)
 )
 
+_DUE: Final = sa.select(sa.func.count()).select_from(
+    sa.select(saga.c.id)
+    .where(saga.c.fingerprint == sa.bindparam("fingerprint"), saga.c.next_at <= _NOW)
+    .limit(sa.bindparam("room", type_=sa.Integer))
+    .subquery()
+)
+
 _EACH: Final = sa.func.unnest(_texts("known")).table_valued("fingerprint").render_derived(name="known")
 _NEXT_OF_EACH: Final = (
     sa.select(saga.c.next_at)
@@ -230,12 +238,16 @@ async def _within_limits(tx: Transaction, turns: Sequence[Turn]) -> list[Turn]:
         for name in limited:
             await tx.execute(_COUNTING, {"name": f"microkit.saga:{name}"})
     leased = {name: int(count) for name, count in await tx.execute(_LEASED, {"names": limited})}
+    names = Counter(turn.name for turn in turns)
     bounded = []
     for turn in turns:
         room = turn.room if turn.limit is None else min(turn.room, turn.limit - leased.get(turn.name, 0))
         if room <= 0:
             continue
-        if turn.limit is not None:  # of two versions of one name the first has the places, the second what it leaves
+        if turn.limit is not None:  # of two versions of one name the first takes what it can, the second what is left
+            if names[turn.name] > 1:
+                due = await tx.execute(_DUE, {"fingerprint": turn.fingerprint, "room": room})
+                room = int(due.scalar_one())
             leased[turn.name] = leased.get(turn.name, 0) + room
         bounded.append(replace(turn, room=room))
     return bounded

@@ -21,12 +21,14 @@ import sqlalchemy as sa
 
 from microkit.db import Transaction, database_now
 from microkit.errors import BadRequest, Conflict, NotFound
+from microkit.saga.branches import at_once, hold
 from microkit.saga.definition import Saga
 from microkit.saga.gathering import count_as_done, merged_so_far
 from microkit.saga.keys import SIGNAL, give_back, holder_of
 from microkit.saga.progress import DONE, Attempt, Ended, Move, after, turn_back
 from microkit.saga.step import Failure, StepKind
 from microkit.saga.tables import ENDS, Direction, Status, saga, saga_operation, saga_step
+from microkit.saga.waits import Waiting, place_of, wait_of
 
 BY_OPERATOR = "operator"
 """The ``type`` of the failure for which an operator had a saga compensated."""
@@ -77,6 +79,7 @@ async def resume(tx: Transaction, saga_id: UUID, operator: Operator, *, sagas: S
             "once, retry the step"
         )
     await _write(tx, row, operator, Operation.RESUME, _again(row, sagas))
+    await at_once(tx, saga_id)
 
 
 async def retry_step(
@@ -99,6 +102,7 @@ async def retry_step(
     row = await _begun(tx, await _look(tx, saga_id, operator))
     _expect(row, step)
     await _write(tx, row, operator, Operation.RETRY_STEP, _again(row, sagas))
+    await at_once(tx, saga_id)
 
 
 async def skip_step(
@@ -120,6 +124,7 @@ async def skip_step(
     attempt = _attempt(definition, row)
     values = _values(after(definition, attempt, DONE))
     if attempt.step.branches:
+        await _hold(tx, row)
         values["state"] = await count_as_done(tx, row, attempt.step)
     await _write(tx, row, operator, Operation.SKIP_STEP, values, Ended.SKIPPED)
 
@@ -135,7 +140,8 @@ async def compensate(
     """Turns a saga back that has not passed its pivot: what was done is undone, in reverse. The operator's reason is
     the failure's, which compensations may tell the person who started the saga.
 
-    A pivot elsewhere that was tried may have happened; only who has made sure that it did not may say so.
+    A pivot that was tried elsewhere, or asked for, or whose event has come, may have happened; only who has made sure
+    that it did not may say so.
 
     Raises:
         NotFound: there is none of this id.
@@ -150,27 +156,35 @@ async def compensate(
         )
     definition = _definition(row, sagas)
     attempt = _attempt(definition, row)
-    _check_way_back(row, attempt, sure=pivot_did_not_happen)
+    await _hold(tx, row)
+    wait = await wait_of(tx, saga_id, place_of(attempt.step.name, Direction.ACTION))
+    _check_way_back(row, attempt, wait, sure=pivot_did_not_happen)
     failure = Failure(attempt.step.name, operator.reason or "It was cancelled by an operator.", BY_OPERATOR)
-    step, waits = attempt.step, row["not_yet_since"] is not None
+    step = attempt.step
     # What a group's branches did stands in their rows. What is awaited may still come.
-    own = bool(step.branches) or (not attempt.local and attempt.number > 0) or (step.awaits is not None and waits)
+    own = bool(step.branches) or (not attempt.local and attempt.number > 0) or wait is not None
     values = _values(turn_back(definition, attempt, failure, own=own))
     if step.branches:
         values["state"] = await merged_so_far(tx, row, step)
     await _write(tx, row, operator, Operation.COMPENSATE, values)
 
 
-def _check_way_back(row: sa.RowMapping, attempt: Attempt, *, sure: bool) -> None:
+def _check_way_back(row: sa.RowMapping, attempt: Attempt, wait: Waiting | None, *, sure: bool) -> None:
     step, tried = attempt.step, attempt.number > 0
     if step.kind is StepKind.RETRIABLE:
         raise Conflict(
             f"Saga {row['id']} is at step {step.name!r}, past its point of no return: nothing was changed; it can be "
             "resumed, or the step retried or skipped"
         )
-    if step.kind is not StepKind.PIVOT or attempt.local or not tried:
+    if step.kind is not StepKind.PIVOT:
         return
-    if row["lease_owner"] is not None:
+    if step.awaits is not None:  # once it waits, others do it; and it has happened when it came
+        tried = wait is Waiting.ARRIVED or (wait is not None and step.awaits.command is not None)
+    elif attempt.local:
+        return
+    if not tried:
+        return
+    if not attempt.local and row["lease_owner"] is not None:
         raise Conflict(
             f"An attempt of the pivot {step.name!r} of saga {row['id']} is under way, and may take effect: nothing was "
             "changed; look again when it has ended"
@@ -193,6 +207,12 @@ async def _look(tx: Transaction, saga_id: UUID, operator: Operator) -> sa.RowMap
             f"Saga {saga_id} has ended: it is {row['status']} since {_clock(row['updated_at'])}; nothing was changed"
         )
     return row
+
+
+async def _hold(tx: Transaction, row: sa.RowMapping) -> None:
+    """Locks the saga as it was looked at, so that no event comes and no branch ends meanwhile."""
+    if not await hold(tx, row["id"], row["epoch"]):
+        raise await _overtaken(tx, row["id"], row["epoch"])
 
 
 async def _begun(tx: Transaction, row: sa.RowMapping) -> sa.RowMapping:

@@ -95,7 +95,8 @@ def in_patience(attempt: Attempt, outcome: Outcome) -> Outcome:
 
 
 def _clean(text: str) -> str:
-    return text.replace("\x00", "�")[:_LONGEST_REASON]  # PostgreSQL's text holds no NUL
+    # PostgreSQL's text holds no NUL, and no database a half of a surrogate pair.
+    return text.replace("\x00", "�").encode("utf-8", "replace").decode()[:_LONGEST_REASON]
 
 
 @dataclass(frozen=True, slots=True)

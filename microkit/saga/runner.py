@@ -95,7 +95,8 @@ class Runner:
 
     async def _attempt(self, work: Work, span: Span) -> tuple[Outcome, Held | None]:
         if work.attempt.number > work.retry.attempts:
-            outcome = Outcome(Ended.LOST, "the process ended during the attempts before")
+            reason = "the process ended during the attempts before"
+            outcome = Outcome(Ended.LOST, reason, own=work.awaits is not None)
             return outcome, await self._record(work, outcome, work.held.state)
         if work.is_undecided:
             if not work.is_needed():
@@ -117,6 +118,7 @@ class Runner:
             transition, now = came
             self._tell(work, transition)
             return transition.outcome, now
+        outcome = work.doubted(outcome)
         # Cut off at the wrong moment it was committed all the same.
         reloaded = await self._reloaded(work)
         if reloaded.seq > work.held.seq:

@@ -157,6 +157,7 @@ saga_branch = sa.Table(
     sa.Column("reason", sa.Text, nullable=True),
     sa.Column("type", sa.Text, nullable=True),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("not_before", sa.DateTime(timezone=True), nullable=True, comment="when it is to be tried again"),
 )
 """How far the branches of parallel groups are. ``status``: begun, waiting, failed, done, refused, given-up, skipped."""
 

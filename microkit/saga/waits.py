@@ -91,6 +91,7 @@ async def lock(tx: Transaction, address: Address) -> None:
 _LOCK: Final = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
 _OWN: Final = sa.and_(saga_wait.c.saga_id == sa.bindparam("of_saga"), saga_wait.c.place == sa.bindparam("of_place"))
 _LOOK: Final = sa.select(saga_wait, database_now().label("now")).where(_OWN)
+_STATUS: Final = sa.select(saga_wait.c.status).where(_OWN)
 _DUE: Final = database_now(sa.bindparam("timeout", type_=sa.Float))
 _BEGIN: Final = sa.insert(saga_wait).values(status=Waiting.WAITING, since=database_now(), due=_DUE)
 _AGAIN: Final = sa.update(saga_wait).where(_OWN).values(due=_DUE)
@@ -159,6 +160,12 @@ async def look(tx: Transaction, saga_id: UUID, address: Address) -> Wait | None:
     if row["payload"] is not None:
         message = _message(row["type"], row["payload"], row["headers"])
     return Wait((row["due"] - row["now"]).total_seconds(), False, message)
+
+
+async def wait_of(tx: Transaction, saga_id: UUID, place: str) -> Waiting | None:
+    """How far a saga's wait at ``place`` is; ``None`` where it has not begun."""
+    status = (await tx.execute(_STATUS, {"of_saga": saga_id, "of_place": place})).scalar()
+    return None if status is None else Waiting(status)
 
 
 async def begin(tx: Transaction, saga_id: UUID, address: Address, *, step: str, events: str, within: float) -> Wait:

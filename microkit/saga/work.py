@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from microkit.context import WorkContext
 from microkit.db import Transaction
-from microkit.errors import MicrokitError
+from microkit.errors import DefinitionError, MicrokitError
 from microkit.message import IN_REPLY_TO, Event
 from microkit.saga.awaiting import Awaited, Then
 from microkit.saga.binding import BoundSaga, Scope
@@ -53,6 +55,8 @@ class Work:
         self.place = place_of(step.name, held.direction)
         self.key = f"{held.id}:{self.place}"
         """What this step of this saga is known by elsewhere: the same in every attempt."""
+        self.may_have_happened = self.awaits is not None and held.not_yet_since is not None
+        """Of a step that waits: it has asked, or what it waits for has come, in a transaction that stands."""
 
     @property
     def context(self) -> WorkContext:
@@ -111,11 +115,14 @@ class Work:
         """
         state = self.state()
         call = self.bound.calls[self.attempt.step.name, self.held.direction]
-        return self._dump(state, await call(Scope(state, self.step_context, tx)))
+        with _unbroken(tx):
+            result = await call(Scope(state, self.step_context, tx))
+        return self._dump(state, result)
 
     async def note(self, function: Then, state: BaseModel, tx: Transaction, event: Event | None) -> Any:
         """Calls what takes note of an event, or of its absence; the state that it leaves, as JSON."""
-        result = await self.bound.notes[function](Scope(state, self.step_context, tx, event))
+        with _unbroken(tx):
+            result = await self.bound.notes[function](Scope(state, self.step_context, tx, event))
         return self._dump(state, result)
 
     def _dump(self, state: BaseModel, result: object) -> Any:
@@ -152,8 +159,32 @@ class Work:
         transition = Work(self.bound, held).transition(outcome, held.state)
         return transition, await record(tx, transition)
 
+    def doubted(self, outcome: Outcome) -> Outcome:
+        """``outcome`` of an attempt that was rolled back. Of a step that waits it says nothing about what it has asked
+        for, or what has come; a refusal does."""
+        if self.awaits is None or outcome.ended is Ended.REFUSED:
+            return outcome
+        return replace(outcome, own=outcome.own or self.may_have_happened)
+
     def transition(self, outcome: Outcome, state: Any) -> Transition:
         return Transition(self.held, self.attempt, outcome, after(self.saga, self.attempt, outcome), state)
+
+
+@contextmanager
+def _unbroken(tx: Transaction | None) -> Iterator[None]:
+    """Sees to it that what a step does is committed with its saga's progress, or not at all: a rollback by hand takes
+    it away, with what others did in the same transaction, and the progress would be committed alone."""
+    if tx is None:
+        yield
+        return
+    session = tx.session.sync_session
+    begun = session.get_transaction() or session.begin()
+    yield
+    if session.get_transaction() is not begun:
+        raise DefinitionError(
+            "the step rolled its transaction back by hand. Raise instead, such as StepRefused, or put what may fail "
+            "into `async with tx.session.begin_nested()`"
+        )
 
 
 def _state_after(saga: Saga[Any], state: BaseModel, result: object) -> BaseModel:

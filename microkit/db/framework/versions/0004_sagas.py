@@ -31,6 +31,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # What waits for another to end would wait for ever: nobody knows of keys any more.
+    op.execute("UPDATE saga SET status = 'running', next_at = CURRENT_TIMESTAMP WHERE status = 'queued'")
     for table in ("saga_rate", "saga_key", "saga_branch", "saga_mail", "saga_wait"):
         op.drop_table(table)
     op.drop_index("ix_saga_queued", "saga")
