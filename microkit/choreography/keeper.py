@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,7 +16,7 @@ from microkit.choreography.tables import process, process_event
 from microkit.db import Database, Transaction, database_now
 from microkit.telemetry import Telemetry
 
-SURVEY: Final = 15.0
+SURVEY: Final = 30.0
 """Seconds between two looks at how many there are, and for what is old."""
 
 _MOST: Final = 200
@@ -38,17 +39,22 @@ _OPEN = (
 )
 _OLD = (
     sa.select(process.c.name, process.c.id, process.c.ended_at)
-    .where(process.c.heard_at < _LONG_AGO)
+    .where(
+        process.c.heard_at < _LONG_AGO,
+        # One that may be silent for longer than that is kept, and people have had as long to see that it is stuck.
+        sa.or_(process.c.ended_at.is_not(None), process.c.stuck_at.is_(None), process.c.stuck_at < _LONG_AGO),
+    )
     .order_by(process.c.heard_at)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )
 
 
-async def prune(tx: Transaction, *, keep: float, most: int = _MOST) -> tuple[int, int]:
-    """Deletes up to ``most`` processes of which nothing was heard for ``keep`` seconds, the longest silent first.
+async def prune(tx: Transaction, *, keep: float, most: int = _MOST) -> tuple[int, Counter[str]]:
+    """Deletes up to ``most`` processes of which nothing was heard for ``keep`` seconds, the longest silent first. One
+    that has not ended, and counts as stuck some day, has been stuck for as long as that.
 
-    Returns how many there were, and how many of them had not ended: no event will come to end them.
+    Returns how many there were, and how many of those of each name had not ended: no event will come to end them.
     """
     old = (await tx.execute(_OLD, {"keep": keep, "most": most})).all()
     if old:
@@ -56,7 +62,7 @@ async def prune(tx: Transaction, *, keep: float, most: int = _MOST) -> tuple[int
         events = sa.tuple_(process_event.c.name, process_event.c.process_id)
         await tx.execute(sa.delete(process_event).where(events.in_(keys)))
         await tx.execute(sa.delete(process).where(sa.tuple_(process.c.name, process.c.id).in_(keys)))
-    return len(old), sum(ended_at is None for _, _, ended_at in old)
+    return len(old), Counter(name for name, _, ended_at in old if ended_at is None)
 
 
 async def survey(tx: Transaction) -> list[tuple[str, int, int, float]]:
@@ -105,8 +111,9 @@ class ProcessKeeper:
             try:
                 await self._survey()
                 gone, unended = await self._database.run(lambda tx: prune(tx, keep=self._keep))
-                if unended:
-                    self._log.warning("%d processes were forgotten that nobody ended", unended)
+                for name, count in unended.items():
+                    self._metrics.forgotten(name, count)
+                    self._log.warning("%s: %d processes were forgotten that nobody ended", name, count)
                 if gone == _MOST:
                     wait = min(_SOON, wait)
             except Exception:  # noqa: BLE001  the database is away: it is asked again

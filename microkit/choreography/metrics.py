@@ -19,6 +19,9 @@ class ProcessMetrics:
             "microkit_process_stuck", "Those of them that have had no event for longer than they may.", ("process",)
         )
         self._oldest = metrics.gauge("microkit_process_oldest_seconds", "Age of the oldest of them.", ("process",))
+        self._forgotten = metrics.counter(
+            "microkit_process_forgotten_total", "Those that were deleted though nobody had ended them.", ("process",)
+        )
         self._duration = metrics.histogram(
             "microkit_process_duration_seconds",
             "From the first event of a process to the first that ended it.",
@@ -28,6 +31,9 @@ class ProcessMetrics:
 
     def ended(self, process: str, event: str, seconds: float) -> None:
         self._duration(process, event).observe(seconds)
+
+    def forgotten(self, process: str, count: int) -> None:
+        self._forgotten(process).inc(count)
 
     def open(self, names: Iterable[str], found: Iterable[tuple[str, int, int, float]]) -> None:
         """Of each name: how many have not ended, how many of them are stuck, and the age of the oldest in seconds."""

@@ -244,11 +244,21 @@ async def test_what_nothing_was_heard_of_for_long_is_forgotten_with_its_events(f
     await follower.grow_old("old", 5000)
     await follower.grow_old("older", 9000)
 
-    assert await follower.database.run(lambda tx: prune(tx, keep=3600, most=1)) == (1, 0)
-    assert await follower.database.run(lambda tx: prune(tx, keep=3600)) == (1, 1)
+    assert await follower.database.run(lambda tx: prune(tx, keep=3600, most=1)) == (1, {})
+    assert await follower.database.run(lambda tx: prune(tx, keep=3600)) == (1, {"booking": 1})
     async with follower.database.transaction(read_only=True) as tx:
         assert list(await tx.scalars(sa.select(process_event.c.process_id))) == ["new"]
         assert list(await tx.scalars(sa.select(process.c.id))) == ["new"]
+
+
+async def test_one_that_may_be_silent_for_longer_than_the_old_are_kept_does_not_vanish(
+    follower: Follower,
+) -> None:
+    await follower.hear(BookingRequested(booking_id="patient"))
+    await follower.grow_old("patient", 1200)
+    assert await follower.database.run(lambda tx: prune(tx, keep=600)) == (0, {})  # it is stuck for 300 seconds
+    await follower.grow_old("patient", 1600)
+    assert await follower.database.run(lambda tx: prune(tx, keep=600)) == (1, {"booking": 1})
 
 
 async def test_the_keeper_counts_says_what_is_stuck_and_forgets(
@@ -269,3 +279,6 @@ async def test_the_keeper_counts_says_what_is_stuck_and_forgets(
     told = " ".join(record.getMessage() for record in caplog.records)
     assert "booking: " in told
     assert "processes were forgotten that nobody ended" in told
+    assert follower.metric("microkit_process_forgotten_total") == [
+        'microkit_process_forgotten_total{process="booking"} 1.0'
+    ]
