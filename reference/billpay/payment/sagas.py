@@ -115,6 +115,23 @@ async def _payment(tx: Transaction, state: PayBill) -> PaymentRow:
     return row
 
 
+# A network may be away for hours before it is stuck. Payments of one wallet wait for each other beside that.
+_PAY = pivot(submit_payment, timeout=90, retry=Retry(attempts=2000, initial=0.5, maximum=10))
+
+pay_bill_1 = Saga(
+    "pay-bill",
+    PayBill,
+    [
+        compensatable(start_payment, undo=fail_payment),
+        compensatable(reserve_bill, undo=release_bill, timeout=5),
+        _PAY,
+        retriable(settle_bill, timeout=5),
+        retriable(finish_payment),
+    ],
+    version=1,
+)
+"""Without coupons. It is offered until the last payment that began with it has ended; no other begins with it."""
+
 pay_bill = Saga(
     "pay-bill",
     PayBill,
@@ -122,8 +139,7 @@ pay_bill = Saga(
         compensatable(start_payment, undo=fail_payment),
         compensatable(reserve_bill, undo=release_bill, timeout=5),
         compensatable(reserve_coupon, undo=return_coupon, timeout=5, when=has_coupon),
-        # A network may be away for hours before it is stuck. Payments of one wallet wait for each other beside that.
-        pivot(submit_payment, timeout=90, retry=Retry(attempts=2000, initial=0.5, maximum=10)),
+        _PAY,
         retriable(redeem_coupon, timeout=5, when=has_coupon),
         retriable(settle_bill, timeout=5),
         retriable(finish_payment),

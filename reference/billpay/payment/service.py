@@ -19,7 +19,7 @@ from reference.billpay.payment.cashier import Cashier, Network
 from reference.billpay.payment.horizon import Horizon, fixed
 from reference.billpay.payment.keys import open_vault
 from reference.billpay.payment.refunds import refund_payment
-from reference.billpay.payment.sagas import pay_bill
+from reference.billpay.payment.sagas import pay_bill, pay_bill_1
 from reference.billpay.payment.settings import PaymentSettings
 from reference.billpay.payment.tables import Base
 from reference.billpay.payment.vault import Vault
@@ -47,6 +47,7 @@ service.handles(Payments.read)(handlers.read)
 service.handles(Payments.refund)(handlers.refund)
 service.handles(Payments.read_refund)(handlers.read_refund)
 service.saga(pay_bill)
+service.saga(pay_bill_1)
 service.saga(refund_payment)
 
 
