@@ -58,6 +58,8 @@ TARGETS: Final = {
     "overload": {
         "cpu_goodput": Target("≥", 0.8),
         "cpu_p99_ratio": Target("≤", 3),
+        "small_goodput": Target("≥", 0.8),
+        "small_p99_ratio": Target("≤", 3),
         "db_goodput": Target("≥", 0.8),
         "db_p99_ratio": Target("≤", 3),
     },
