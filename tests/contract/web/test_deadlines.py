@@ -1,7 +1,7 @@
 """One deadline bounds what a request causes: the calls to other services, their statements, and what those cause.
 
-An event is not bounded by the request that published it, see docs/overload.md: it has a deadline of its own, which
-bounds what its handler causes in the same way.
+An event is not bounded by the request that published it, where its handler declares nothing: it has a deadline of its
+own, which bounds what its handler causes in the same way. For those that do see ``test_event_deadlines.py``.
 """
 
 from __future__ import annotations
