@@ -208,7 +208,8 @@ class SagaEngine:
             self._error = None
             if due is not None and due <= 0 and not nothing:
                 return
-            wait = self._poll * random.uniform(1.0, 1.25)  # noqa: S311  jitter, no secret
+            # With all that is asked more seldom it stays below one query a poll.
+            wait = self._poll * random.uniform(1.25, 1.5)  # noqa: S311  jitter, no secret
             if due is not None and due < wait:
                 # What is due and could not be claimed is asked for less and less often.
                 await signal.wait(max(due, min(wait, _SHORTEST_WAIT * 2.0 ** min(self._fruitless, 10))))
