@@ -24,6 +24,8 @@ _HOUSE: Final = str(Path(__file__).parent.parent) + "/"
 _FLOOR: Final = str(Path(__file__).parent) + "/"
 _ALCHEMY: Final = str(Path(sqlalchemy.__file__).parent) + "/"
 _LIBRARY: Final = str(Path(asyncio.__file__).parent.parent) + "/"
+_CARRIERS: Final = frozenset({"anyio", "greenlet", "starlette", "uvicorn", "uvloop", "_pytest", "pluggy"})
+"""Installed packages that only carry a call to whom it concerns."""
 _MOST_FRAMES: Final = 64
 
 
@@ -146,8 +148,10 @@ def _kind(file: str) -> int:
         return _INSIDE
     if file.startswith(_HOUSE):
         return _OURS
-    # Of the standard library and of other installed packages: an event loop, a test runner.
-    return _INSIDE if "site-packages" in file or file.startswith(_LIBRARY) else _FOREIGN
+    _, installed, package = file.partition("/site-packages/")
+    if installed:  # a service is often one, too
+        return _INSIDE if package.partition("/")[0] in _CARRIERS else _FOREIGN
+    return _INSIDE if file.startswith(_LIBRARY) else _FOREIGN
 
 
 @lru_cache(maxsize=4096)
