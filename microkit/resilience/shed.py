@@ -23,6 +23,7 @@ TICK: Final = 0.02
 """Seconds between two looks at the event loop, while there are requests."""
 TICKS: Final = 5
 """Looks after which it is decided whether the loop is overloaded."""
+INTERVAL: Final = TICK * TICKS
 LATE: Final = 0.005
 """A look that comes later than this each time, in seconds, tells of a standing queue (CoDel's target)."""
 BUSY: Final = 0.9
@@ -57,7 +58,7 @@ class LoopLoad:
     looks only while it is kept awake.
     """
 
-    def __init__(self, decided: Callable[[bool, bool], bool]) -> None:
+    def __init__(self, decided: Callable[[bool, bool, float], bool]) -> None:
         self._decided = decided
         self._timer: asyncio.TimerHandle | None = None
         self._due = self._since = self._computed = 0.0
@@ -68,7 +69,8 @@ class LoopLoad:
         return self._timer is not None
 
     def look(self) -> None:
-        """Begins; ``decided(busy, late)`` is called every 100 ms until it returns false."""
+        """Begins; ``decided(busy, late, seconds)`` is called every 100 ms, or after the ``seconds`` that the loop took
+        to come to it, until it returns false."""
         self._begin(time.monotonic())
         self._again(self._since)
 
@@ -89,9 +91,11 @@ class LoopLoad:
         now = time.monotonic()
         self._looks += 1
         self._late += now - self._due > LATE
-        if self._looks >= TICKS:
-            busy = time.thread_time() - self._computed > BUSY * (now - self._since)
-            if not self._decided(busy, self._late == self._looks):
+        seconds = now - self._since
+        # A loop whose turns take a second is not to be looked at for five of them.
+        if self._looks >= TICKS or seconds > 2 * INTERVAL:
+            busy = time.thread_time() - self._computed > BUSY * seconds
+            if not self._decided(busy, self._late == self._looks, seconds):
                 self._timer = None
                 return
             self._begin(now)
@@ -239,8 +243,8 @@ class Gate:
         if self._normal or self._critical:
             self._expect()
 
-    def _decide(self, busy: bool, late: bool) -> bool:
-        """Every 100 ms: what the limit and the tolerated wait are from now on."""
+    def _decide(self, busy: bool, late: bool, seconds: float = INTERVAL) -> bool:
+        """Every 100 ms, or ``seconds``: what the limit and the tolerated wait are from now on."""
         came, peak, pressed, refused = self._came, self._peak, self._pressed, self._refused
         done, self._done = self._done, 0
         standing = late or LATE < self._least < math.inf
@@ -256,7 +260,7 @@ class Gate:
             # One look with a pause is no end of it: while there is somebody to refuse, several must agree.
             self._calm += 1
             self.overloaded = refused and self._calm < CALM
-        self._overloaded_for = self._overloaded_for + TICKS * TICK if self.overloaded else 0.0
+        self._overloaded_for = self._overloaded_for + seconds if self.overloaded else 0.0
         if self.overloaded:
             # What began less than the patience ago is a burst, and may be over before anybody has waited too long.
             if self._overloaded_for > self._patience - TICK:
@@ -267,7 +271,7 @@ class Gate:
         if busy or late:
             # Never fewer than are done while a look may be late (Little's law). Work that waits for others, as a
             # gateway's, needs some at once to use the CPU; so short a queue may as well be within as before the gate.
-            least = min(float(self._most), done * LATE / (TICKS * TICK))
+            least = min(float(self._most), done * LATE / seconds)
             self.limit = max(1.0, least, min(self.limit, peak) * DECREASE)
         elif pressed or peak >= self.limit:
             self.limit = min(float(self._most), self.limit + math.sqrt(self.limit))

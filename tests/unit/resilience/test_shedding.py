@@ -146,6 +146,22 @@ def test_what_is_tolerated_follows_what_the_work_takes(service: float, wait: flo
     assert tolerated(service) == pytest.approx(wait)
 
 
+async def test_a_loop_whose_turns_take_a_second_is_decided_upon_in_time() -> None:
+    decided: asyncio.Queue[tuple[bool, float]] = asyncio.Queue()
+
+    def decide(_busy: bool, late: bool, seconds: float) -> bool:
+        decided.put_nowait((late, seconds))
+        return False
+
+    load = LoopLoad(decide)
+    load.look()
+    time.sleep(0.5)  # noqa: ASYNC251  one turn of the loop
+    await asyncio.sleep(0)
+    late, seconds = await decided.get()
+    assert late
+    assert seconds >= 0.5
+
+
 async def test_the_limit_falls_under_load_and_rises_again_when_it_is_needed() -> None:
     gate = Gate(most=100, patience=30)
     for _ in range(50):
@@ -210,7 +226,7 @@ async def test_closing_refuses_who_waits() -> None:
 async def test_a_loop_without_a_pause_is_noticed_and_an_idle_one_is_not() -> None:
     decided: asyncio.Queue[bool] = asyncio.Queue()
 
-    def decide(busy: bool, late: bool) -> bool:
+    def decide(busy: bool, late: bool, _seconds: float) -> bool:
         decided.put_nowait(busy or late)
         return True
 
