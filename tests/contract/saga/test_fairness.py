@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from microkit.saga import Retry, Saga, StepContext, retriable
 from microkit.saga.leases import Turn
@@ -106,20 +106,31 @@ async def test_a_limit_holds_for_all_engines_together(bench: Bench) -> None:
 async def test_an_idle_engine_asks_the_database_once_a_poll(bench: Bench) -> None:
     trip = bench.trip()
     asked: list[str] = []
-    running = bench.database.run
 
-    async def counted(work: Callable[[Any], Awaitable[Any]], **options: Any) -> Any:
-        asked.append("")
-        return await running(work, **options)
+    def counted(statement: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(statement._query)
+        return sent(statement, *arguments, **options)
+
+    def told(_: Any, __: Any, statement: str, *___: Any) -> None:
+        asked.append(statement)
 
     poll = 0.1
     async with bench.engine(trip, poll=poll):
         await bench.until_rest(await bench.begin(trip))
         await asyncio.sleep(0.3)
-        bench.database.run = counted  # type: ignore[method-assign]  # to count
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await asyncio.sleep(20 * poll)
+        with pytest.MonkeyPatch.context() as patched:
+            if bench.database.dialect == "postgresql":  # every statement goes through here, but BEGIN and COMMIT
+                from asyncpg.prepared_stmt import PreparedStatement  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
+
+                sent = PreparedStatement._PreparedStatement__do_execute
+                patched.setattr(PreparedStatement, "_PreparedStatement__do_execute", counted)
+            else:
+                sa.event.listen(sa.Engine, "before_cursor_execute", told)
+            await asyncio.sleep(20 * poll)
+            if bench.database.dialect == "sqlite":
+                sa.event.remove(sa.Engine, "before_cursor_execute", told)
         polls = (loop.time() - began) / poll
-        bench.database.run = running  # type: ignore[method-assign]
+        asked = [statement for statement in asked if not statement.startswith("BEGIN")]
     assert 0 < len(asked) <= polls + 1
