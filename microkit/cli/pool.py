@@ -85,5 +85,5 @@ async def _one(session: aiohttp.ClientSession, name: str, url: str) -> dict[str,
             if response.status != 200:
                 raise ConfigurationError(f"{name} cannot tell: {document.get('detail', response.status)}")
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise ConfigurationError(f"No admin endpoints answer at {url}: {error or type(error).__name__}") from None
+        raise ConfigurationError(f"No admin endpoints answer at {url}: {str(error) or type(error).__name__}") from None
     return {"instance": name, **document}

@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 import sqlalchemy
-from greenlet import getcurrent
+from greenlet import getcurrent  # type: ignore[import-untyped]  # it ships no types
 from opentelemetry import trace
 
 _HOUSE: Final = str(Path(__file__).parent.parent) + "/"
