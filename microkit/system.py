@@ -55,7 +55,7 @@ class System:
 
     ``issuer`` names the service that publishes the keys of users' access tokens at ``/.well-known/jwks.json``;
     ``seed`` fills a running system with demo data and returns the credentials it made, by name; ``story`` is what
-    ``microkit demo`` tells.
+    ``microkit demo`` tells, ``drill`` makes the :class:`~microkit.drill.Load` that ``microkit drill`` sends.
     """
 
     name: str
@@ -63,6 +63,7 @@ class System:
     issuer: str | None = None
     seed: Callable[[Seeded], Awaitable[Mapping[str, str]]] | None = None
     story: Callable[[Any], Awaitable[None]] | None = None
+    drill: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         for service in self.services:

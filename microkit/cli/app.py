@@ -127,6 +127,27 @@ def demo(system: SystemArgument = None, *, folder: FolderOption = DEFAULT_FOLDER
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: microkit drill --restarts 100 --rate 100 --json | jq .ok")
+def drill(
+    system: SystemArgument = None,
+    *,
+    restarts: Annotated[int, typer.Option(help="How many processes are restarted, one after the other.", min=1)] = 20,
+    rate: Annotated[float, typer.Option(help="Requests a second.", min=0.1, max=10000)] = 50.0,
+    kill: Annotated[bool, typer.Option("--kill", help="Kill them with SIGKILL instead of letting them drain.")] = False,
+    folder: FolderOption = DEFAULT_FOLDER,
+    json: JsonOption = False,
+) -> None:
+    """Restart the processes of a running `microkit up --real` under load, and see whether anybody noticed.
+
+    Exits with 1 if anything was lost or doubled, or, unless they were killed, if a request did not succeed.
+    """
+    from microkit.cli.drill import drill as run_drill  # noqa: PLC0415
+    from microkit.drill import Plan  # noqa: PLC0415
+
+    if not run_drill(system, folder=folder, plan=Plan(restarts, rate, kill), json=json):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: BILLING_DATABASE_URL=postgresql+asyncpg://db/billing microkit migrate billing --check")
 def migrate(
     service: ServiceArgument,

@@ -35,6 +35,9 @@ except ImportError as error:
 _TRACE_DELAY: Final = "500"
 """Milliseconds that spans wait in a process: the default of five seconds is long for somebody who looks."""
 
+_DRAIN: Final = 0.5
+"""Seconds in which a process that is ending still answers who has not noticed."""
+
 
 class UpReal:
     """One run of the command. Its ``bus`` is ``redis``, ``kafka`` or a broker's URL."""
@@ -89,6 +92,7 @@ class UpReal:
             shared={
                 "trace_exporter": "otlp",
                 "otlp_endpoint": console,
+                "drain_delay": _DRAIN,
                 "log_format": "json" if options.json else "console",
             },
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from microkit import System
 from reference.billpay.billing.service import service as billing
+from reference.billpay.drill import BillLoad
 from reference.billpay.gateway.service import service as gateway
 from reference.billpay.ledger.service import service as ledger
 from reference.billpay.payment.service import service as payment
@@ -17,4 +18,5 @@ system = System(
     issuer="user",
     seed=seed,
     story=story,
+    drill=BillLoad,
 )

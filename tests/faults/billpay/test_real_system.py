@@ -59,8 +59,9 @@ class RealSystem:
                 while process["kind"] == "service" and not await is_ready(session, process["url"]):
                     await asyncio.sleep(0.05)
 
-    async def demo(self) -> dict[str, Any]:
-        command = [sys.executable, "-m", "microkit.cli", "demo", "--json", "--folder", str(self.folder)]
+    async def command(self, *arguments: str) -> dict[str, Any]:
+        """What a command prints as JSON about the running system."""
+        command = [sys.executable, "-m", "microkit.cli", *arguments, "--json", "--folder", str(self.folder)]
         told = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
@@ -89,6 +90,8 @@ async def real(request: pytest.FixtureRequest, short_folder: Path) -> AsyncItera
     }
     command = [sys.executable, "-m", "microkit.cli", "up", "--real", "--json", "--console-port", "0"]
     options = ["--folder", str(short_folder), "--bus", request.param]
+    for service in SERVICES if FULL else ():
+        options += ["--scale", f"{service}=2"] if service != "ledger" else []
     log = short_folder / "log"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
@@ -110,12 +113,23 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.mark.timeout(600)
 async def test_whatever_is_killed_is_started_again_and_recovers_without_help(real: RealSystem) -> None:
-    first = await real.demo()
+    first = await real.command("demo")
     assert first["ok"], first
     for name in await real.processes() if FULL else ["payment", "postgresql", "redis"]:
         await real.kill(name)
         if FULL:
-            again = await real.demo()
+            again = await real.command("demo")
             assert again["ok"], (name, again)
-    last = await real.demo()
+    last = await real.command("demo")
     assert last["ok"], last
+    drilled = await real.command("drill", "--restarts", "2", "--rate", "20", "--kill")
+    assert drilled["ok"], drilled
+
+
+@pytest.mark.skipif(not FULL, reason="two of each service, and a hundred restarts of each kind: the full form")
+@pytest.mark.timeout(1200)
+async def test_restarts_are_not_noticed_and_kills_lose_nothing(real: RealSystem) -> None:
+    rolling = await real.command("drill", "--restarts", "100", "--rate", "100")
+    assert rolling["ok"], rolling
+    killed = await real.command("drill", "--restarts", "100", "--rate", "100", "--kill")
+    assert killed["ok"], killed

@@ -1,0 +1,149 @@
+"""The drill itself: a steady load, and one process after the other restarted meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from microkit.drill.front import Front
+from microkit.drill.load import Load
+from microkit.drill.report import Report
+from microkit.errors import ConfigurationError, Unavailable
+
+_POLL: Final = 0.05
+_PATIENCE: Final = 90.0
+"""Seconds until a process that was ended is there again, and until the last answer has come."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``restarts`` in all, going round the copies of all services; with ``kill`` by SIGKILL, else in order. ``rate`` is
+    in requests a second, sent whether or not earlier ones were answered."""
+
+    restarts: int = 20
+    rate: float = 50.0
+    kill: bool = False
+
+
+class Drill:
+    """Drills the system behind ``console``, a ``microkit up --real``, with ``load``. ``gateway`` is the service that
+    requests go to."""
+
+    def __init__(self, console: str, load: Load, plan: Plan, *, gateway: str = "gateway", tell: Tell) -> None:
+        self._console = console
+        self._load = load
+        self._plan = plan
+        self._gateway = gateway
+        self._tell = tell
+        self._report = Report(plan.kill)
+        self._acknowledged: list[int] = []
+
+    async def run(self) -> Report:
+        """Runs it to its end.
+
+        Raises:
+            ConfigurationError: the system is none of processes, or one does not come back.
+        """
+        async with aiohttp.ClientSession(trust_env=False) as session:
+            processes = await self._processes(session)
+            doors = [process["url"] for process in processes if process["service"] == self._gateway]
+            if not doors:
+                raise ConfigurationError(
+                    f"No process of {self._gateway} runs behind {self._console}: start `microkit up --real` first"
+                )
+            async with Front(doors, self._console) as front:
+                self._tell("Preparing the load.")
+                await self._load.prepare(front)
+                ended = asyncio.Event()
+                began = time.monotonic()
+                sending = asyncio.create_task(self._send(front, ended))
+                try:
+                    await self._restart_all(session)
+                finally:
+                    ended.set()
+                    await asyncio.wait([sending], timeout=_PATIENCE)
+                self._report.seconds = time.monotonic() - began
+                sending.result()
+                self._tell("Looking for what was acknowledged.")
+                self._report.verdict = await self._load.verify(front, self._acknowledged)
+        return self._report
+
+    async def _restart_all(self, session: aiohttp.ClientSession) -> None:
+        plan = self._plan
+        while self._report.restarts < plan.restarts:
+            for process in await self._processes(session):
+                if process["kind"] != "service" or self._report.restarts >= plan.restarts:
+                    continue
+                self._report.restarts += 1
+                self._tell(
+                    f"{self._report.restarts}/{plan.restarts}: {process['name']} is "
+                    f"{'killed' if plan.kill else 'restarted'}"
+                )
+                await self._restart(session, process)
+
+    async def _restart(self, session: aiohttp.ClientSession, process: dict[str, Any]) -> None:
+        name = process["name"]
+        by = {"by": "SIGKILL" if self._plan.kill else "SIGTERM"}
+        async with session.post(f"{self._console}/fleet/{name}/end", json=by) as response:
+            if response.status != 200:
+                raise ConfigurationError(f"{name} cannot be restarted: the console answered {response.status}")
+        until = time.monotonic() + _PATIENCE
+        while True:
+            found = {each["name"]: each for each in await self._processes(session)}[name]
+            if found["restarts"] > process["restarts"] and await _is_ready(session, process["url"]):
+                return
+            if time.monotonic() > until:
+                raise ConfigurationError(f"{name} was not ready again within {_PATIENCE:.0f} s")
+            await asyncio.sleep(_POLL)
+
+    async def _processes(self, session: aiohttp.ClientSession) -> list[dict[str, Any]]:
+        try:
+            async with session.get(f"{self._console}/fleet") as response:
+                if response.status != 200:
+                    raise ConfigurationError(
+                        "The system runs in one process, so that none can be restarted alone: `microkit up --real`"
+                    )
+                found: list[dict[str, Any]] = (await response.json())["processes"]
+                return found
+        except aiohttp.ClientError as error:
+            raise ConfigurationError(f"The console at {self._console} does not answer: {error}") from None
+
+    async def _send(self, front: Front, ended: asyncio.Event) -> None:
+        began, number = time.monotonic(), 0
+        async with asyncio.TaskGroup() as requests:
+            while not ended.is_set():
+                requests.create_task(self._one(front, number))
+                number += 1
+                await asyncio.sleep(max(0.0, began + number / self._plan.rate - time.monotonic()))
+
+    async def _one(self, front: Front, number: int) -> None:
+        report = self._report
+        report.requests += 1
+        began = time.monotonic()
+        try:
+            status, _ = await front.send(self._load.request(number))
+        except (aiohttp.ClientError, Unavailable, TimeoutError) as error:
+            report.not_2xx[type(error).__name__] += 1
+            return
+        now = time.monotonic()
+        if 200 <= status < 300:
+            self._acknowledged.append(number)
+            report.latencies.append(now - began)
+            report.successes.append(now)
+        else:
+            report.not_2xx[str(status)] += 1
+
+
+async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(f"{url}/health/ready", timeout=aiohttp.ClientTimeout(total=2)) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

@@ -1,0 +1,101 @@
+"""The load balancer that stands before a system's gateways in production: here, a part of who sends the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Self
+
+import aiohttp
+import orjson
+
+from microkit.drill.load import Outgoing
+from microkit.errors import Unavailable
+
+_CHECK: Final = 0.1
+"""Seconds between two looks at whether a gateway is ready."""
+
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+
+class Front:
+    """Sends to the gateways at ``urls`` in turn, those that say they are ready; to another where no connection could be
+    made. Nothing is sent twice."""
+
+    def __init__(self, urls: Sequence[str], console: str) -> None:
+        self._urls = list(urls)
+        self._console = console
+        self._ready = list(urls)
+        self._turn = itertools.count()
+        self._session: aiohttp.ClientSession | None = None
+        self._checking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+        self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
+        self._checking = asyncio.create_task(self._check())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("it is not open")
+        return self._session
+
+    async def send(self, outgoing: Outgoing) -> tuple[int, Any]:
+        """See :meth:`~microkit.drill.load.Door.send`.
+
+        Raises:
+            Unavailable: no gateway takes a connection.
+            aiohttp.ClientError: the answer was lost.
+        """
+        data = None if outgoing.body is None else orjson.dumps(outgoing.body)
+        headers = {**outgoing.headers, **({} if data is None else {"Content-Type": "application/json"})}
+        ready = self._ready or self._urls
+        first = next(self._turn)
+        for offset in range(len(ready)):
+            url = ready[(first + offset) % len(ready)]
+            try:
+                async with self.session.request(
+                    outgoing.method, url + outgoing.path, data=data, headers=headers, allow_redirects=False
+                ) as response:
+                    raw = await response.read()
+                    return response.status, _parsed(raw)
+            except _NOT_SENT:
+                continue
+        raise Unavailable("no gateway takes a connection")
+
+    async def events(self, topic: str) -> list[Mapping[str, Any]]:
+        """See :meth:`~microkit.drill.load.Door.events`."""
+        query = {"topic": topic, "last": "999999999"}
+        async with self.session.get(f"{self._console}/bus/tail", params=query) as response:
+            lines = (await response.read()).splitlines()
+        return [orjson.loads(line) for line in lines]
+
+    async def _check(self) -> None:
+        while True:
+            answers = await asyncio.gather(*(self._is_ready(url) for url in self._urls))
+            self._ready = [url for url, ready in zip(self._urls, answers, strict=True) if ready]
+            await asyncio.sleep(_CHECK)
+
+    async def _is_ready(self, url: str) -> bool:
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with self.session.get(f"{url}/health/ready", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return response.status == 200
+        return False
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw) if raw else None
+    except orjson.JSONDecodeError:
+        return None

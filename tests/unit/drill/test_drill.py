@@ -1,0 +1,126 @@
+"""The drill against a system of scripted processes: what it counts, and what it calls broken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from microkit.drill import Door, Drill, Outgoing, Plan, Verdict
+from microkit.errors import ConfigurationError
+from microkit.web import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Scripted:
+    """A console and a gateway in one. While ``failing`` says so, every so manieth request is answered 500."""
+
+    url: str = ""
+    failing: int = 0
+    served: list[str] = field(default_factory=list)
+    restarts: int = 0
+    ended_by: list[str] = field(default_factory=list)
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/fleet", self.fleet),
+                Route("/fleet/{name}/end", self.end, methods=["POST"]),
+                Route("/health/ready", self.ready),
+                Route("/things", self.make, methods=["POST"]),
+            ]
+        )
+
+    async def fleet(self, _: Request) -> Response:
+        gateway = {"name": "gateway", "kind": "service", "service": "gateway", "url": self.url, "pid": 1}
+        server = {"name": "redis", "kind": "server", "service": None, "url": "", "pid": 2, "restarts": 0}
+        return JSONResponse({"processes": [{**gateway, "restarts": self.restarts}, server]})
+
+    async def end(self, request: Request) -> Response:
+        self.ended_by.append(f"{request.path_params['name']} {(await request.json())['by']}")
+        await asyncio.sleep(0.1)  # what a restart takes, in which requests come
+        self.restarts += 1
+        return JSONResponse({})
+
+    async def ready(self, _: Request) -> Response:
+        return JSONResponse({})
+
+    async def make(self, request: Request) -> Response:
+        self.served.append(str(await request.json()))
+        broken = self.failing and len(self.served) % self.failing == 0
+        return JSONResponse({}, 500 if broken else 201)
+
+
+@dataclass
+class Things:
+    """``missing`` of what was acknowledged are not there in the end."""
+
+    missing: int = 0
+    acknowledged: list[int] = field(default_factory=list)
+
+    async def prepare(self, door: Door) -> None: ...
+
+    def request(self, number: int) -> Outgoing:
+        return Outgoing("POST", "/things", number)
+
+    async def verify(self, door: Door, acknowledged: Collection[int]) -> Verdict:
+        self.acknowledged = sorted(acknowledged)
+        return Verdict(lost=[str(number) for number in self.acknowledged[: self.missing]])
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[Scripted]:
+    made = Scripted()
+    server = Server(made.app())
+    await server.start()
+    made.url = server.url
+    yield made
+    await server.stop(1)
+
+
+async def drilled(scripted: Scripted, load: Things, plan: Plan) -> dict[str, Any]:
+    return (await Drill(scripted.url, load, plan, tell=lambda _: None).run()).document()
+
+
+async def test_what_was_answered_with_success_is_looked_for_and_services_are_restarted_in_turn(
+    scripted: Scripted,
+) -> None:
+    load = Things()
+    found = await drilled(scripted, load, Plan(restarts=5, rate=200))
+    assert found["ok"]
+    assert scripted.ended_by == ["gateway SIGTERM"] * 5
+    assert found["requests"] == len(load.acknowledged) == len(scripted.served) > 0
+    assert (found["not_2xx"], found["lost"], found["restarts"]) == (0, 0, 5)
+
+
+async def test_an_answer_that_is_no_success_breaks_the_promise_of_a_rolling_restart(scripted: Scripted) -> None:
+    scripted.failing = 3
+    found = await drilled(scripted, load := Things(), Plan(restarts=5, rate=200))
+    assert not found["ok"]
+    assert found["reasons"] == {"500": found["not_2xx"]}
+    assert len(load.acknowledged) == found["requests"] - found["not_2xx"]
+
+
+async def test_after_hard_kills_only_lost_and_doubled_effects_break_the_promise(scripted: Scripted) -> None:
+    scripted.failing = 3
+    assert (await drilled(scripted, Things(), Plan(restarts=5, rate=200, kill=True)))["ok"]
+    assert scripted.ended_by == ["gateway SIGKILL"] * 5
+    lossy = await drilled(scripted, Things(missing=1), Plan(restarts=5, rate=200, kill=True))
+    assert (lossy["ok"], lossy["lost"], lossy["examples"]) == (False, 1, ["0"])
+
+
+async def test_a_system_in_one_process_cannot_be_drilled() -> None:
+    server = Server(Starlette())
+    await server.start()
+    with pytest.raises(ConfigurationError, match="microkit up --real"):
+        await Drill(server.url, Things(), Plan(), tell=lambda _: None).run()
+    await server.stop(1)
