@@ -113,7 +113,7 @@ class Checks:
 
     async def _registry(self, settings: ServiceSettings) -> str:
         url = settings.discovery_url.get_secret_value()
-        telemetry = Telemetry("doctor", exporter="none")
+        telemetry = Telemetry("doctor", exporter="none", log_level="CRITICAL")
         discovery = connect_discovery(url, telemetry, services=settings.services)
         try:
             if urlsplit(url).scheme not in {"static", "memory"}:
@@ -200,7 +200,7 @@ def together(demands: list[Demand]) -> list[Finding]:
 @asynccontextmanager
 async def _opened(url: str, settings: ServiceSettings, service: Service) -> AsyncIterator[tuple[Database | None, str]]:
     """The database, or why there is none."""
-    telemetry = Telemetry("doctor", exporter="none")
+    telemetry = Telemetry("doctor", exporter="none", log_level="CRITICAL")
     try:
         database = Database(
             url, telemetry=telemetry, pool_size=1, max_overflow=1, tables=service.declared.tables,

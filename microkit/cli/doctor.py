@@ -21,7 +21,7 @@ def doctor(service: str | None, system: str | None, *, json: bool) -> bool:
     findings = asyncio.run(_look([Checks(each) for each in services]))
     counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in ("ok", "warning", "error")}
     if json:
-        print_json({"ok": not counts["error"], **counts, "findings": [asdict(each) for each in findings]})
+        print_json({"ok": not counts["error"], "counts": counts, "findings": [asdict(each) for each in findings]})
     else:
         rows = [(each.verdict, each.service, each.what, each.said) for each in findings]
         print_table(f"{found.name}", ("", "service", "what", "how it is, and what to do"), rows)

@@ -134,6 +134,13 @@ class Database:
         except DBAPIError as error:
             why = said_of_opening(error)
             raise ConfigurationError(f"the database {self._where} cannot be opened: {why}") from error
+        except DatabaseUnavailable as error:
+            cause = error.__cause__
+            if self._file is None or cause is None or not is_overburdened(cause):
+                raise
+            # A file that cannot be opened now cannot be opened later: nobody mends it but a person.
+            why = said_of_opening(cause)
+            raise ConfigurationError(f"the database {self._where} cannot be opened: {why}") from error
         except OSError as error:
             raise ConfigurationError(f"the folder of {self._where} cannot be made: {error}") from error
         self._leaks.start()

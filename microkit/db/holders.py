@@ -1,4 +1,4 @@
-"""Who has the pool's connections: a table that costs a microsecond a row, and tells the rest when it is asked.
+"""Who has the pool's connections: a table that costs some microseconds a row, and tells the rest when it is asked.
 
 Kept at the taking are the task, its span, and the place in the program: of all frames from the statement outwards the
 first that is neither ours nor SQLAlchemy's. What the task does now is read from its coroutine when somebody asks.

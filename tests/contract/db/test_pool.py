@@ -120,7 +120,8 @@ async def test_two_databases_of_one_process_share_no_metric(sqlite_url: str, pos
 async def test_a_database_can_be_closed_and_nothing_is_left(database_url: str, telemetry: Telemetry) -> None:
     database = Database(database_url, telemetry=telemetry)
     await database.start()
-    before = asyncio.all_tasks()
+    own = {task for task in asyncio.all_tasks() if task.get_name() == "connection leaks"}
+    before = asyncio.all_tasks() - own
     await database.close()
     await database.close()
     assert asyncio.all_tasks() == before
@@ -139,7 +140,7 @@ async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path, tel
     file = tmp_path / "billing.db"
     file.write_text("not a database at all, but long enough to look like one" * 100)
     database = Database(f"sqlite+aiosqlite:///{file}", telemetry=telemetry)
-    with pytest.raises(ConfigurationError, match=r"billing\.db cannot be opened: file is not a database"):
+    with pytest.raises(ConfigurationError, match=r"billing\.db cannot be opened: the file is no SQLite database"):
         await database.start()
     await database.close()
 
@@ -157,7 +158,7 @@ async def test_a_database_that_does_not_exist_is_refused_without_its_password(
 ) -> None:
     url = postgres_url.replace("@/test", ":S3cretPassword@/not_there_test")
     database = Database(url, telemetry=telemetry)
-    with pytest.raises(ConfigurationError, match="does not exist") as caught:
+    with pytest.raises(ConfigurationError, match="has no database of this name") as caught:
         await database.start()
     assert "S3cret" not in str(caught.value)
     await database.close()
