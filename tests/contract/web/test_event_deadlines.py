@@ -132,7 +132,13 @@ async def system(anyio_backend: str, postgres_url: str, request: pytest.FixtureR
         await bus.start()
         stack.push_async_callback(bus.close)
         for service in made.services:
-            settings = {"port": 0, "database_url": postgres_url, "migrate_on_start": True, "log_level": "CRITICAL"}
+            settings: dict[str, object] = {
+                "port": 0,
+                "database_url": postgres_url,
+                "migrate_on_start": True,
+                "log_level": "CRITICAL",
+            }
+            settings["shutdown_timeout"] = 1.0  # one that nobody bounds is still at its statement then
             instance = service.instance(settings, bus=bus, registry=registry)
             made.running[service.name] = await stack.enter_async_context(instance)
         yield made
