@@ -2,8 +2,8 @@
 
     python -m benchmarks.overload [--json] [--seconds S]
 
-A service in a process of its own, with operations that compute, 10 ms and 2.5 ms, and one that waits for a connection of
-PostgreSQL.
+A service in a process of its own, with operations that compute, 10 ms and 2.5 ms, and one that waits for a connection
+of PostgreSQL.
 First its capacity is measured (clients that send their next request when they have the answer), then what a request
 takes when there is little to do, then three times the capacity, sent by a clock whether answers come or not, from
 another process: with load shedding and without. A good answer is a 200 within a second of when it was to be sent. The

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from microkit.errors import ConfigurationError
 from microkit.resilience.rate import Failover, Limit, MemoryRateLimiter, RateLimiter, connect
 from microkit.resilience.rate.redis import RedisRateLimiter
-from microkit.testing.rate_suite import SLOW, RateLimiterSuite
 from microkit.servers.valkey import ValkeyServer
+from microkit.testing.rate_suite import SLOW, RateLimiterSuite
 from microkit.testing.valkey import valkey
 
 pytestmark = pytest.mark.anyio
