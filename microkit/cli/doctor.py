@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import asdict
 
 from microkit.cli.checks import Checks, Demand, Finding, together
@@ -17,6 +18,7 @@ def doctor(service: str | None, system: str | None, *, json: bool) -> bool:
         ConfigurationError: there is no such system or service.
     """
     _, found = load_system(system)
+    logging.root.addHandler(logging.NullHandler())  # what is wrong stands among the findings
     services = [find_service(found, service)] if service else list(found.services)
     findings = asyncio.run(_look([Checks(each) for each in services]))
     counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in ("ok", "warning", "error")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self
@@ -12,10 +13,13 @@ import aiohttp
 import orjson
 
 from microkit.drill.load import Outgoing
-from microkit.errors import Unavailable
+from microkit.errors import MicrokitError, Unavailable
 
 _CHECK: Final = 0.1
 """Seconds between two looks at whether a gateway is ready."""
+
+_PATIENCE: Final = 20.0
+"""Seconds until a bus must be readable."""
 
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -75,11 +79,21 @@ class Front:
         raise Unavailable("no gateway takes a connection")
 
     async def events(self, topic: str) -> list[Mapping[str, Any]]:
-        """See :meth:`~microkit.drill.load.Door.events`."""
+        """See :meth:`~microkit.drill.load.Door.events`. A bus that has just been restarted is asked again.
+
+        Raises:
+            MicrokitError: the bus cannot be read.
+        """
         query = {"topic": topic, "last": "999999999"}
-        async with self.session.get(f"{self._console}/bus/tail", params=query) as response:
-            lines = (await response.read()).splitlines()
-        return [orjson.loads(line) for line in lines]
+        until = time.monotonic() + _PATIENCE
+        while True:
+            async with self.session.get(f"{self._console}/bus/tail", params=query) as response:
+                found: list[Mapping[str, Any]] = [orjson.loads(line) for line in (await response.read()).splitlines()]
+            if not found or found[-1].keys() != {"error"}:
+                return found
+            if time.monotonic() > until:
+                raise MicrokitError(f"The events of {topic} cannot be read: {found[-1]['error']}")
+            await asyncio.sleep(_CHECK)
 
     async def _check(self) -> None:
         while True:

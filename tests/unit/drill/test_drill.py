@@ -115,7 +115,7 @@ async def test_after_hard_kills_only_lost_and_doubled_effects_break_the_promise(
     assert (await drilled(scripted, Things(), Plan(restarts=5, rate=200, kill=True)))["ok"]
     assert scripted.ended_by == ["gateway SIGKILL"] * 5
     lossy = await drilled(scripted, Things(missing=1), Plan(restarts=5, rate=200, kill=True))
-    assert (lossy["ok"], lossy["lost"], lossy["examples"]) == (False, 1, ["0"])
+    assert (lossy["ok"], lossy["lost"], len(lossy["examples"])) == (False, 1, 1)
 
 
 async def test_a_system_in_one_process_cannot_be_drilled() -> None:
