@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 BANK = Path(__file__).with_name("bank.py")
 SAGAS = "40"
 
@@ -25,7 +29,10 @@ def test_a_clock_that_is_moved_by_an_hour_changes_nothing(database_url: str, tmp
     assert bank(database_url, tmp_path, "wall") == {"taken": 0, "cut_off": 0, "moved": True}
 
 
-def test_timers_that_run_out_an_hour_early_repeat_no_effect(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["postgres_url", *(["sqlite_url"] if FULL else [])])
+def test_timers_that_run_out_an_hour_early_repeat_no_effect(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """As in a process whose machine was suspended: every time-out has passed when it wakes."""
-    found = bank(database_url, tmp_path, "monotonic")
+    found = bank(request.getfixturevalue(where), tmp_path, "monotonic")
     assert found["moved"]
