@@ -13,7 +13,8 @@ class Principal:
 
     ``subject`` is the user's id, or ``service:payment``. ``token`` is the access token as it came. ``session`` is the
     session that it belongs to (the claim ``sid``), ``""`` where it names none. ``scopes`` are what it is for (the claim
-    ``scope``, RFC 8693, 4.2).
+    ``scope``, RFC 8693, 4.2). ``expires_at`` is when the token counts no more, in seconds since 1970, with the leeway
+    that the verifier gives clocks; ``None`` where it does not end by itself.
     """
 
     subject: str
@@ -21,6 +22,7 @@ class Principal:
     token: str | None = field(default=None, repr=False)
     session: str = ""
     scopes: frozenset[str] = frozenset()
+    expires_at: float | None = field(default=None, compare=False)
 
     @property
     def is_service(self) -> bool:

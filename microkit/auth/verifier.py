@@ -81,12 +81,13 @@ class Verifier:
         seen = self._seen.get(token)
         if seen is not None and time.time() < seen.until:
             return seen.principal
-        principal, expires_at = await self._verify(token)
+        principal = await self._verify(token)
         now = time.time()
         self._seen.pop(token, None)
         while len(self._seen) >= self._cache_size:
             del self._seen[next(iter(self._seen))]
-        self._seen[token] = _Seen(principal, min(expires_at + self._leeway, now + _TRUSTED_FOR))
+        trusted_until = now + _TRUSTED_FOR
+        self._seen[token] = _Seen(principal, min(principal.expires_at or trusted_until, trusted_until))
         return principal
 
     async def close(self) -> None:
@@ -99,7 +100,7 @@ class Verifier:
         if self._services is not None:
             yield self._services
 
-    async def _verify(self, token: str) -> tuple[Principal, float]:
+    async def _verify(self, token: str) -> Principal:
         if len(token) > MAX_LENGTH or not token.isascii():
             raise token_refused(_NOT_VALID)
         try:
@@ -140,17 +141,18 @@ class Verifier:
             raise token_refused(_NOT_VALID)
         return issuer, key
 
-    def _principal(self, token: str, claims: Mapping[str, Any]) -> tuple[Principal, float]:
+    def _principal(self, token: str, claims: Mapping[str, Any]) -> Principal:
         issuer, subject, expires_at, issued_at = claims["iss"], claims["sub"], claims["exp"], claims["iat"]
         roles, session, scope = claims.get("roles", []), claims.get("sid", ""), claims.get("scope", "")
         if type(expires_at) is not int or type(issued_at) is not int or not subject or not claims["jti"]:
             raise token_refused(_NOT_VALID)
         if expires_at - issued_at > self._max_lifetime:
             raise token_refused(_NOT_VALID)
+        until = expires_at + self._leeway
         if issuer.startswith(_SERVICE_PREFIX):
             if subject != issuer:
                 raise token_refused(_NOT_VALID)
-            return Principal(subject, frozenset({SERVICE, subject}), token), expires_at
+            return Principal(subject, frozenset({SERVICE, subject}), token, expires_at=until)
         if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
             raise token_refused(_NOT_VALID)
         if any(services_only([role]) for role in roles):
@@ -159,7 +161,7 @@ class Verifier:
             raise token_refused(_NOT_VALID)
         if not isinstance(session, str) or not isinstance(scope, str):
             raise token_refused(_NOT_VALID)
-        return Principal(subject, frozenset(roles), token, session, frozenset(scope.split())), expires_at
+        return Principal(subject, frozenset(roles), token, session, frozenset(scope.split()), until)
 
 
 def verifier_for(

@@ -2,12 +2,14 @@
 
 The handshake passes the same filters, token check and limits as a request. Then messages go both ways, each side read
 only as fast as the other takes: both libraries stop reading where nobody fetches. Each hop has its own pings. Close
-codes pass; an end without one becomes 1014 (bad gateway) for the client and 1001 (going away) for the service.
+codes pass; an end without one becomes 1014 (bad gateway) for the client and 1001 (going away) for the service. With the
+token of its handshake a WebSocket ends, too: 1008 (policy violation) to both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any, Final
@@ -35,7 +37,9 @@ MOST: Final = 10_000
 
 _HEARTBEAT: Final = 20.0
 _CLOSE_TIMEOUT: Final = 2.0
-_GOING_AWAY, _TOO_BIG, _BAD_GATEWAY = 1001, 1009, 1014
+_GOING_AWAY, _POLICY_VIOLATION, _TOO_BIG, _BAD_GATEWAY = 1001, 1008, 1009, 1014
+_LONGEST_SLEEP: Final = 30.0
+"""Seconds for which a clock is trusted not to be set."""
 _NOT_SENT: Final = frozenset({1004, 1005, 1006, 1015})
 """Codes that stand for the lack of one, and are never sent (RFC 6455, 7.4.1)."""
 _HANDSHAKE: Final = (b"sec-websocket-",)
@@ -101,8 +105,8 @@ class WebSocketProxy:
                 return
             await receive()  # websocket.connect
             await send({"type": "websocket.accept", "subprotocol": service.protocol, "headers": []})
-            both = _Both(service, receive, send, limit, found.route.idle_timeout)
-            await both.run()
+            both = _Both(service, receive, send, limit)
+            await both.run(idle=found.route.idle_timeout, expires_at=exchange.principal.expires_at)
             span.set_attribute("microkit.websocket.close_code", both.code)
 
     async def _connect(
@@ -176,24 +180,23 @@ def _no_redirects() -> aiohttp.TraceConfig:
 class _Both:
     """The two directions of one WebSocket. ``code`` is what it was closed with."""
 
-    def __init__(
-        self, service: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, limit: int, idle: float | None
-    ) -> None:
+    def __init__(self, service: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, limit: int) -> None:
         self._service = service
         self._receive = receive
         self._send = send
         self._limit = limit
-        self._idle = idle
         self._client_gone = False
         self._last = asyncio.get_running_loop().time()
         self.code = _GOING_AWAY
         self._reason = ""
 
-    async def run(self) -> None:
-        """Until one side ends."""
+    async def run(self, *, idle: float | None, expires_at: float | None) -> None:
+        """Until one side ends, nothing is said for ``idle`` seconds, or it is ``expires_at`` (since 1970)."""
         tasks = [asyncio.create_task(self._to_service()), asyncio.create_task(self._to_client())]
-        if self._idle is not None:
-            tasks.append(asyncio.create_task(self._watch_silence(self._idle)))
+        if idle is not None:
+            tasks.append(asyncio.create_task(self._watch_silence(idle)))
+        if expires_at is not None:
+            tasks.append(asyncio.create_task(self._watch_token(expires_at)))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -243,6 +246,11 @@ class _Both:
         while (left := self._last + idle - loop.time()) > 0:  # noqa: ASYNC110  no message is to pay for it
             await asyncio.sleep(left)
         self.code, self._reason = _GOING_AWAY, "nothing was said for too long"
+
+    async def _watch_token(self, expires_at: float) -> None:
+        while (left := expires_at - time.time()) > 0:  # noqa: ASYNC110  it is only the clock that is waited for
+            await asyncio.sleep(min(left, _LONGEST_SLEEP))
+        self.code, self._reason = _POLICY_VIOLATION, "the access token has expired"
 
     async def _end(self) -> None:
         code, reason = self.code, self._reason.encode()[:120].decode("utf-8", "ignore")

@@ -15,6 +15,10 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
+from microkit.auth.issuer import Issuer
+from microkit.auth.key_source import FixedKeys
+from microkit.auth.keys import SigningKey
+from microkit.auth.verifier import Verifier
 from microkit.contract import SIGNED_IN
 from microkit.gateway import Route
 from microkit.gateway.filters import Cors, RateLimit
@@ -203,6 +207,20 @@ async def test_silence_ends_a_socket_where_the_route_says_so(start: Any, talk: T
     gateway = await start([route(idle_timeout=0.3)], {"talk": talk.app})
     async with gateway.client.ws_connect(f"{gateway.url}/ws/talk") as socket:
         assert (await socket.receive(10)).data == 1001
+
+
+async def test_a_socket_ends_with_the_token_that_opened_it(start: Any, talk: Talk) -> None:
+    issuer = Issuer("https://user.example", audience="shop", keys=[SigningKey.generate("one")], lifetime=2)
+    verifier = Verifier({issuer.issuer: FixedKeys(issuer.jwks())}, audience="shop", leeway=0)
+    gateway = await start([route(allow=SIGNED_IN)], {"talk": talk.app}, verify=verifier.verify)
+    headers = {"Authorization": f"Bearer {issuer.sign('ann').value}"}
+    async with gateway.client.ws_connect(f"{gateway.url}/ws/talk", headers=headers) as socket:
+        await socket.send_str("still in")
+        assert await socket.receive_str() == "still in"
+        end = await socket.receive(30)
+        assert (end.type, end.data, end.extra) == (aiohttp.WSMsgType.CLOSE, 1008, "the access token has expired")
+    await eventually(lambda: talk.ended == [(1008, "the access token has expired")])
+    assert (await handshake(gateway, **headers))[0] == 401, "and nobody comes back with it"
 
 
 async def test_a_gateway_that_closes_says_so_to_both_sides(start: Any, talk: Talk) -> None:
