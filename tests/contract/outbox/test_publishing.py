@@ -16,8 +16,8 @@ from microkit.message import Event, Message
 from microkit.outbox.tables import PARKED, PENDING, PUBLISHED, outbox
 from microkit.outbox.writer import MOST_BYTES
 from microkit.telemetry import Telemetry
-from microkit.testing.bus_suite import until
 from microkit.testing.faulty_bus import FaultyBus
+from tests.contract.outbox.arrivals import numbers, published
 
 pytestmark = pytest.mark.anyio
 
@@ -33,14 +33,6 @@ async def write(tx: Transaction, events: list[Event]) -> None:
     await tx.execute(sa.text("SELECT 1"))  # else they would be held back until then
     tx.publish(*events)
     await tx.prepare()
-
-
-def numbers(messages: list[Message]) -> list[int]:
-    return [json.loads(message.value)["number"] for message in messages]
-
-
-async def published(broker: FaultyBus, number: int) -> None:
-    await until(lambda: len(broker.published) >= number, lambda: f"{len(broker.published)} of {number} were published")
 
 
 async def test_an_event_of_a_rolled_back_transaction_is_never_published(box: Any, broker: FaultyBus) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,16 +16,9 @@ from microkit.outbox.tables import FAILING, PARKED, PENDING, PUBLISHED, outbox
 from microkit.telemetry import Telemetry
 from microkit.testing.bus_suite import until
 from microkit.testing.faulty_bus import FaultyBus
+from tests.contract.outbox.arrivals import numbers, published
 
 pytestmark = pytest.mark.anyio
-
-
-def numbers(messages: Sequence[Message]) -> list[int]:
-    return [json.loads(message.value)["number"] for message in messages]
-
-
-async def published(broker: FaultyBus, number: int) -> None:
-    await until(lambda: len(broker.published) >= number, lambda: f"{len(broker.published)} of {number} were published")
 
 
 async def states_become(box: Any, wanted: list[int]) -> None:

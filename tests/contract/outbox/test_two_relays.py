@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -23,25 +22,11 @@ from microkit.outbox.tables import PUBLISHED, SHARDS, relay_presence, shard_leas
 from microkit.telemetry import Telemetry
 from microkit.testing.bus_suite import until
 from microkit.testing.faulty_bus import FaultyBus
+from tests.contract.outbox.arrivals import first_comings, numbers, published
 
 pytestmark = pytest.mark.anyio
 
 EXPIRE = (sa.update(shard_lease).values(lease_until=sa.null()), sa.delete(relay_presence))
-
-
-def numbers(messages: Sequence[Message]) -> list[int]:
-    return [json.loads(message.value)["number"] for message in messages]
-
-
-def first_comings(found: Sequence[int]) -> list[int]:
-    return list(dict.fromkeys(found))
-
-
-async def published(broker: FaultyBus, number: int) -> None:
-    await until(
-        lambda: len(set(numbers(broker.published))) >= number,
-        lambda: f"{len(set(numbers(broker.published)))} of {number} were published",
-    )
 
 
 def shards(relay: Relay) -> int:
