@@ -17,6 +17,9 @@ Key = TypeVar("Key")
 MAX_PAGE = 100
 
 
+class MalformedCursor(BadRequest, status=400, title="The cursor is malformed"): ...
+
+
 class PageRequest(BaseModel):
     """``?limit=&cursor=``: at most 100 items, after the item that ``cursor`` names."""
 
@@ -29,7 +32,7 @@ class PageRequest(BaseModel):
         """The sort key that the cursor holds, validated as type ``key`` (a tuple type); ``None`` on the first page.
 
         Raises:
-            BadRequest: the cursor is not one of ours.
+            MalformedCursor: it is not one of ours.
         """
         if self.cursor is None:
             return None
@@ -47,9 +50,9 @@ class Page(BaseModel, Generic[Item]):
     next_cursor: str | None = None
 
 
-def malformed_cursor() -> BadRequest:
+def malformed_cursor() -> MalformedCursor:
     """The answer to a cursor that is not one of ours."""
-    return BadRequest("The cursor is malformed: send `next_cursor` of the page before, unchanged")
+    return MalformedCursor("Send `next_cursor` of the page before, unchanged")
 
 
 def cursor_after(key: Sequence[object]) -> str:

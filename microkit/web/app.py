@@ -31,7 +31,7 @@ from microkit.web.idempotency import Idempotency
 from microkit.web.limits import Limits
 from microkit.web.mounting import mounted
 from microkit.web.observer import Observer
-from microkit.web.problems import MEDIA_TYPE, problem_for, render
+from microkit.web.problems import PROBLEM_HEADERS, problem_for, render
 from microkit.web.rate_limits import RateLimits
 from microkit.web.route import Route, Surface
 from microkit.web.routing import Methods, RouteTable
@@ -281,7 +281,7 @@ class WebApp:
     def _written(self, problem: Problem, call: Call) -> Reply:
         context = get_current_span().get_span_context()
         trace_id = f"{context.trace_id:032x}" if context.trace_id else ""
-        headers: HeaderList = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")]
+        headers: HeaderList = [*PROBLEM_HEADERS]
         if problem.status == 503 and "retry-after" not in map(str.lower, problem.headers):
             headers.append((b"retry-after", b"1"))
         given = [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in problem.headers.items()]

@@ -27,8 +27,11 @@ from microkit.web.shedding import CRITICAL, PRIORITY
 Answer = Callable[[Call], Awaitable[Reply | ASGIApp]]
 """Answers a call with a whole reply, or with an application that sends one in pieces."""
 
-_JSON_HEADERS: Final[HeaderList] = [(b"content-type", JSON), (b"x-content-type-options", b"nosniff")]
-_NO_HEADERS: Final[HeaderList] = []
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_OPEN: Final[HeaderList] = [_NO_SNIFFING]
+# What is for somebody, and what something was changed by (a log-in's tokens), is kept by no cache on the way.
+_PRIVATE: Final[HeaderList] = [_NO_SNIFFING, _NO_STORE]
 _STREAMS: Final = ("body_iterator", "path")
 
 
@@ -120,19 +123,21 @@ class Endpoint:
 def _writer(route: Route) -> Callable[[Any], Reply | ASGIApp]:
     """Turns a handler's result into a reply."""
     status = route.status
+    secure = _OPEN if route.safe and ANYONE in route.allow else _PRIVATE
     if route.empty:
-        return lambda result: Reply(status, _NO_HEADERS) if result is None else _unexpected(route, result)
+        return lambda result: Reply(status, secure) if result is None else _unexpected(route, result)
     if route.streams:
-        return lambda result: _response(result) if isinstance(result, Response) else _unexpected(route, result)
+        return lambda result: _response(result, secure) if isinstance(result, Response) else _unexpected(route, result)
+    as_json: HeaderList = [(b"content-type", JSON), *secure]
     to_json = TypeAdapter(route.result).serializer.to_json
     model = route.result if isinstance(route.result, type) and issubclass(route.result, BaseModel) else None
 
     def write(result: Any) -> Reply | ASGIApp:
         if type(result) is model:  # validated when it was made
-            return Reply(status, _JSON_HEADERS, to_json(result, by_alias=True))
+            return Reply(status, as_json, to_json(result, by_alias=True))
         if isinstance(result, Response):
-            return _response(result)
-        return Reply(status, _JSON_HEADERS, to_json(result, by_alias=True, warnings="error"))
+            return _response(result, secure)
+        return Reply(status, as_json, to_json(result, by_alias=True, warnings="error"))
 
     return write
 
@@ -141,8 +146,10 @@ def _unexpected(route: Route, result: Any) -> Reply:
     raise DefinitionError(f"{route.name} returned {type(result).__name__}, not {route.result}")
 
 
-def _response(response: Response) -> Reply | ASGIApp:
-    """A Starlette response as a reply, where it is one piece."""
+def _response(response: Response, secure: HeaderList) -> Reply | ASGIApp:
+    """A Starlette response as a reply, where it is one piece; with the headers of ``secure`` that it has not."""
+    given = {name for name, _ in response.raw_headers}
+    response.raw_headers += [pair for pair in secure if pair[0] not in given]
     check_sendable(response.status_code, response.raw_headers)
     if response.background is not None or any(hasattr(response, one) for one in _STREAMS):
         return response

@@ -26,7 +26,7 @@ _IDEMPOTENCY_KEY: Final[Document] = {
     "in": "header",
     "required": False,
     "description": "Sent again with the same key, the request has its effect once and gets the same reply.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 _PROBLEM: Final[Document] = {
     "type": "object",

@@ -26,6 +26,11 @@ from microkit.errors import (
 )
 
 MEDIA_TYPE: Final = b"application/problem+json"
+PROBLEM_HEADERS: Final = (
+    (b"content-type", MEDIA_TYPE),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
 MOST_ERRORS: Final = 50
 COUNTABLE_ERRORS: Final = 1000
 
@@ -43,7 +48,7 @@ class OutcomeUnknown(InternalError, status=500, title="It is not known whether t
 
 
 def render(problem: Problem, *, instance: str, trace_id: str) -> bytes:
-    """The document. ``instance`` is the request's path as it came, ``trace_id`` 32 hex digits or ``""``.
+    """The document. ``instance`` is the request's path, decoded, ``trace_id`` 32 hex digits or ``""``.
 
     Raises:
         ValueError, TypeError: a member is no JSON.
@@ -52,7 +57,7 @@ def render(problem: Problem, *, instance: str, trace_id: str) -> bytes:
     if problem.extensions:
         # orjson writes null for NaN; this one complains.
         json.dumps(problem.extensions, allow_nan=False, default=to_jsonable_python)
-    document["instance"] = quote(instance, safe="/%:@!$&'()*+,;=~-._")
+    document["instance"] = quote(instance, safe="/:@!$&'()*+,;=~-._", errors="replace")
     if trace_id:
         document["trace_id"] = trace_id
     return orjson.dumps(document, default=to_jsonable_python, option=orjson.OPT_NON_STR_KEYS)

@@ -23,7 +23,7 @@ from microkit.telemetry.propagation import extract, span_ids
 from microkit.web.admission import NO_HOST, READ_WITHIN_LIMITS, headers_too_large, is_host, url_too_long
 from microkit.web.cycle import Cycle
 from microkit.web.limits import Limits
-from microkit.web.problems import MEDIA_TYPE, render
+from microkit.web.problems import PROBLEM_HEADERS, render
 from microkit.web.sent import request_id
 
 LINGER: Final = 1.0
@@ -311,11 +311,11 @@ class LimitedProtocol(HttpToolsProtocol):
             if before.response_started:
                 self._way_out.abort()
                 return
-        instance = self.url.decode("latin-1")[:200] if self.url else ""
+        instance = unquote(self.url.partition(b"?")[0][:200].decode("latin-1")) if self.url else ""
         body = render(problem, instance=instance, trace_id=_trace_id(headers))
         head = [
             STATUS_LINE[problem.status],
-            b"content-type: " + MEDIA_TYPE + b"\r\ncache-control: no-store\r\n",
+            *(b"%b: %b\r\n" % pair for pair in PROBLEM_HEADERS),
             f"x-request-id: {request_id(headers)}\r\n".encode(),
             *(f"{name}: {value}\r\n".encode("latin-1") for name, value in problem.headers.items()),
             b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body),

@@ -17,7 +17,7 @@ from microkit.telemetry import Telemetry
 from microkit.web.access import Access, bearer
 from microkit.web.call import HeaderList, Reply
 from microkit.web.limits import Limits
-from microkit.web.problems import MEDIA_TYPE
+from microkit.web.problems import PROBLEM_HEADERS
 
 CRITICAL: Final = b"critical"
 """The value of ``Request-Priority`` that goes before others. It is believed of services of the system only."""
@@ -118,7 +118,7 @@ class Entrance:
     def _refusal(self, headers: Mapping[bytes, bytes]) -> Reply:
         # Random, so that those who were refused together do not come again together.
         wait = b"%d" % randint(1, _LATEST)  # noqa: S311  jitter, no secret
-        told: HeaderList = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"), (b"retry-after", wait)]
+        told: HeaderList = [*PROBLEM_HEADERS, (b"retry-after", wait)]
         length = headers.get(b"content-length", b"0")
         if b"transfer-encoding" in headers or not length.isdigit() or int(length[:9]) > _LARGE_BODY:
             told.append((b"connection", b"close"))  # nobody is going to read that

@@ -13,7 +13,7 @@ from microkit.contract import Contract, get, post
 from microkit.errors import NotFound, Problem
 from microkit.message import Event
 from microkit.page import Page, PageRequest
-from reference.billpay.contracts.money import Amount, Deducted, StellarAddress
+from reference.billpay.contracts.money import Amount, Deducted, NewAmount, StellarAddress
 
 
 class BillStatus(StrEnum):
@@ -53,7 +53,7 @@ class NewBill(BaseModel):
 
     provider: Annotated[str, Field(min_length=1, max_length=100, examples=["Lagos Water"])]
     reference: Annotated[str, Field(min_length=1, max_length=60, examples=["INV-2026-0117"])]
-    amount: Amount
+    amount: NewAmount
     payee: StellarAddress
     due_at: AwareDatetime
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b32decode
 from binascii import crc_hqx
 from decimal import Decimal
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 
 def _plain(amount: Decimal) -> str:
@@ -19,6 +20,34 @@ Amount = Annotated[
     Field(gt=0, max_digits=18, decimal_places=7, description="In XLM, at most 7 decimals", examples=["42.5"]),
     PlainSerializer(_plain, return_type=str, when_used="json"),
 ]
+
+_WRITTEN: Final = r"^(?=.*[1-9])[0-9]{1,11}(\.[0-9]{1,7})?$"
+
+
+def _as_people_write_it(given: object) -> object:
+    """Python's Decimal also reads ``1e3``, ``+1`` and ``١``, which the schema does not tell of."""
+    if isinstance(given, str) and not re.fullmatch(_WRITTEN, given, re.ASCII):
+        raise ValueError("an amount is written like 42.5, with at most 11 digits and 7 decimals")
+    numeric = isinstance(given, str | int | float) and not isinstance(given, bool)
+    return Decimal(str(given)) if numeric else given
+
+
+NewAmount = Annotated[
+    Amount,
+    BeforeValidator(_as_people_write_it),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": _WRITTEN},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 99_999_999_999},
+            ],
+            "description": "In XLM, at most 7 decimals",
+            "examples": ["42.5"],
+        },
+        mode="validation",
+    ),
+]
+"""An amount that a client sends."""
 
 Deducted = Annotated[
     Decimal,

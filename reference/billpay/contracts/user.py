@@ -95,12 +95,12 @@ class Users(Contract, service="user", prefix="/users", allow="member"):
         """Open an account."""
         ...
 
-    @get("/me")
+    @get("/me", raises=(NotFound,))
     async def me(self) -> User:
         """The caller's profile."""
         ...
 
-    @patch("/me")
+    @patch("/me", raises=(NotFound,))
     async def change_profile(self, body: ProfileChange) -> User:
         """Change the caller's profile."""
         ...
