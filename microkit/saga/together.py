@@ -118,9 +118,13 @@ class LocalSteps:
 
     async def _together(self, batch: Sequence[_Entry]) -> None:
         alarm = asyncio.timeout(_LONGEST)
+
+        async def unit(tx: Transaction) -> list[Held | None]:
+            async with alarm:  # not around the COMMIT: one that is cut off may stand all the same
+                return await self._unit(tx, batch)
+
         try:
-            async with alarm:
-                results = await self._database.run(lambda tx: self._unit(tx, batch), attempts=1)
+            results = await self._database.run(unit, attempts=1)
         except CommitUnknown:
             for entry in batch:
                 entry.tell(CommitUnknown())

@@ -42,6 +42,12 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch, unhurried: None) -> None:
+    """What takes longer than this does not share a transaction, whose steps begin anew."""
+    monkeypatch.setattr(together, "_LONGEST", 0.25)
+
+
 class Seats:
     """Two local steps; ``odd`` is what happens to saga number 13 in the second."""
 
@@ -128,7 +134,7 @@ async def test_a_step_that_fails_in_the_database_fails_alone(bench: Bench) -> No
     assert stories[13].failure.reason.startswith("gave up after 4 attempts")
 
 
-async def test_a_step_that_hangs_holds_up_nobody(bench: Bench) -> None:
+async def test_a_step_that_hangs_holds_up_nobody(bench: Bench, hurried: None) -> None:
     """In SQLite it does, while it is alone: there one transaction writes at a time."""
     go = asyncio.Event()
 
@@ -171,7 +177,7 @@ async def test_one_that_lost_its_lease_takes_no_other_along(bench: Bench) -> Non
         assert await bench.effects(story.id) == ["keep", "note"]
 
 
-async def test_a_commit_of_unknown_outcome_repeats_no_effect(bench: Bench) -> None:
+async def test_a_commit_of_unknown_outcome_repeats_no_effect(bench: Bench, sizes: list[int]) -> None:
     seats = Seats(bench)
     async with bench.engine(seats.saga) as engine:
         local = engine._runner._local
@@ -190,3 +196,26 @@ async def test_a_commit_of_unknown_outcome_repeats_no_effect(bench: Bench) -> No
         stories = await seats.run_with(engine)
     await _check(bench, stories)
     assert unknown > 0
+
+
+async def test_a_slow_commit_is_not_taken_for_a_lock(bench: Bench, sizes: list[int], hurried: None) -> None:
+    """Cut off it stands all the same, and then its sagas would wait until their leases run out."""
+    seats = Seats(bench)
+    async with bench.engine(seats.saga) as engine:
+        local = engine._runner._local
+        database, slow = local._database, 0
+
+        class Slow:
+            async def run(self, work: Any, **options: Any) -> Any:
+                nonlocal slow
+                result = await database.run(work, **options)
+                if isinstance(result, list) and len(result) > 1 and not slow:
+                    slow += 1
+                    await asyncio.sleep(0.5)  # it is committed, and the answer is on its way
+                return result
+
+        local._database = Slow()  # type: ignore[assignment]  # all that it uses of one
+        async with asyncio.timeout(25):  # a lease lasts for 30
+            stories = await seats.run_with(engine)
+    await _check(bench, stories)
+    assert slow
