@@ -88,6 +88,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """What schemathesis makes of every service's OpenAPI document, at length, with a seed of the day."""
+    install(session, "dev")
+    session.run("pytest", "tests/reference/billpay/test_described.py", *session.posargs, env={"MICROKIT_FUZZ": "full"})
+
+
+@nox.session
 def stress(session: nox.Session) -> None:
     """The conformance suite of the buses ten times over, on every adapter."""
     install(session, "dev")

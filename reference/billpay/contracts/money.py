@@ -25,7 +25,7 @@ _WRITTEN: Final = r"^(?=.*[1-9])[0-9]{1,11}(\.[0-9]{1,7})?$"
 
 
 def _as_people_write_it(given: object) -> object:
-    """Python's Decimal also reads ``1e3``, ``+1`` and ``١``, which the schema does not tell of."""
+    """Python's Decimal also reads ``1e3``, ``+1`` and Arabic digits, which the schema does not tell of."""
     if isinstance(given, str) and not re.fullmatch(_WRITTEN, given, re.ASCII):
         raise ValueError("an amount is written like 42.5, with at most 11 digits and 7 decimals")
     numeric = isinstance(given, str | int | float) and not isinstance(given, bool)
