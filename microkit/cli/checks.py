@@ -18,8 +18,8 @@ from sqlalchemy import make_url
 from microkit.bus.connect import connect as connect_bus
 from microkit.db import Database
 from microkit.db.facts import server_facts
-from microkit.db.migration import pending
 from microkit.db.opening import said_of_opening
+from microkit.db.standing import standing
 from microkit.discovery.connect import connect as connect_discovery
 from microkit.errors import ConfigurationError, MicrokitError
 from microkit.pooling import pool_options, share_of
@@ -145,8 +145,11 @@ class Checks:
                 return
             async for finding in self._server(database, settings):
                 yield finding
-            missing = await pending(database, self._service.declared.migrations)
-            if missing and not settings.migrate_on_start:
+            stands = await standing(database, self._service.declared.migrations)
+            missing, newer = stands.pending, stands.said(self._service.name)
+            if newer is not None:
+                yield self._finding("migrations", "error" if stands.broken else "warning", newer)
+            elif missing and not settings.migrate_on_start:
                 todo = f"{len(missing)} are missing (the next: {missing[0]}); run microkit migrate {self._service.name}"
                 yield self._finding("migrations", "error", todo)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from microkit.db.scripts import Scripts
 from microkit.errors import ConfigurationError
 
 
-def _config(connection: Connection, environment: Path, scripts: Scripts, **attributes: Any) -> Config:
+def _config(connection: Connection | None, environment: Path, scripts: Scripts, **attributes: Any) -> Config:
     config = Config()
     config.set_main_option("path_separator", "newline")  # a folder's name may hold any other character
     config.set_main_option("script_location", str(environment).replace("%", "%%"))
     config.set_main_option("version_locations", str(scripts.versions).replace("%", "%%"))
-    config.attributes.update(connection=connection, version_table=scripts.version_table, **attributes)
+    contracts = {script.revision: script.contract for script in scripts.known.values() if script.contract}
+    config.attributes.update(connection=connection, version_table=scripts.version_table, contracts=contracts)
+    config.attributes.update(attributes)
     return config
 
 
@@ -41,6 +44,23 @@ def move(connection: Connection, environment: Path, scripts: Scripts, current: s
     if connection.dialect.name == "sqlite" and (broken := connection.execute(text("PRAGMA foreign_key_check")).all()):
         # Foreign keys are off meanwhile, since SQLite changes a table by copying it and dropping the old one.
         raise ConfigurationError(f"the migrations of {scripts.owner} leave rows without their parents: {broken[:5]}")
+
+
+def written_out(environment: Path, scripts: Scripts, dialect: str, current: set[str]) -> str:
+    """The SQL from ``current`` to the head; see :func:`microkit.db.migration.sql`."""
+    output = StringIO()
+    config = _config(None, environment, scripts, dialect=dialect, output=output)
+    if len(current) > 1:
+        raise ConfigurationError(f"the migrations of {scripts.owner} have several heads: migrate to one of them first")
+    try:
+        command.upgrade(config, f"{next(iter(current), 'base')}:head", sql=True)
+    except Exception as error:  # whatever a user's script may raise
+        done = output.getvalue().count("-- Running upgrade")
+        script = scripts.known[scripts.missing(current)[max(done - 1, 0)]]
+        raise ConfigurationError(
+            f"{script.file.name} cannot be written out without a database ({type(error).__name__}: {error}): run it"
+        ) from error
+    return output.getvalue()
 
 
 def differences(connection: Connection, tables: Sequence[MetaData]) -> list[str]:

@@ -12,6 +12,7 @@ from microkit.errors import MicrokitError, Problem, Unavailable
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 QUERY_CANCELED = "57014"
+LOCK_NOT_AVAILABLE = "55P03"
 
 DISK_FULL = "53100"
 
@@ -91,9 +92,21 @@ def is_busy(error: BaseException) -> bool:
     return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def is_kept_waiting(error: BaseException) -> bool:
+    """Whether PostgreSQL gave up waiting for a lock, as ``lock_timeout`` told it to."""
+    return sqlstate(error) == LOCK_NOT_AVAILABLE
+
+
 def is_full(error: BaseException) -> bool:
     """Whether there was no room to write."""
+    if _sqlite_code(error) == sqlite3.SQLITE_IOERR:  # there is no room for the write-ahead log's index
+        return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE
     return sqlstate(error) == DISK_FULL or _sqlite_code(error) == sqlite3.SQLITE_FULL
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether SQLite found that it may not write the file."""
+    return _sqlite_code(error) == sqlite3.SQLITE_READONLY
 
 
 def is_overburdened(error: BaseException) -> bool:

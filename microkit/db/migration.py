@@ -7,30 +7,29 @@ tables of microkit itself (outbox, inbox, sagas, idempotency keys) have scripts 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import logging
+import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, MetaData, inspect, text
+from sqlalchemy import Connection, MetaData, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from microkit.db.database import Database
-from microkit.db.scripts import FRAMEWORK, Scripts
+from microkit.db.failure import is_busy, is_kept_waiting
+from microkit.db.scripts import MICROKIT, Scripts, of_service, sets
+from microkit.db.standing import current_of, standing
+from microkit.db.turn import PATIENCE, alone
 from microkit.errors import ConfigurationError
 
 _ENVIRONMENT: Final = Path(__file__).parent / "environment"
-_FRAMEWORK: Final = Scripts(FRAMEWORK, "microkit_version", "microkit")
 
-# Alembic's `op` and `context` are of the whole process, so two migrations in it take turns.
-_ALEMBIC: Final = threading.Lock()
-
-# The key of PostgreSQL's advisory lock: "microkit" as a number.
-_ADVISORY: Final = int.from_bytes(b"microkit")
-# Seconds to wait for another process that migrates, and between two looks.
-_PATIENCE: Final = 300.0
-_POLL: Final = 0.1
+# Who waits for a table's lock makes all wait who come after: a short time, and then again.
+_LOCK_TIMEOUT: Final = 2000  # milliseconds
+_PAUSE: Final = 2.0  # seconds at most, in which they go through
 
 
 async def pending(database: Database, scripts: Path | None) -> list[str]:
@@ -42,28 +41,63 @@ async def pending(database: Database, scripts: Path | None) -> list[str]:
     Raises:
         ConfigurationError: ``scripts`` holds no migrations.
     """
-    missing, _ = await _compared(database, _sets(scripts))
-    return missing
+    return (await standing(database, scripts)).pending
 
 
-async def migrate(database: Database, scripts: Path | None, *, target: str = "head") -> list[str]:
+async def migrate(
+    database: Database, scripts: Path | None, *, target: str = "head", patience: float = PATIENCE
+) -> list[str]:
     """Runs the migrations that are missing and returns them as :func:`pending` does.
 
     ``target`` is a revision in ``scripts``, ``head``, ``base``, or steps such as ``-1``; microkit's own always go to
     their head. On PostgreSQL each script is a transaction; on SQLite all of them are one. Several processes may do this
-    at a time: one does it, the others wait.
+    at a time: one does it, the others wait, for ``patience`` seconds. A script that does not get a table's lock on
+    PostgreSQL within two seconds is taken back and tried again, so that those who use the table are not held up.
 
     Raises:
-        ConfigurationError: the scripts cannot be read, ``target`` is unknown, or a newer program has migrated before.
+        ConfigurationError: the scripts cannot be read, ``target`` is unknown, a newer program has migrated before, or
+            another process, or those who use a table, did not let it in time.
     """
-    sets = _sets(scripts)
-    if target == "head" and await _compared(database, sets) == ([], set()):
-        return []  # without having loaded Alembic
+    every = sets(scripts)
+    if target == "head":
+        stands = await standing(database, scripts)
+        if not stands.pending and not stands.newer:
+            return []  # without having loaded Alembic
     moved: list[str] = []
-    async with _alone(database) as engine:
-        for each in sets:
-            moved += await _move(engine, each, "head" if each is _FRAMEWORK else target)
+    async with alone(database, patience) as engine:
+        for each in every:
+            moved += await _move(engine, each, "head" if each is MICROKIT else target, patience)
     return moved
+
+
+async def prepare(database: Database, scripts: Path | None, *, service: str, run: bool, logger: logging.Logger) -> None:
+    """What a service does about its tables before it starts: with ``run`` it migrates.
+
+    A database that a newer version has migrated is used as it is, and a line of the log says so.
+
+    Raises:
+        ConfigurationError: something is missing, or a newer version took a step that this one does not survive.
+    """
+    stands = await standing(database, scripts)
+    said = stands.said(service)
+    if stands.broken:
+        raise ConfigurationError(str(said))
+    if said is not None:
+        logger.warning("%s", said)
+    if not stands.pending:
+        return
+    if not run or stands.newer:
+        raise ConfigurationError(
+            f"the database of {service} misses {len(stands.pending)} migrations (the next: {stands.pending[0]}); "
+            f"run `microkit migrate {service}` first"
+        )
+    await migrate(database, scripts)
+
+
+async def move(database: Database, scripts: Scripts, target: str) -> list[str]:
+    """:func:`migrate` for one set of scripts, :data:`~microkit.db.scripts.MICROKIT` for instance."""
+    async with alone(database) as engine:
+        return await _move(engine, scripts, target, PATIENCE)
 
 
 async def create_tables(database: Database, tables: MetaData | Sequence[MetaData]) -> None:
@@ -83,7 +117,7 @@ async def drift(database: Database, tables: MetaData | Sequence[MetaData]) -> li
     """
     from microkit.db.alembic_calls import differences  # noqa: PLC0415  Alembic takes longer to load than all of microkit
 
-    async with _alone(database) as engine, engine.connect() as connection:
+    async with alone(database) as engine, engine.connect() as connection:
         return await connection.run_sync(differences, [tables] if isinstance(tables, MetaData) else list(tables))
 
 
@@ -98,42 +132,34 @@ async def revise(database: Database, scripts: Path, tables: MetaData, message: s
     from microkit.db.alembic_calls import new_script  # noqa: PLC0415  as above
 
     (scripts / "versions").mkdir(parents=True, exist_ok=True)
-    each = _of_service(scripts)
-    async with _alone(database) as engine, engine.connect() as connection:
+    each = of_service(scripts)
+    async with alone(database) as engine, engine.connect() as connection:
         return await connection.run_sync(new_script, _ENVIRONMENT, each, tables, message)
 
 
-def _of_service(scripts: Path) -> Scripts:
-    return Scripts(scripts, "schema_version", scripts.resolve().parent.name)
+def sql(scripts: Path | None, dialect: str, current: dict[str, set[str]]) -> str:
+    """What :func:`migrate` would do to a database at ``current`` (see :class:`Standing`), as SQL for another's hands.
+
+    Raises:
+        ConfigurationError: a script reads rows, or needs the tables, and cannot be written out.
+    """
+    from microkit.db.alembic_calls import written_out  # noqa: PLC0415  as above
+
+    parts = []
+    for each in sets(scripts):
+        at = current.get(each.version_table, set())
+        if each.missing(at):
+            parts.append(f"-- {each.owner}\n\n{written_out(_ENVIRONMENT, each, dialect, at)}")
+    return "\n".join(parts)
 
 
-def _sets(scripts: Path | None) -> list[Scripts]:
-    return [_FRAMEWORK] if scripts is None else [_FRAMEWORK, _of_service(scripts)]
-
-
-def _current(connection: Connection, sets: Sequence[Scripts]) -> dict[str, set[str]]:
-    there = inspect(connection)
-    return {
-        each.version_table: set(connection.scalars(text(f"SELECT version_num FROM {each.version_table}")))  # noqa: S608  a name of ours
-        if there.has_table(each.version_table)
-        else set()
-        for each in sets
-    }
-
-
-async def _compared(database: Database, sets: Sequence[Scripts]) -> tuple[list[str], set[str]]:
-    """What the database has not seen, and what it has seen that we do not know."""
-    async with database.engine.connect() as connection:
-        current = await connection.run_sync(_current, sets)
-    missing = [f"{each.owner} {revision}" for each in sets for revision in each.missing(current[each.version_table])]
-    return missing, {revision for each in sets for revision in current[each.version_table] - set(each.parents)}
-
-
-async def _move(engine: AsyncEngine, scripts: Scripts, target: str) -> list[str]:
-    from microkit.db.alembic_calls import move  # noqa: PLC0415  as above
-
+async def _move(engine: AsyncEngine, scripts: Scripts, target: str, patience: float) -> list[str]:
     async with engine.connect() as connection:
-        current = (await connection.run_sync(_current, [scripts]))[scripts.version_table]
+        try:
+            current = (await connection.run_sync(current_of, [scripts]))[scripts.version_table]
+        except DBAPIError as error:
+            _refuse_busy(error, patience)
+            raise
         if strangers := current - set(scripts.parents):
             raise ConfigurationError(
                 f"the database is at {', '.join(sorted(strangers))}, which {scripts.owner} does not know: "
@@ -141,39 +167,68 @@ async def _move(engine: AsyncEngine, scripts: Scripts, target: str) -> list[str]
             )
         await connection.rollback()
         if connection.dialect.name == "sqlite":
-            async with connection.begin():
-                await connection.run_sync(move, _ENVIRONMENT, scripts, current, target)
+            await _move_file(connection, scripts, current, target, patience)
         else:
-            await connection.run_sync(move, _ENVIRONMENT, scripts, current, target)
-        after = (await connection.run_sync(_current, [scripts]))[scripts.version_table]
+            await _move_server(connection, scripts, scripts.resolved(current, target), patience)
+        after = (await connection.run_sync(current_of, [scripts]))[scripts.version_table]
     before, now = scripts.reached(current), scripts.reached(after)
     ordered = scripts.missing(set())
     return [f"{scripts.owner} {revision}" for revision in ordered if revision in before ^ now]
 
 
-@asynccontextmanager
-async def _alone(database: Database) -> AsyncIterator[AsyncEngine]:
-    """An engine without time limits, while no other process migrates and nobody else in this one does."""
-    while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110  a lock of the process, not of one loop
-        await asyncio.sleep(_POLL)
+async def _move_file(
+    connection: AsyncConnection, scripts: Scripts, current: set[str], target: str, patience: float
+) -> None:
+    from microkit.db.alembic_calls import move as run  # noqa: PLC0415  as above
+
     try:
-        async with database.administration(_PATIENCE) as engine:
-            if database.dialect == "postgresql":
-                async with engine.connect() as keeper:
-                    await _take_turn(await keeper.execution_options(isolation_level="AUTOCOMMIT"))
-                    yield engine
-            else:
-                yield engine
-    finally:
-        _ALEMBIC.release()
+        async with connection.begin():
+            await connection.run_sync(run, _ENVIRONMENT, scripts, current, target)
+    except DBAPIError as error:
+        _refuse_busy(error, patience)
+        raise
 
 
-async def _take_turn(keeper: AsyncConnection) -> None:
-    # Asked for again and again instead of waited for: a waiting statement holds a snapshot, and CREATE INDEX
-    # CONCURRENTLY in the script of the one who has the lock would wait for it for ever.
-    tries = int(_PATIENCE / _POLL)
-    for _ in range(tries):
-        if await keeper.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY}):
+def _refuse_busy(error: DBAPIError, patience: float) -> None:
+    if is_busy(error):
+        raise ConfigurationError(
+            f"another process has been writing to this database file for {patience:.0f} s: see that it ends, or wait"
+        ) from error
+
+
+async def _move_server(connection: AsyncConnection, scripts: Scripts, target: str, patience: float) -> None:
+    from microkit.db.alembic_calls import move as run  # noqa: PLC0415  as above
+
+    await _end_with_us(connection)
+    event.listen(connection.sync_connection, "begin", _bound_waits)
+    ends = time.monotonic() + patience
+    while True:
+        current = (await connection.run_sync(current_of, [scripts]))[scripts.version_table]
+        await connection.rollback()
+        try:
+            await connection.run_sync(run, _ENVIRONMENT, scripts, current, target)
+        except DBAPIError as error:
+            await connection.rollback()
+            if not is_kept_waiting(error):
+                raise
+            if time.monotonic() > ends:
+                raise ConfigurationError(
+                    f"the migrations of {scripts.owner} did not get a table's lock in {patience:.0f} s: its users keep "
+                    "it. See who does in pg_stat_activity or `microkit pool`. The script that waited is taken back"
+                ) from error
+        else:
             return
-        await asyncio.sleep(_POLL)
-    raise ConfigurationError(f"another process has been migrating this database for {_PATIENCE:.0f} s")
+        await asyncio.sleep(random.uniform(0, _PAUSE))  # noqa: S311  no secret
+
+
+def _bound_waits(connection: Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT}")
+
+
+async def _end_with_us(connection: AsyncConnection) -> None:
+    """Lets the server notice in the middle of a statement that this process was killed."""
+    try:
+        await connection.execute(text("SET client_connection_check_interval = '1s'"))
+        await connection.commit()
+    except DBAPIError:  # the server's system cannot tell; it then notices after the statement
+        await connection.rollback()

@@ -13,6 +13,27 @@ from microkit.errors import ConfigurationError
 
 FRAMEWORK: Final = Path(__file__).parent / "framework"
 
+_SENTENCES: Final = ("contract", "locks", "forgets", "checked")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script: what it says of itself, in assignments on its top level.
+
+    The last four are sentences by which its author takes something upon himself: an older running version does not
+    survive it; it holds writers up; rows that were there before are not there after it, or after going back; it cannot
+    be read as SQL, and has been read by a person.
+    """
+
+    revision: str
+    parents: tuple[str, ...]
+    file: Path
+    title: str
+    contract: str | None = None
+    locks: str | None = None
+    forgets: str | None = None
+    checked: str | None = None
+
 
 @dataclass(frozen=True)
 class Scripts:
@@ -27,15 +48,32 @@ class Scripts:
         return self.folder / "versions"
 
     @cached_property
-    def parents(self) -> dict[str, tuple[str, ...]]:
-        """Each revision with those it comes after.
+    def known(self) -> dict[str, Script]:
+        """The scripts by their revisions.
 
         Raises:
-            ConfigurationError: the folder is missing, or a script has no ``revision``.
+            ConfigurationError: the folder is missing, a script has no ``revision``, or two have the same.
         """
         if not self.versions.is_dir():
             raise ConfigurationError(f"{self.owner} has no folder {self.versions} with its migrations")
-        return dict(_read(file) for file in sorted(self.versions.glob("*.py")) if not file.name.startswith("_"))
+        found: dict[str, Script] = {}
+        for file in sorted(self.versions.glob("*.py")):
+            if file.name.startswith("_"):
+                continue
+            script = _read(file)
+            if (other := found.setdefault(script.revision, script)) is not script:
+                raise ConfigurationError(f"{other.file} and {file} are both revision {script.revision!r}")
+        return found
+
+    @cached_property
+    def parents(self) -> dict[str, tuple[str, ...]]:
+        """Each revision with those it comes after."""
+        return {revision: script.parents for revision, script in self.known.items()}
+
+    @property
+    def ordered(self) -> list[Script]:
+        """All of them, oldest first."""
+        return [self.known[revision] for revision in self.missing(set())]
 
     @property
     def heads(self) -> set[str]:
@@ -51,6 +89,20 @@ class Scripts:
                 seen.add(revision)
                 left.extend(self.parents.get(revision, ()))
         return seen
+
+    def resolved(self, current: set[str], target: str) -> str:
+        """``target`` without counting from where the database is, so that it may be tried again: ``-1`` as a revision.
+
+        One that cannot be counted along a single line is left to Alembic.
+        """
+        steps = int(target[1:]) if target.startswith("-") and target[1:].isdigit() else 0
+        at = next(iter(current)) if len(current) == 1 else None
+        while steps and at is not None and len(parents := self.parents[at]) <= 1:
+            at = parents[0] if parents else None
+            steps -= 1
+            if at is None and not steps:
+                return "base"
+        return target if steps or at is None or not target.startswith("-") else at
 
     def missing(self, current: set[str]) -> list[str]:
         """What a database at ``current`` has not seen, oldest first.
@@ -70,9 +122,24 @@ class Scripts:
         return ordered
 
 
-def _read(file: Path) -> tuple[str, tuple[str, ...]]:
+MICROKIT: Final = Scripts(FRAMEWORK, "microkit_version", "microkit")
+"""The scripts of microkit's own tables."""
+
+
+def of_service(scripts: Path) -> Scripts:
+    """The scripts of the service whose folder is the parent of ``scripts``."""
+    return Scripts(scripts, "schema_version", scripts.resolve().parent.name)
+
+
+def sets(scripts: Path | None) -> list[Scripts]:
+    """All that a service's database is made by: microkit's scripts, then its own."""
+    return [MICROKIT] if scripts is None else [MICROKIT, of_service(scripts)]
+
+
+def _read(file: Path) -> Script:
+    tree = ast.parse(file.read_text("utf-8"), str(file))
     found: dict[str, object] = {}
-    for node in ast.parse(file.read_text("utf-8"), str(file)).body:
+    for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.expr() as value):
                 pass
@@ -80,11 +147,29 @@ def _read(file: Path) -> tuple[str, tuple[str, ...]]:
                 pass
             case _:
                 continue
-        if name in ("revision", "down_revision"):
-            found[name] = ast.literal_eval(value)
+        if name in ("revision", "down_revision", *_SENTENCES):
+            found[name] = _literal(value, name, file)
     revision, parents = found.get("revision"), found.get("down_revision")
     if not isinstance(revision, str):
         raise ConfigurationError(f'{file} is no migration: it has no line like revision = "0001"')
-    if isinstance(parents, str):
-        return revision, (parents,)
-    return revision, tuple(str(parent) for parent in parents) if isinstance(parents, (tuple, list)) else ()
+    many = parents if isinstance(parents, (tuple, list)) else () if parents is None else (parents,)
+    title = (ast.get_docstring(tree) or file.stem).partition("\n")[0]
+    said = {name: _sentence(found.get(name), name, file) for name in _SENTENCES}
+    return Script(revision, tuple(str(parent) for parent in many), file, title, **said)
+
+
+def _literal(value: ast.expr, name: str, file: Path) -> object:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise ConfigurationError(
+            f"{file}: {name} must be written out as text, since it is read without running"
+        ) from None
+
+
+def _sentence(value: object, name: str, file: Path) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value.split()) < 2:
+        raise ConfigurationError(f"{file}: {name} must be a sentence that says why, not {value!r}")
+    return value

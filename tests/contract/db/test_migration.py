@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text, inspect, text
 
 from microkit.choreography import tables as choreography
-from microkit.db import Database
+from microkit.db import Database, contracts
 from microkit.db.migration import create_tables, drift, migrate, pending, revise
 from microkit.db.scripts import FRAMEWORK, Scripts
 from microkit.errors import ConfigurationError
@@ -67,7 +67,7 @@ def downgrade():
 """
 
 OURS = [f"microkit {revision}" for revision in Scripts(FRAMEWORK, "microkit_version", "microkit").missing(set())]
-DECLARED = [outbox.metadata, saga.metadata, choreography.metadata, web.metadata]
+DECLARED = [outbox.metadata, saga.metadata, choreography.metadata, web.metadata, contracts.metadata]
 
 
 @pytest.fixture

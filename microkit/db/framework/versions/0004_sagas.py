@@ -7,6 +7,7 @@ from alembic import op
 
 revision = "0004"
 down_revision = "0003"
+locks = "both indexes are partial; the table, which retention keeps short, is read twice"
 
 _ALIVE = sa.text("next_at IS NOT NULL")
 _QUEUED = sa.text("status = 'queued'")

@@ -7,6 +7,7 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
+locks = "no row has a refund yet, so the index is empty; the table is read once"
 branch_labels = None
 depends_on = None
 

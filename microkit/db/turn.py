@@ -1,0 +1,78 @@
+"""One migrates at a time: in this process, and among all on one database."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from microkit.db.database import Database
+from microkit.errors import ConfigurationError
+
+PATIENCE: Final = 300.0
+"""Seconds to wait for another process that migrates, or for those who use a table that is to be changed."""
+
+# Alembic's `op` and `context` are of the whole process, so two migrations in it take turns.
+_ALEMBIC: Final = threading.Lock()
+
+# The key of PostgreSQL's advisory lock: "microkit" as a number.
+_ADVISORY: Final = int.from_bytes(b"microkit")
+_POLL: Final = 0.1  # seconds between two looks
+
+
+@asynccontextmanager
+async def alone(database: Database, patience: float = PATIENCE) -> AsyncIterator[AsyncEngine]:
+    """An engine without time limits, while no other process migrates and nobody else in this one does.
+
+    A process that is killed gives its turn back: PostgreSQL ends the session that held the lock, and SQLite's lock is
+    the transaction.
+
+    Raises:
+        ConfigurationError: another process went on migrating for ``patience`` seconds.
+    """
+    while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110  a lock of the process, not of one loop
+        await asyncio.sleep(_POLL)
+    try:
+        async with database.administration(patience) as engine:
+            if database.dialect == "postgresql":
+                async with engine.connect() as keeper:
+                    await _take_turn(await keeper.execution_options(isolation_level="AUTOCOMMIT"), patience)
+                    yield engine
+            else:
+                yield engine
+    finally:
+        _ALEMBIC.release()
+
+
+async def _take_turn(keeper: AsyncConnection, patience: float) -> None:
+    # Asked for again and again instead of waited for: a waiting statement holds a snapshot, and CREATE INDEX
+    # CONCURRENTLY in the script of the one who has the lock would wait for it for ever.
+    ends = time.monotonic() + patience
+    while not await keeper.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY}):
+        if time.monotonic() > ends:
+            raise ConfigurationError(
+                f"another process has been migrating this database for {patience:.0f} s ({await _holder(keeper)}): "
+                "wait until it has ended, and look whether it is stuck"
+            )
+        await asyncio.sleep(_POLL)
+
+
+async def _holder(keeper: AsyncConnection) -> str:
+    found = await keeper.execute(
+        text(
+            "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
+            "WHERE l.locktype = 'advisory' AND l.granted AND l.classid = :high AND l.objid = :low "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        {"high": _ADVISORY >> 32, "low": _ADVISORY & 0xFFFFFFFF},
+    )
+    row = found.first()
+    return (
+        "it has just ended" if row is None else f"{row.application_name or 'unnamed'}, process {row.pid} of the server"
+    )
