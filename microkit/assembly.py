@@ -22,7 +22,7 @@ from microkit.client import HttpCaller, Policies, Upstream, open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.facts import server_facts
-from microkit.db.migration import create_tables, migrate, pending
+from microkit.db.migration import create_tables, prepare
 from microkit.declared import Declared, Mounted
 from microkit.discovery.connect import connect as connect_discovery
 from microkit.discovery.memory import MemoryRegistry
@@ -212,13 +212,8 @@ class Assembly:
         install(database, declared.name)  # before resources, which may write and publish while they start
         await database.start()
         await self._check_server(database, telemetry)
-        if settings.migrate_on_start:
-            await migrate(database, declared.migrations)
-        elif waiting := await pending(database, declared.migrations):
-            raise ConfigurationError(
-                f"the database of {declared.name} misses {len(waiting)} migrations (the next: {waiting[0]}); "
-                f"run `microkit migrate {declared.name}` first"
-            )
+        run, logger = settings.migrate_on_start, telemetry.logger
+        await prepare(database, declared.migrations, service=declared.name, run=run, logger=logger)
         if declared.migrations is None and declared.tables is not None:
             if settings.environment == "production":
                 raise ConfigurationError(
