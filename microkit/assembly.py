@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from microkit.asyncapi import document
 from microkit.auth import ServiceTokens, SigningKey, Verifier, verifier_for
-from microkit.bus.connect import connect
+from microkit.bus.connect import connect, started
 from microkit.bus.consumer import ConsumerRuntime
 from microkit.bus.port import Bus
 from microkit.choreography import ProcessKeeper, ProcessMetrics
@@ -23,11 +23,11 @@ from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.facts import server_facts
 from microkit.db.migration import create_tables, prepare
+from microkit.db.opening import preparing
 from microkit.declared import Declared, Mounted
-from microkit.discovery.connect import connect as connect_discovery
 from microkit.discovery.memory import MemoryRegistry
-from microkit.discovery.own import check_advertised
-from microkit.discovery.port import Discovery, Registrar, Resolver
+from microkit.discovery.own import discovery_of
+from microkit.discovery.port import Discovery, Resolver
 from microkit.errors import ConfigurationError, DefinitionError
 from microkit.fronting import RoutesFile, auth_route, cache_store, inline_routes, own_document, setting_of
 from microkit.gateway import BoundGateway, Gateway
@@ -35,6 +35,7 @@ from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
 from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
+from microkit.placement import Placement
 from microkit.pooling import pool_options, share_of
 from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
 from microkit.proxies import ClientAddress, Proxies
@@ -122,12 +123,14 @@ class Assembly:
         health: Health,
         registry: MemoryRegistry | None,
         owned: AsyncExitStack,
+        placement: Placement | None = None,
     ) -> None:
         self._declared = declared
         self._settings = settings
         self._health = health
         self._registry = registry
         self._owned = owned
+        self._placement = placement
 
     async def parts(self, bus: Bus | None, ring: TraceRing | None) -> Parts:
         """Everything below the web floor.
@@ -175,19 +178,11 @@ class Assembly:
         return parts
 
     def _discovery(self, telemetry: Telemetry) -> Discovery:
-        settings = self._settings
         if self._registry is not None:
             discovery: Discovery = self._registry
         else:
-            discovery = connect_discovery(
-                settings.discovery_url.get_secret_value(),
-                telemetry,
-                services=settings.services,
-                max_staleness=settings.discovery_max_staleness,
-            )
+            discovery = discovery_of(self._settings, telemetry)
             self._owned.push_async_callback(discovery.close)
-            if isinstance(discovery, Registrar) and not isinstance(discovery, MemoryRegistry):
-                check_advertised(settings)
         self._health.part("discovery", discovery_probe(discovery), critical=False)
         return discovery
 
@@ -212,6 +207,12 @@ class Assembly:
         install(database, declared.name)  # before resources, which may write and publish while they start
         await database.start()
         await self._check_server(database, telemetry)
+        with preparing(database.where):
+            await self._prepare(database, telemetry)
+        return database
+
+    async def _prepare(self, database: Database, telemetry: Telemetry) -> None:
+        declared, settings = self._declared, self._settings
         run, logger = settings.migrate_on_start, telemetry.logger
         await prepare(database, declared.migrations, service=declared.name, run=run, logger=logger)
         if declared.migrations is None and declared.tables is not None:
@@ -221,7 +222,6 @@ class Assembly:
                     "Give Service(...) migrations=, the folder with its Alembic versions"
                 )
             await create_tables(database, declared.tables)
-        return database
 
     async def _check_server(self, database: Database, telemetry: Telemetry) -> None:
         """That the server will do; and a word where there may come to be more connections than it has."""
@@ -235,9 +235,10 @@ class Assembly:
     async def _bus(self, shared: Bus | None) -> Bus:
         if shared is not None:
             return shared
-        bus = connect(self._settings.bus_url.get_secret_value())
+        url = self._settings.bus_url.get_secret_value()
+        bus = connect(url)
         self._owned.push_async_callback(bus.close)
-        await bus.start()
+        await started(bus, url)
         return bus
 
     def _tokens(self) -> ServiceTokens | None:
@@ -336,6 +337,7 @@ class Assembly:
             mounts=[await self._mount(mounted, parts, routes) for mounted in declared.mounts],
             internals=self._exposes_internals(),
             limits=declared.rate_limits(settings),
+            metrics=self._placement.metrics if self._placement is not None else None,
             asyncapi=self._events() if declared.sent() or declared.heard() else None,
         )
         return WebApp(

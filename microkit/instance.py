@@ -24,6 +24,7 @@ from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.own import own_endpoint
 from microkit.discovery.port import Endpoint, Registrar
 from microkit.errors import ConfigurationError, MicrokitError
+from microkit.placement import Placement
 from microkit.settings import ServiceSettings
 from microkit.settings.values import is_loopback
 from microkit.telemetry import Telemetry, TraceRing
@@ -73,6 +74,7 @@ class Instance:
         bus: Bus | None = None,
         registry: MemoryRegistry | None = None,
         ring: TraceRing | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.declared = declared
         self.settings = settings
@@ -80,6 +82,7 @@ class Instance:
         self._shared_bus = bus
         self._registry = registry
         self._ring = ring
+        self._placement = placement
         self._parts: Parts | None = None
         self._server: Server | None = None
         self._url: str | None = None
@@ -212,13 +215,18 @@ class Instance:
     async def _run(self) -> None:
         async with AsyncExitStack() as owned:
             await self._open_admin(owned)
-            assembly = Assembly(self.declared, self.settings, self.health, self._registry, owned)
+            assembly = Assembly(self.declared, self.settings, self.health, self._registry, owned, self._placement)
             self._parts = parts = await assembly.parts(self._shared_bus, self._ring)
             app = await assembly.web(parts)
             owned.push_async_callback(app.stop)
             await app.start()
             self._server = server = Server(
-                app, self.settings.host, self.settings.port, limits=app.limits, websockets=bool(self.declared.mounts)
+                app,
+                self.settings.host,
+                self.settings.port,
+                limits=app.limits,
+                websockets=bool(self.declared.mounts),
+                listener=self._placement.listener if self._placement is not None else None,
             )
             try:
                 await self._go(server, parts)
@@ -230,18 +238,22 @@ class Instance:
     async def _open_admin(self, owned: AsyncExitStack) -> None:
         """First, and closed last: somebody wants to see how it starts and ends, too."""
         settings = self.settings
-        if settings.admin_port is None:
+        if settings.admin_port is None and self._placement is None:
             return
         from microkit.admin import admin_app  # noqa: PLC0415  only where it is wanted
 
-        loopback = is_loopback(settings.admin_host)
-        server = Server(admin_app(self, loopback=loopback), settings.admin_host, settings.admin_port)
+        # Of several workers, the one that looks after them has the admin port, and asks each on a socket of its own.
+        listener = self._placement.admin if self._placement is not None else None
+        loopback = listener is None and is_loopback(settings.admin_host)
+        app = admin_app(self, loopback=loopback)
+        server = Server(app, settings.admin_host, settings.admin_port or 0, listener=listener)
         try:
             await server.start()
         except ConfigurationError as error:
             raise ConfigurationError(f"{settings.origin.prefix}ADMIN_PORT: {error}") from None
         owned.push_async_callback(server.stop, _ADMIN_DRAIN)
-        self.admin_url = server.url
+        if listener is None:
+            self.admin_url = server.url
 
     async def _stay(self, parts: Parts) -> None:
         """Returns when the instance is to stop."""
@@ -267,7 +279,7 @@ class Instance:
             await worker.start()
         self.health.state = State.READY
         _log.info("ready at %s", server.url)
-        if isinstance(parts.resolver, Registrar):
+        if isinstance(parts.resolver, Registrar) and self._placement is None:
             # Last: whoever finds it may call it at once.
             self._endpoint = own_endpoint(self.name, self.settings, server.url)
             await parts.resolver.register(self.name, self._endpoint)
@@ -280,6 +292,7 @@ class Instance:
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None and isinstance(parts.resolver, Registrar):
             await parts.resolver.deregister(self.name, endpoint)
+        server.drain()
         if self._started.is_set():
             await asyncio.sleep(settings.drain_delay)
         # Requests may publish events and start sagas: they end first. The relay ends last, because all others publish.
@@ -288,5 +301,7 @@ class Instance:
             await worker.stop(settings.shutdown_timeout)
         if parts.relay is not None:
             await parts.relay.stop(settings.shutdown_timeout)
+        if self._placement is not None:
+            await self._placement.last_words(parts.telemetry.exposition())
         self.health.state = State.STOPPED
         _log.info("stopped")

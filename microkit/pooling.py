@@ -25,5 +25,7 @@ def share_of(settings: ServiceSettings) -> Share:
         pool=settings.database_pool_size,
         overflow=settings.database_max_overflow,
         replicas=settings.replicas,
+        workers=settings.workers,
         beside=0 if settings.database_pgbouncer else 1,
+        pooled=settings.database_pgbouncer,
     )

@@ -12,19 +12,17 @@ from typing import Any, Final
 
 import orjson
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from microkit.admin import endpoints
+from microkit.admin.answers import answered, guard, problem
 from microkit.admin.endpoints import Document, Seen
 from microkit.assembly import Parts
 from microkit.telemetry.levels import LEVELS, level_of, set_level
 from microkit.telemetry.metrics import CONTENT_TYPE
 
-_LOOPBACK: Final = ["127.0.0.1", "localhost", "[::1]"]
 _LONGEST_BODY: Final = 1000
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -50,7 +48,7 @@ def admin_app(seen: Seen, *, loopback: bool) -> Starlette:
             Route("/outbox", admin.when_open(_told(endpoints.outbox, "outbox"))),
             Route("/consumers", admin.when_open(_told(endpoints.consumers, "consumers"))),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)] if loopback else [],
+        middleware=guard(loopback=loopback),
     )
 
 
@@ -62,7 +60,7 @@ class _Admin:
 
     async def health(self, _: Request) -> Response:
         document = await endpoints.health(self._seen)
-        return _json(document, 503 if document["status"] == "down" else 200)
+        return answered(document, 503 if document["status"] == "down" else 200)
 
     async def live(self, _: Request) -> Response:
         return _status(await self._seen.health.live(), "up", "down")
@@ -71,17 +69,17 @@ class _Admin:
         return _status(await self._seen.health.ready(), "ready", "not ready")
 
     async def info(self, _: Request) -> Response:
-        return _json(endpoints.info(self._seen))
+        return answered(endpoints.info(self._seen))
 
     def when_open(self, answer: WhenOpen) -> Endpoint:
         async def respond(request: Request) -> Response:
             parts = self._seen.parts_now
             if parts is None:
-                return _problem(503, "Not open", f"the service is {self._seen.health.state}")
+                return problem(503, "Not open", f"the service is {self._seen.health.state}")
             try:
                 return await answer(request, parts)
             except Exception as error:  # noqa: BLE001  as with the database away: what else there is can still be told
-                return _problem(503, "It cannot be told", f"{type(error).__name__}: {error}"[:300])
+                return problem(503, "It cannot be told", f"{type(error).__name__}: {error}"[:300])
 
         return respond
 
@@ -91,25 +89,25 @@ async def _metrics(_: Request, parts: Parts) -> Response:
 
 
 async def _read_level(_: Request, parts: Parts) -> Response:
-    return _json({"level": level_of(parts.telemetry)})
+    return answered({"level": level_of(parts.telemetry)})
 
 
 async def _change_level(request: Request, parts: Parts) -> Response:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        return _problem(415, "Unsupported Media Type", 'send application/json, such as {"level": "DEBUG"}')
+        return problem(415, "Unsupported Media Type", 'send application/json, such as {"level": "DEBUG"}')
     wanted = await _level_in(request)
     if wanted is None:
-        return _problem(400, "Bad Request", f'say {{"level": "DEBUG"}}, or one of {", ".join(LEVELS)}')
+        return problem(400, "Bad Request", f'say {{"level": "DEBUG"}}, or one of {", ".join(LEVELS)}')
     before = level_of(parts.telemetry)
     set_level(parts.telemetry, wanted)
     parts.telemetry.logger.warning("the log level is %s, it was %s", wanted, before)
-    return _json({"level": wanted, "before": before})
+    return answered({"level": wanted, "before": before})
 
 
 def _told(document_of: Callable[[Parts], Awaitable[Document | None]], what: str) -> WhenOpen:
     async def answer(_: Request, parts: Parts) -> Response:
         document = await document_of(parts)
-        return _problem(404, "Not Found", f"this service has no {what}") if document is None else _json(document)
+        return problem(404, "Not Found", f"this service has no {what}") if document is None else answered(document)
 
     return answer
 
@@ -129,14 +127,4 @@ async def _level_in(request: Request) -> Any:
 
 
 def _status(good: bool, yes: str, no: str) -> Response:
-    return _json({"status": yes if good else no}, 200 if good else 503)
-
-
-def _json(document: Document, status: int = 200) -> Response:
-    body = orjson.dumps(document, default=str)
-    return Response(body, status, {"cache-control": "no-store"}, media_type="application/json")
-
-
-def _problem(status: int, title: str, detail: str) -> Response:
-    document = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return Response(orjson.dumps(document), status, media_type="application/problem+json")
+    return answered({"status": yes if good else no}, 200 if good else 503)

@@ -1,4 +1,4 @@
-"""``microkit run``: one service as a process of its own, as it is in production."""
+"""``microkit run``: one service as it is in production, in a process of its own or in several workers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import sys
 import time
+from collections.abc import Awaitable
 
 import uvloop
 
@@ -16,7 +18,9 @@ from microkit.cli.signals import on_signals
 from microkit.errors import MicrokitError
 from microkit.instance import Instance
 from microkit.service import Service
+from microkit.settings import ServiceSettings
 from microkit.telemetry.logs import configure
+from microkit.workers import Supervisor, placed
 
 
 def run(service: str, system: str | None) -> None:
@@ -26,13 +30,17 @@ def run(service: str, system: str | None) -> None:
         ConfigurationError: it cannot be started.
         MicrokitError: it cannot go on; whoever supervises it starts a new process.
     """
-    _, found = load_system(system)
+    placement = placed()
+    reference, found = load_system(system)
     declared = find_service(found, service)
     settings = declared.settings()
     undo = configure(sys.stdout, format=settings.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # that a database is new is no news
     try:
-        uvloop.run(_serve(declared.instance(settings), declared))
+        if settings.workers > 1 and placement is None:
+            uvloop.run(_look_after(declared, settings, reference))
+        else:
+            uvloop.run(_serve(Instance(declared.declared, settings, placement=placement), declared))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
@@ -63,3 +71,36 @@ async def _told_or_failed(stop: asyncio.Event, instance: Instance) -> MicrokitEr
         told.cancel()
         failed.cancel()
     return instance.failure if instance.failed.is_set() else None
+
+
+async def _look_after(service: Service, settings: ServiceSettings, reference: str) -> None:
+    stop = asyncio.Event()
+    on_signals(stop)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "microkit.cli", "run", service.name, "--system", reference]
+    supervisor = Supervisor(service.declared, settings, command)
+    if not await _unless(stop, supervisor.start()):
+        return
+    try:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.roll)
+        told = {"url": supervisor.url, "pid": os.getpid(), "workers": settings.workers}
+        supervisor.telemetry.logger.info("ready", extra={**told, "seconds": round(time.monotonic() - began, 3)})
+        await stop.wait()
+    finally:
+        await supervisor.stop()
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Does the work, unless it is told to end before it is done: then it is cancelled."""
+    doing, told = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        if not doing.done():
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+    if doing.cancelled():
+        return False
+    doing.result()
+    return True

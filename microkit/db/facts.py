@@ -42,43 +42,51 @@ class ServerFacts:
         """Why this server will not do, in one sentence."""
         if self.dialect == "postgresql":
             if self.number // 10_000 < OLDEST_POSTGRESQL:
-                return f"the server is PostgreSQL {self.version}, and microkit needs {OLDEST_POSTGRESQL} or later"
+                return f"the server is PostgreSQL {self.version}, and microkit needs {OLDEST_POSTGRESQL} or later: upgrade it, or name another server"
             if self.standby:
                 return "the server is a standby, which takes no writes: name the primary"
         elif self.number < OLDEST_SQLITE[0] * 1_000_000 + OLDEST_SQLITE[1] * 1000:
             return (
-                f"Python's SQLite is {self.version}, and microkit needs {OLDEST_SQLITE[0]}.{OLDEST_SQLITE[1]} or later"
+                f"Python's SQLite is {self.version}, and microkit needs {OLDEST_SQLITE[0]}.{OLDEST_SQLITE[1]} or later: "
+                "use a Python that was built with a newer one"
             )
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the processes of a service may open: ``pool`` and ``overflow`` each, and what each keeps beside them."""
+    """What the processes of a service may open: ``pool`` and ``overflow`` each, and what each keeps beside them. There
+    are ``workers`` processes in each of its ``replicas``."""
 
     pool: int
     overflow: int
     replicas: int = 1
+    workers: int = 1
     beside: int = 1
     """The connection on which a process hears the others."""
+    pooled: bool = False
+    """A pooler stands before the server, and its own settings say how many connections it opens."""
 
     @property
     def connections(self) -> int:
-        return self.replicas * (self.pool + self.overflow + self.beside)
+        return self.replicas * self.workers * (self.pool + self.overflow + self.beside)
 
     def misfit(self, most: int | None) -> str | None:
         """In one sentence, how that does not fit into ``most``; ``None`` where it does."""
-        if most is None or self.connections <= most:
+        if most is None or self.pooled or self.connections <= most:
             return None
-        fitting = most // self.replicas - self.beside
+        fitting = most // (self.replicas * self.workers) - self.beside
         remedy = (
             f"let pool and overflow be {fitting} together"
             if fitting >= 1
             else "put a pooler such as pgbouncer before it (database_pgbouncer)"
         )
         listening = f" + {self.beside} to listen" if self.beside else ""
+        processes = (
+            f"{self.replicas} replicas * {self.workers} workers" if self.workers > 1 else f"{self.replicas} processes"
+        )
         return (
-            f"{self.replicas} processes * ({self.pool} pool + {self.overflow} overflow{listening}) may open "
+            f"{processes} * ({self.pool} pool + {self.overflow} overflow{listening}) may open "
             f"{self.connections} connections, and the server allows {most}: {remedy}, or give it a higher "
             "max_connections"
         )

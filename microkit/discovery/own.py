@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from microkit.discovery.port import Endpoint
+from microkit.discovery.connect import connect
+from microkit.discovery.memory import MemoryRegistry
+from microkit.discovery.port import Discovery, Endpoint, Registrar
 from microkit.errors import ConfigurationError
 from microkit.settings import ServiceSettings
+from microkit.telemetry import Telemetry
 
 _EVERYWHERE = ("0.0.0.0", "::", "[::]", "")  # noqa: S104  addresses that nobody can be sent to
 
@@ -23,6 +26,24 @@ def own_endpoint(service: str, settings: ServiceSettings, listening: str) -> End
         tags=tuple(settings.tags),
         weight=settings.weight,
     )
+
+
+def discovery_of(settings: ServiceSettings, telemetry: Telemetry) -> Discovery:
+    """What the settings name, for the instance to find others by, and to be found.
+
+    Raises:
+        ConfigurationError: it cannot be used, or does not say where others reach this instance.
+        MissingExtra: the adapter's package is not installed.
+    """
+    discovery = connect(
+        settings.discovery_url.get_secret_value(),
+        telemetry,
+        services=settings.services,
+        max_staleness=settings.discovery_max_staleness,
+    )
+    if isinstance(discovery, Registrar) and not isinstance(discovery, MemoryRegistry):
+        check_advertised(settings)
+    return discovery
 
 
 def check_advertised(settings: ServiceSettings) -> None:

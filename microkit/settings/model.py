@@ -74,6 +74,12 @@ class ServiceSettings(BaseSettings):
     )
     host: Word = Field("127.0.0.1", description="address to listen on", examples=["0.0.0.0"])  # noqa: S104  an example
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(
+        1, ge=1, le=64, description="processes on that port, of `microkit run`; each has its pool, and its own limits"
+    )
+    worker_timeout: Duration = Field(
+        30.0, description="a worker of several that answers nothing for so long is killed; 0 waits forever"
+    )
 
     admin_port: int | None = Field(
         None, ge=0, le=65535, description="port of the admin endpoints; 0 takes a free one, unset: there are none"
@@ -116,8 +122,8 @@ class ServiceSettings(BaseSettings):
         1,
         ge=1,
         le=100_000,
-        description="processes of this service that run at once, all hosts and workers counted: what their pools may "
-        "take is compared with what the database allows",
+        description="instances of this service that run at once, on all hosts, each with its workers: what their "
+        "pools may take is compared with what the database allows",
     )
     migrate_on_start: bool = Field(False, description="bring the database's schema up to date at start")
 

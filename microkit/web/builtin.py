@@ -56,7 +56,8 @@ def builtin_routes(
         )
 
     async def metrics(_: Call) -> Reply:
-        return Reply(200, _METRICS_HEADERS, telemetry.exposition())
+        text = telemetry.exposition() if surface.metrics is None else await surface.metrics()
+        return Reply(200, _METRICS_HEADERS, text)
 
     async def openapi(_: Call) -> Reply:
         return Reply(200, [(b"content-type", JSON)], document_of_service())

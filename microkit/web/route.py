@@ -69,6 +69,7 @@ class Surface:
     """Everything that one service serves, and what it is called.
 
     Without ``internals`` there is no ``/metrics``, and ``/health`` names no parts: for a port that the outside reaches.
+    ``metrics`` is asked for the text of ``/metrics`` where it is not this process' own.
     """
 
     service: str
@@ -80,6 +81,7 @@ class Surface:
     internals: bool = True
     limits: Mapping[str, Limit] = field(default_factory=dict)
     """Rate limits, by an operation's name (``Billing.create``) or an inline route's (``POST /path``)."""
+    metrics: Callable[[], Awaitable[bytes]] | None = None
     asyncapi: Callable[[], Mapping[str, Any]] | None = None
     """Writes the document of its events, where it has some."""
 

@@ -15,6 +15,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from microkit.errors import ConfigurationError, Problem
+from microkit.web.accepting import Acceptor
 from microkit.web.app import WebApp
 from microkit.web.limits import Limits
 from microkit.web.protocol import LimitedProtocol
@@ -30,7 +31,8 @@ class Server:
     """Serves one ASGI application on one address, beside others in the same process.
 
     It installs no signal handlers and runs no lifespan: whoever started it decides when it ends. ``port=0`` takes a
-    free port. ``websockets`` is for mounted applications that speak it.
+    free port. ``listener`` is a socket that listens already, in the place of both: it is the server's from now on.
+    ``websockets`` is for mounted applications that speak it.
     """
 
     def __init__(
@@ -41,12 +43,13 @@ class Server:
         *,
         limits: Limits | None = None,
         websockets: bool = False,
+        listener: socket.socket | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._limits = limits or Limits()
-        self._socket: socket.socket | None = None
-        self._server: asyncio.Server | None = None
+        self._socket = listener
+        self._acceptor: Acceptor | None = None
         self._clock: asyncio.Task[None] | None = None
         self._draining = False
         self._refused = app.refused if isinstance(app, WebApp) else _nobody_counts
@@ -74,8 +77,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it is reached from this machine: ``http://127.0.0.1:3003``."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104  a name, not an address to bind
-        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+        return reached_at(self._host, self.port)
 
     def bind(self) -> None:
         """Takes the address, so that it is known and nobody else's before anything is started.
@@ -84,11 +86,11 @@ class Server:
             ConfigurationError: it is taken, not allowed, or not of this machine.
         """
         if self._socket is None:
-            self._socket = _bind(self._host, self._port)
+            self._socket = listening(self._host, self._port)
 
     def close(self) -> None:
         """Gives an address back that was taken and never served."""
-        if self._server is None and self._socket is not None:
+        if self._acceptor is None and self._socket is not None:
             self._socket.close()
             self._socket = None
 
@@ -112,7 +114,7 @@ class Server:
             server_state=self._state,
             _loop=loop,
         )
-        self._server = await loop.create_server(make, sock=self._bound(), backlog=_BACKLOG)
+        self._acceptor = Acceptor(self._bound(), make)
 
     def drain(self) -> None:
         """Asks clients to leave: each answer from now on says ``Connection: close``.
@@ -124,8 +126,8 @@ class Server:
     async def stop(self, timeout: float = 20.0) -> None:  # noqa: ASYNC109  seconds for all requests, not for one await
         """Accepts nothing more, lets requests under way end for ``timeout`` seconds, and cancels the rest."""
         self.drain()
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         elif self._socket is not None:
             self._socket.close()
         for connection in list(self._state.connections):
@@ -137,7 +139,7 @@ class Server:
         if self._clock is not None:
             self._clock.cancel()
             await asyncio.gather(self._clock, return_exceptions=True)
-        self._server = self._clock = self._socket = None
+        self._acceptor = self._clock = self._socket = None
 
     async def _end_by_force(self) -> None:
         for task in set(self._state.tasks):
@@ -167,7 +169,18 @@ class Server:
 def _nobody_counts(_: Problem) -> None: ...
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def reached_at(host: str, port: int) -> str:
+    """The base URL, on this machine, of what listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  a name, not an address to bind
+    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; ``port=0`` takes a free one.
+
+    Raises:
+        ConfigurationError: the address is taken, not allowed, or not of this machine.
+    """
     where = f"{host}:{port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
