@@ -5,6 +5,7 @@ from __future__ import annotations
 from microkit.bus.faults import from_url
 from microkit.bus.port import Bus
 from microkit.errors import ConfigurationError
+from microkit.redaction import redact_text
 
 
 def connect(url: str) -> Bus:
@@ -30,3 +31,19 @@ def connect(url: str) -> Bus:
         f"bus_url: {scheme + '://' if there else 'it'} names no bus; write memory://, redis://redis:6379/0, "
         "rediss://user:password@redis:6379/0, kafka://kafka:9092 or kafka+ssl://user:password@kafka:9093"
     )
+
+
+async def started(bus: Bus, url: str) -> None:
+    """Starts the bus at ``url``.
+
+    Raises:
+        ConfigurationError: it cannot be reached, or does not let us in.
+    """
+    try:
+        await bus.start()
+    except ConnectionError as error:
+        why = redact_text(str(error)).rstrip(".")
+        raise ConfigurationError(
+            f"The bus {redact_text(url)} cannot be reached: {why}; see that it runs, and that its address and password "
+            "are right"
+        ) from error

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from microkit.bus.connect import connect
+from microkit.bus.connect import connect, started
 from microkit.bus.port import Bus
 from microkit.choreography import Process
 from microkit.cli.folder import DEFAULT_FOLDER, Note, read_note
@@ -191,13 +191,7 @@ class _Opening:
         if found is None:
             found = self._buses[url] = connect(url)
             self._owned.push_async_callback(found.close)
-            try:
-                await found.start()
-            except ConnectionError as error:
-                raise ConfigurationError(
-                    f"The bus {redact_text(url)} cannot be reached: {redact_text(str(error))}; see that it runs, and "
-                    "that its address and password are right"
-                ) from error
+            await started(found, url)
         return found
 
     async def _database(self, url: str, declared: Declared | None) -> Database:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from microkit import context
 from microkit.db import engines
+from microkit.db.access import Access
 from microkit.db.failure import (
     DatabaseUnavailable,
     PoolExhausted,
@@ -25,13 +27,14 @@ from microkit.db.failure import (
     is_full,
     is_interrupted,
     is_overburdened,
+    is_read_only,
     is_transient,
 )
 from microkit.db.gathered import GatheredInsert, Gatherer
 from microkit.db.leaks import LeakWatch
 from microkit.db.metrics import PoolMetrics
 from microkit.db.notices import Notices
-from microkit.db.opening import said_of_opening
+from microkit.db.opening import LEAST, is_over_soon, needs_mending, said_of_opening, unwritable
 from microkit.db.options import DEFAULT, PoolOptions
 from microkit.db.pool import Lease, Pool, PoolState
 from microkit.db.prepared import PreparedSelect
@@ -72,14 +75,16 @@ class Database:
         options: PoolOptions = DEFAULT,
     ) -> None:
         self._url = url
+        self._patience = pool_timeout
         self._application = telemetry.service
-        limits = engines.Limits(pool_size + max_overflow, statement_timeout, pool_timeout)
+        limits = engines.Limits(pool_size + max_overflow, statement_timeout, pool_timeout, overflow=max_overflow)
         made = engines.make(url, limits, application=telemetry.service, options=options)
         self.dialect: Dialect = made.dialect
         self.engine: AsyncEngine = made.write
         self.tables = tables
         self.outbox_writer: OutboxWriter | None = None
-        self._where = made.where
+        self.where = made.where
+        """Its URL without the password, for messages."""
         self._file: Path | None = made.file
         self._signals: dict[str, Signal] = {}
         self._shared: set[str] = set()
@@ -88,8 +93,11 @@ class Database:
         if made.connect is not None:
             self._notices = Notices(made.connect, lambda name: self.signal(name).set(), telemetry.logger)
 
-        def pool(name: str, engine: AsyncEngine, size: int) -> Pool:
-            return Pool(engine, size, pool_timeout, driver=made.driver, metrics=PoolMetrics(telemetry.metrics, name))
+        self._access = Access(telemetry.logger)
+
+        def pool(name: str, engine: AsyncEngine, size: int, access: Access = self._access) -> Pool:
+            metrics = PoolMetrics(telemetry.metrics, name)
+            return Pool(engine, size, pool_timeout, driver=made.driver, metrics=metrics, access=access)
 
         self._writers = pool("write", made.write, made.writers)
         self._readers = self._writers if made.read is made.write else pool("read", made.read, pool_size + max_overflow)
@@ -97,7 +105,8 @@ class Database:
         if options.replica_url is not None:
             quick = replace(limits, connect_timeout=CONNECT_TIMEOUT)
             copy = engines.make(options.replica_url, quick, application=telemetry.service, options=options)
-            self._replica = Replica(pool("replica", copy.read, quick.size), self._readers, telemetry.logger)
+            quiet = Access(telemetry.logger)  # the replica tells by itself
+            self._replica = Replica(pool("replica", copy.read, quick.size, quiet), self._readers, telemetry.logger)
         self._leaks = LeakWatch(options.leak_after, lambda: [each.holders for each in self._pools()], telemetry)
         self.replicated = self._replica is not None
         """Whether some transactions are sent to a copy."""
@@ -121,29 +130,34 @@ class Database:
         return distinct if self._replica is None else [*distinct, self._replica.pool]
 
     async def start(self) -> None:
-        """Opens the first connection.
+        """Opens the first connection. A server that is starting, or has none left just now, is waited for as long as
+        anybody waits for a connection.
 
         Raises:
             ConfigurationError: the database is not there, or refuses us.
             DatabaseUnavailable: it cannot be reached at present.
         """
-        try:
-            if self._file is not None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-            await self.ping()
-        except DBAPIError as error:
-            why = said_of_opening(error)
-            raise ConfigurationError(f"the database {self._where} cannot be opened: {why}") from error
-        except DatabaseUnavailable as error:
-            cause = error.__cause__
-            if self._file is None or cause is None or not is_overburdened(cause):
-                raise
-            # A file that cannot be opened now cannot be opened later: nobody mends it but a person.
+        if self._file is not None:
+            _make_folder(self._file, self.where)
+        until = time.monotonic() + self._patience
+        while (error := await self._refusal()) is not None:
+            cause = error if isinstance(error, DBAPIError) else error.__cause__ or error
+            if is_over_soon(cause) and time.monotonic() < until:
+                await asyncio.sleep(random.uniform(0, 0.5))  # noqa: S311  no secret
+                continue
             why = said_of_opening(cause)
-            raise ConfigurationError(f"the database {self._where} cannot be opened: {why}") from error
-        except OSError as error:
-            raise ConfigurationError(f"the folder of {self._where} cannot be made: {error}") from error
+            if isinstance(error, DBAPIError) or needs_mending(cause):
+                raise ConfigurationError(f"the database {self.where} cannot be opened: {why}") from error
+            raise DatabaseUnavailable(f"the database {self.where} cannot be reached: {why}") from error
+        self._access.watched = True
         self._leaks.start()
+
+    async def _refusal(self) -> DBAPIError | DatabaseUnavailable | None:
+        try:
+            await self.ping()
+        except (DBAPIError, DatabaseUnavailable) as error:
+            return error
+        return None
 
     async def close(self) -> None:
         """Closes all connections that nobody uses. It is called last, when the work has ended."""
@@ -234,6 +248,8 @@ class Database:
         except BaseException as error:
             await finish(tx.rollback(), cut=lease.cut)
             if isinstance(error, Exception):
+                if not read_only and is_read_only(error):
+                    raise DatabaseUnavailable("The database can only be read", headers={"Retry-After": "1"}) from error
                 raise_translated(error)
             raise
         try:
@@ -288,6 +304,18 @@ class Database:
         signal.set()
         if self._notices is not None and name in self._shared and not signal.alone:
             self._notices.tell(name)
+
+
+def _make_folder(file: Path, where: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder of {where} cannot be made ({error.strerror}): let this user write there, or name another file "
+            "in the URL"
+        ) from error
+    if why := unwritable(file, LEAST):
+        raise ConfigurationError(f"the database {where} cannot be used: {why}")
 
 
 def raise_translated(error: Exception) -> None:

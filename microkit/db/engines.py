@@ -40,13 +40,14 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``size`` connections at most; seconds for a statement, for SQLite's writer to wait for another process, and to
-    open a connection to PostgreSQL."""
+    """``size`` connections at most, of which PostgreSQL's ``overflow`` are closed again when the load is over; seconds
+    for a statement, for SQLite's writer to wait for another process, and to open a connection to PostgreSQL."""
 
     size: int
     statement_timeout: float
     patience: float
     connect_timeout: float = 10.0
+    overflow: int = 0
 
 
 def make(
@@ -80,6 +81,7 @@ def _postgresql(url: URL, limits: Limits, application: str, options: PoolOptions
     engine = postgresql.engine(
         url,
         size=limits.size,
+        overflow=limits.overflow,
         statement_timeout=limits.statement_timeout,
         connect_timeout=limits.connect_timeout,
         application=application,

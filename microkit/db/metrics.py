@@ -27,15 +27,26 @@ class PoolMetrics:
         self.used: Callable[[float], None] = metrics.histogram(
             "db_client_connection_use_time_seconds", "Time between borrowing and return.", _POOL, buckets=_SECONDS
         )(pool).observe
+        self.created: Callable[[float], None] = metrics.histogram(
+            "db_client_connection_create_time_seconds", "Time to open a new connection.", _POOL, buckets=_SECONDS
+        )(pool).observe
         self.timed_out: Callable[[], None] = metrics.counter(
             "db_client_connection_timeouts_total", "Takers that waited in vain.", _POOL
         )(pool).inc
 
-    def watch(self, *, used: Callable[[], int], idle: Callable[[], int], pending: Callable[[], int], size: int) -> None:
+    def watch(self, *, used: Callable[[], int], idle: Callable[[], int], pending: Callable[[], int]) -> None:
         """Names what is to be read whenever somebody asks."""
         state = self._metrics.gauge("db_client_connection_count", "Connections by state.", _STATE)
         state(self.pool, "used").set_function(used)
         state(self.pool, "idle").set_function(idle)
         waiting = self._metrics.gauge("db_client_connection_pending_requests", "Takers that wait.", _POOL)
         waiting(self.pool).set_function(pending)
-        self._metrics.gauge("db_client_connection_max", "Connections allowed.", _POOL)(self.pool).set(size)
+
+    def limited(self, *, most: int, idle: int) -> None:
+        """Says how many connections there may be, and how many of them stay open when nobody uses them."""
+        for name, said, value in (
+            ("max", "Connections allowed.", most),
+            ("idle_max", "Connections that may be idle.", idle),
+            ("idle_min", "Connections that have to be idle.", 0),
+        ):
+            self._metrics.gauge(f"db_client_connection_{name}", said, _POOL)(self.pool).set(value)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError
+
+from microkit.errors import ConfigurationError, Problem
 
 _POSTGRESQL: Final = {
     "28P01": "the server refuses the password: see the user and the password in the URL",
@@ -17,6 +24,13 @@ _POSTGRESQL: Final = {
     "57P03": "the server is starting or ending: try again in a moment",
 }
 """By the code of the PostgreSQL manual, appendix A."""
+
+_LATER: Final = frozenset({"53300", "57P03"})
+"""Those that may be over in a moment."""
+
+ROOM: Final = 64 * 1024 * 1024
+"""Bytes that should be free for a file of SQLite; with fewer than ``LEAST`` nothing is begun."""
+LEAST: Final = 256 * 1024
 
 _SQLITE: Final = {
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: see that its folder is there and may be written",
@@ -32,8 +46,7 @@ _SQLITE: Final = {
 def said_of_opening(error: BaseException) -> str:
     """The cause and what to do, in one sentence without a full stop; where it is not known, what the database said."""
     cause = (getattr(error, "orig", None) or error) if isinstance(error, DBAPIError) else error
-    code = getattr(cause, "sqlstate", None)
-    known = _POSTGRESQL.get(str(code)) or _SQLITE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)
+    known = _known(cause)
     if known is not None:
         return known
     if isinstance(cause, TimeoutError):
@@ -41,3 +54,51 @@ def said_of_opening(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return f"it cannot be reached ({cause.strerror}): see the host, the port, and that the server runs"
     return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def is_over_soon(error: BaseException) -> bool:
+    """Whether the server said that it has no connection left, or is starting."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in _LATER
+
+
+def needs_mending(error: BaseException) -> bool:
+    """Whether trying again is of no use until a person has done something."""
+    cause = getattr(error, "orig", None)
+    return cause is not None and _known(cause) is not None and not is_over_soon(error)
+
+
+@contextmanager
+def preparing(where: str) -> Iterator[None]:
+    """Says in one sentence what keeps the database at ``where`` from being brought up to date, where it is known.
+
+    Raises:
+        ConfigurationError: its disk is full, it is read-only, this user may not change it.
+    """
+    try:
+        yield
+    except (DBAPIError, Problem) as error:
+        cause = error.__cause__ if isinstance(error, Problem) else error
+        if cause is None or not needs_mending(cause):
+            raise
+        raise ConfigurationError(f"the database {where} cannot be prepared: {said_of_opening(cause)}") from error
+
+
+def unwritable(file: Path, room: int) -> str | None:
+    """Why SQLite cannot write at ``file``, which need not be there, or has fewer than ``room`` bytes left."""
+    folder = next(each for each in (file.parent, *file.absolute().parent.parents) if each.exists())
+    if not folder.is_dir():
+        return f"{folder} is no folder: name another file in the URL"
+    if not os.access(folder, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        return f"{file} cannot be written: let this user write in {folder}, or name another file in the URL"
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < room:
+        left = disk.free // 1024 // 1024
+        return f"the disk of {folder} is full ({left} MiB left): make room, or name another file in the URL"
+    return None
+
+
+def _known(cause: BaseException) -> str | None:
+    code = getattr(cause, "sqlstate", None)
+    if getattr(cause, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
+        return _SQLITE[sqlite3.SQLITE_FULL]
+    return _POSTGRESQL.get(str(code)) or _SQLITE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)

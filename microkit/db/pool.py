@@ -14,18 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import await_
 
 from microkit import context
-from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect
+from microkit.db.access import Access
+from microkit.db.failure import DatabaseUnavailable, PoolExhausted, is_disconnect, is_full
 from microkit.db.holders import Holder, Holders, HolderView
 from microkit.db.limit import allowed
 from microkit.db.metrics import PoolMetrics
 from microkit.db.one_trip import Held
+from microkit.db.opening import needs_mending
 from microkit.db.prepared import PreparedSelect
 from microkit.errors import DeadlineExceeded, DefinitionError
 
@@ -81,8 +83,11 @@ class PoolState:
 class Pool:
     """An engine and its free places. ``driver`` is how to treat the driver's own connections."""
 
-    def __init__(self, engine: AsyncEngine, size: int, timeout: float, *, driver: Driver, metrics: PoolMetrics) -> None:
+    def __init__(
+        self, engine: AsyncEngine, size: int, timeout: float, *, driver: Driver, metrics: PoolMetrics, access: Access
+    ) -> None:
         self.engine = engine
+        self.access = access
         self.size = size
         self.timeout = timeout
         self.driver = driver
@@ -92,7 +97,10 @@ class Pool:
         self.holders = Holders(metrics.pool)
         self._use = 0.0  # seconds, on average
         self._free = asyncio.Semaphore(size)
-        metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending, size=size)
+        metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending)
+        kept = engine.sync_engine.pool
+        metrics.limited(most=size, idle=kept.size() if isinstance(kept, QueuePool) else 0)
+        _time_opening(engine.sync_engine, metrics.created)
 
     @property
     def idle(self) -> int:
@@ -171,6 +179,18 @@ class Pool:
         # One that took minutes says little about the others.
         self._use += _WEIGHT * (min(seconds, self.timeout) - self._use)
         self.metrics.used(seconds)
+
+
+def _time_opening(engine: Engine, observe: Callable[[float], None]) -> None:
+    @event.listens_for(engine, "do_connect")
+    def begins(dialect: object, record: Any, args: object, options: object) -> None:
+        record.info["began"] = time.monotonic()
+
+    @event.listens_for(engine, "connect")
+    def ends(adapted: object, record: Any) -> None:
+        began = record.info.pop("began", None)
+        if began is not None:
+            observe(time.monotonic() - began)
 
 
 class Instead(Protocol):
@@ -255,15 +275,21 @@ class Lease:
         if self._holder is None:
             await_(self._pool.enter())
             self._holder = self._pool.holders.take(time.monotonic())
+        access = self._pool.access
         try:
-            return self._pool.engine.sync_engine.connect()
+            made = self._pool.engine.sync_engine.connect()
         except (OSError, TimeoutError) as error:
             context.remaining()  # says so where it was the caller's deadline that ended the attempt
+            access.refused(error)
             raise DatabaseUnavailable("The database cannot be reached", headers={"Retry-After": "1"}) from error
         except DBAPIError as error:
-            if is_disconnect(error):
+            if is_disconnect(error) or (not is_full(error) and needs_mending(error)):
+                access.refused(error)
                 raise DatabaseUnavailable("The database takes no connections", headers={"Retry-After": "1"}) from error
             raise
+        if access.lost:
+            access.given()
+        return made
 
     def close(self) -> None:
         """Rolls back what is open and gives all back, for good; called inside SQLAlchemy's greenlet."""

@@ -110,7 +110,14 @@ async def _connect(*args: Any, longest: float, **options: Any) -> PostgresConnec
 
 
 def engine(
-    url: URL, *, size: int, statement_timeout: float, connect_timeout: float, application: str, options: PoolOptions
+    url: URL,
+    *,
+    size: int,
+    overflow: int,
+    statement_timeout: float,
+    connect_timeout: float,
+    application: str,
+    options: PoolOptions,
 ) -> AsyncEngine:
     arguments: dict[str, Any] = {
         "async_creator_fn": partial(_connect, longest=connect_timeout),
@@ -129,8 +136,8 @@ def engine(
         }
     else:
         pool = {
-            "pool_size": size,
-            "max_overflow": 0,
+            "pool_size": size - overflow,
+            "max_overflow": overflow,
             "pool_use_lifo": True,
             "pool_recycle": options.recycle or -1,
             "pool_pre_ping": options.pre_ping,

@@ -134,7 +134,7 @@ class Server:
                 return
         version = str(info.get("valkey_version") or info.get("redis_version", ""))
         if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
-            raise ConfigurationError(f"bus_url: the server is version {version}; Redis 7 or Valkey is needed")
+            raise ConfigurationError(f"bus_url: the server is version {version}; Redis 7 or Valkey is needed: upgrade it, or name another")
         if not info.get("aof_enabled"):
             _log.warning("redis: appendonly is off, so confirmed messages are lost when the server ends")
         if str(info.get("maxmemory_policy", "noeviction")).startswith("allkeys"):
