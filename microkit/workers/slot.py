@@ -165,11 +165,11 @@ class Slot:
         await self._until_ready(worker)
         while worker.running:
             await self._look(worker)
-            await asyncio.sleep(_LOOK)
             if self._timeout and time.monotonic() - worker.heard > self._timeout:
                 self._logger.error("worker %d answers nothing for %g s: it is killed", self.number, self._timeout)
                 worker.signal(signal.SIGKILL)
                 return
+            await asyncio.sleep(_LOOK)
 
     async def _look(self, worker: WorkerProcess) -> None:
         answer = await worker.ask("GET", METRICS)
