@@ -49,6 +49,7 @@ class Server:
         self._port = port
         self._limits = limits or Limits()
         self._socket = listener
+        self._shared = listener is not None
         self._acceptor: Acceptor | None = None
         self._clock: asyncio.Task[None] | None = None
         self._draining = False
@@ -114,7 +115,7 @@ class Server:
             server_state=self._state,
             _loop=loop,
         )
-        self._acceptor = Acceptor(self._bound(), make)
+        self._acceptor = Acceptor(self._bound(), make, shared=self._shared)
 
     def drain(self) -> None:
         """Asks clients to leave: each answer from now on says ``Connection: close``.
@@ -127,7 +128,7 @@ class Server:
         """Accepts nothing more, lets requests under way end for ``timeout`` seconds, and cancels the rest."""
         self.drain()
         if self._acceptor is not None:
-            self._acceptor.close()
+            await self._acceptor.close()
         elif self._socket is not None:
             self._socket.close()
         for connection in list(self._state.connections):
