@@ -99,7 +99,7 @@ class TextParameter:
         return value
 
     def _error(self, detail: str) -> dict[str, Any]:
-        return {"in": self.place, "pointer": f"/{self.wire_name}", "detail": detail}
+        return {"in": self.place, "pointer": pointer([self.wire_name]), "detail": detail}
 
 
 def _collection(annotation: Any) -> Any:
@@ -126,10 +126,10 @@ class QueryModel:
             values = given.get(name, ())
             if len(values) > 1:
                 errors.append(
-                    {"in": "query", "pointer": f"/{name}", "detail": "This parameter is there more than once"}
+                    {"in": "query", "pointer": pointer([name]), "detail": "This parameter is there more than once"}
                 )
             elif values and (trouble := plain.trouble(values[0])):
-                errors.append({"in": "query", "pointer": f"/{name}", "detail": trouble})
+                errors.append({"in": "query", "pointer": pointer([name]), "detail": trouble})
             elif values:
                 texts[name] = values[0]
         if len(errors) > before:
@@ -151,7 +151,7 @@ class QueryModel:
 def unknown_names(given: Iterable[str], known: frozenset[str], errors: Errors) -> None:
     """Refuses parameters that nobody reads: most are misspelt, and a filter that is ignored shows everything."""
     errors.extend(
-        {"in": "query", "pointer": f"/{name[:100]}", "detail": "There is no such parameter"}
+        {"in": "query", "pointer": pointer([name[:100]]), "detail": "There is no such parameter"}
         for name in given
         if name not in known
     )
