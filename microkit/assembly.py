@@ -38,6 +38,7 @@ from microkit.outbox import Relay, RelayOptions, burial, install
 from microkit.placement import Placement
 from microkit.pooling import pool_options, share_of
 from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
+from microkit.production import refusals
 from microkit.proxies import ClientAddress, Proxies
 from microkit.resilience.breaker import Breaker
 from microkit.resilience.rate import RateLimiter
@@ -188,11 +189,8 @@ class Assembly:
 
     async def _database(self, telemetry: Telemetry) -> Database:
         declared, settings = self._declared, self._settings
-        if settings.environment == "production" and "database_url" not in settings.origin.places:
-            raise ConfigurationError(
-                f"{settings.origin.prefix}DATABASE_URL is missing: in production no database is chosen for a service; "
-                f"an example: postgresql+asyncpg://{declared.name}:...@db/{declared.name}"
-            )
+        for refusal in refusals(declared, settings):
+            raise ConfigurationError(refusal)
         database = Database(
             settings.database_url.get_secret_value(),
             telemetry=telemetry,
@@ -216,11 +214,6 @@ class Assembly:
         run, logger = settings.migrate_on_start, telemetry.logger
         await prepare(database, declared.migrations, service=declared.name, run=run, logger=logger)
         if declared.migrations is None and declared.tables is not None:
-            if settings.environment == "production":
-                raise ConfigurationError(
-                    f"{declared.name} has tables and no migrations: in production no table is made silently. "
-                    "Give Service(...) migrations=, the folder with its Alembic versions"
-                )
             await create_tables(database, declared.tables)
 
     async def _check_server(self, database: Database, telemetry: Telemetry) -> None:

@@ -172,16 +172,18 @@ def doctor(
     ] = None,
     *,
     system: SystemOption = None,
+    folder: FolderOption = DEFAULT_FOLDER,
     json: JsonOption = False,
 ) -> None:
     """Look for what would keep services from starting or from holding under load, and say what to do about it.
 
-    Settings, ports, database (version, clock, migrations, connections), bus and registry. It changes nothing, and
-    exits with 1 if anything is an error.
+    Settings, ports, database (version, clock, migrations, connections), replica, bus and registry; without a service
+    also the folder, the services that run there, and what `up --real` starts. It changes nothing, and exits with 1 if
+    anything is an error.
     """
     from microkit.cli.doctor import doctor as run  # noqa: PLC0415
 
-    if not run(service, system, json=json):
+    if not run(service, system, folder, json=json):
         raise typer.Exit(1)
 
 

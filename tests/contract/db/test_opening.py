@@ -80,7 +80,9 @@ async def test_the_server_tells_what_it_is(database: Database) -> None:
 
 def test_a_server_that_is_too_old_or_takes_no_writes_will_not_do() -> None:
     facts = ServerFacts("postgresql", "13.4", 130_004, 97, 0.0, 0.0, standby=False)
-    assert facts.trouble == "the server is PostgreSQL 13.4, and microkit needs 14 or later"
+    assert facts.trouble == (
+        "the server is PostgreSQL 13.4, and microkit needs 14 or later: upgrade it, or name another server"
+    )
     assert replace(facts, number=140_001, version="14.1").trouble is None
     assert "standby" in (replace(facts, number=170_000, standby=True).trouble or "")
     assert "3.35" in (ServerFacts("sqlite", "3.31.1", 3_031_001, None, 0.0, 0.0, standby=False).trouble or "")
@@ -99,3 +101,4 @@ def test_fifty_processes_and_a_server_of_a_hundred_connections_do_not_fit() -> N
     assert of_workers.connections == 800
     assert (of_workers.misfit(97) or "").startswith("10 replicas * 5 workers * (10 pool + 5 overflow + 1 to listen) may")
     assert share.misfit(None) is None
+    assert replace(share, pooled=True).misfit(97) is None  # the pooler's own settings bound it

@@ -69,8 +69,8 @@ async def test_a_start_on_a_full_disk_is_one_sentence(disk: Path, telemetry: Tel
     with pytest.raises(ConfigurationError) as caught:
         await database.start()
     assert str(caught.value) == (
-        f"the database sqlite+aiosqlite:///{disk}/blobs.db cannot be used: the disk of {disk} is full (0 MiB left): make "
-        "room, or name another file in the URL"
+        f"the database sqlite+aiosqlite:///{disk}/blobs.db cannot be used: the disk of {disk} is full (0 MiB left): "
+        "make room, or name another file in the URL"
     )
     await database.close()
 
@@ -88,8 +88,8 @@ async def test_a_start_where_nothing_may_be_written_is_one_sentence(tmp_path: Pa
             with pytest.raises(ConfigurationError) as caught:
                 await database.start()
             assert str(caught.value) == (
-                f"the database sqlite+aiosqlite:///{file} cannot be used: {file} cannot be written: let this user write "
-                f"in {folder}, or name another file in the URL"
+                f"the database sqlite+aiosqlite:///{file} cannot be used: {file} cannot be written: let this user "
+                f"write in {folder}, or name another file in the URL"
             )
             await database.close()
         database = Database(f"sqlite+aiosqlite:///{folder}/deeper/x.db", telemetry=telemetry)

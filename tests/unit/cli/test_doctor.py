@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from microkit.cli.checks import Demand, together
+from microkit.cli.findings import Demand, together
 from microkit.servers.ports import free_ports
 from tests.unit.cli.command import Command
 
