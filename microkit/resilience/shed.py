@@ -1,10 +1,9 @@
 """Load shedding: a limit on what is worked on at once, which adapts, and a queue before it that is bounded by time.
 
 Two ideas together. The limit falls while the event loop has no pause and rises while it has (additive increase,
-multiplicative decrease, as TCP does; Netflix' concurrency-limits has it as AIMDLimit). The queue follows controlled
-delay, as Facebook runs it (Ben Maurer, "Fail at Scale", ACM Queue 2015): a burst may wait for ``patience``; once there
-is a standing queue, nobody waits for much longer than the work itself takes, and who would is refused at once. A loop
-that is only busy has none: a few dozen clients that each wait for their answer do that, and are not overload.
+multiplicative decrease, as TCP does; Netflix' concurrency-limits has it as AIMDLimit), but only under overload: to
+do fewer things at once is of no use to those who wait for their turn in a burst. How long they may, and what overload
+is, says :mod:`microkit.resilience.patience`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from microkit.resilience.patience import Patience, tolerated
+
 Reason = Literal["queue", "concurrency"]
 
 TICK: Final = 0.02
@@ -28,15 +29,7 @@ LATE: Final = 0.005
 """A look that comes later than this each time, in seconds, tells of a standing queue (CoDel's target)."""
 BUSY: Final = 0.9
 """Share of its time for which the loop's thread computes when it is overloaded."""
-CALM: Final = 5
-"""Decisions in a row, while requests are refused, after which the loop is overloaded no more."""
 DECREASE: Final = 0.8
-LEAST_TOLERANCE: Final = 0.02
-"""Seconds that a request may always wait for work that takes longer, or so short that to refuse it costs as much."""
-CHEAP: Final = 0.001
-"""Work of fewer seconds is such work."""
-SHORTEST_TOLERANCE: Final = 0.005
-"""Seconds that a request may always wait for work in between, which a queue would delay by many times its own time."""
 LONGEST_QUEUE: Final = 10_000
 """Requests that wait, whatever time they have."""
 _WEIGHT: Final = 0.05
@@ -115,25 +108,26 @@ class Gate:
     that are ``critical`` go before the others and keep that patience under load, too. A gate belongs to one event loop.
     """
 
-    def __init__(self, *, most: int = 1000, patience: float = 0.1) -> None:
+    def __init__(self, *, most: int = 1000, patience: float = 1.0) -> None:
         self.in_flight = 0
         self.limit = float(most)
-        self.overloaded = False
         self._most = most
-        self._patience = self._tolerance = patience
+        self._patience = Patience(patience)
         self._service = 0.0  # seconds in which a request is done, on average
         self._peak = 0
-        self._overloaded_for = 0.0
-        self._came = False
+        self._came = 0
+        self._refused = 0
         self._pressed = False
-        self._refused = False
-        self._calm = 0
         self._least = math.inf  # seconds that those who were let in had waited, of all the least
         self._done = 0
         self._critical: deque[_Waiter] = deque()
         self._normal: deque[_Waiter] = deque()
         self._expiry: asyncio.TimerHandle | None = None
         self._load = LoopLoad(self._decide)
+
+    @property
+    def overloaded(self) -> bool:
+        return self._patience.overloaded
 
     @property
     def waiting(self) -> int:
@@ -143,15 +137,14 @@ class Gate:
         """Takes a place if there is one and nobody is before; ``waited`` is for how many seconds the request has been
         there already. To be followed by :meth:`leave`."""
         in_flight = self.in_flight
-        if waited > self._tolerance or in_flight >= self.limit or self._normal or self._critical:
+        if waited > self._patience.seconds or in_flight >= self.limit or self._normal or self._critical:
             return False
         self.in_flight = in_flight = in_flight + 1
         self._peak = max(self._peak, in_flight)
         self._least = min(self._least, waited)
-        if not self._came:
-            self._came = True
-            if not self._load.looking:
-                self._load.look()
+        self._came += 1
+        if not self._load.looking:
+            self._load.look()
         return True
 
     async def enter(self, waited: float, *, critical: bool = False) -> None:
@@ -160,20 +153,18 @@ class Gate:
         Raises:
             Overloaded: it makes none, or none became free in time.
         """
-        self._came = True
+        self._came += 1
         if not self._load.looking:
             self._load.look()
-        if waited > (self._patience if critical else self._tolerance):
-            self._refused = True
-            raise Overloaded("queue")
+        if waited > (self._patience.most if critical else self._patience.seconds):
+            raise self._refusal("queue")
         queue = self._critical if critical else self._normal
         if self.in_flight < self.limit and not self._critical and not (queue is self._normal and queue):
             self._take(waited)
             return
         self._pressed = True
         if len(queue) >= LONGEST_QUEUE:
-            self._refused = True
-            raise Overloaded("concurrency")
+            raise self._refusal("concurrency")
         waiter = _Waiter(time.monotonic() - waited, asyncio.get_running_loop().create_future())
         queue.append(waiter)
         self._expect()
@@ -184,8 +175,7 @@ class Gate:
                 self._free()
             raise
         if not admitted:
-            self._refused = True
-            raise Overloaded("concurrency")
+            raise self._refusal("concurrency")
 
     def leave(self, seconds: float) -> None:
         """Gives the place back of a request that was worked on for ``seconds``."""
@@ -196,8 +186,13 @@ class Gate:
     def close(self) -> None:
         """Ends the timers; who waits is refused."""
         self._load.stop()
-        self._patience = self._tolerance = -1.0
+        self._patience.most = self._patience.seconds = -1.0
         self._expire()
+
+    def _refusal(self, reason: Reason) -> Overloaded:
+        self._refused += 1
+        self._patience.lost(tolerated(self._service))
+        return Overloaded(reason)
 
     def _take(self, waited: float) -> None:
         self.in_flight += 1
@@ -212,7 +207,7 @@ class Gate:
     def _next(self) -> None:
         """Hands free places on; who waited for too long by now is refused."""
         now = time.monotonic()
-        for queue, tolerance in ((self._critical, self._patience), (self._normal, self._tolerance)):
+        for queue, tolerance in ((self._critical, self._patience.most), (self._normal, self._patience.seconds)):
             while queue and self.in_flight < self.limit:
                 waiter = queue.popleft()
                 if waiter.place.done():
@@ -227,7 +222,7 @@ class Gate:
         """Has a timer for the one who has waited for longest."""
         if self._expiry is None:
             first = min(queue[0].since for queue in (self._critical, self._normal) if queue)
-            wait = max(0.0, first + self._patience - time.monotonic())
+            wait = max(0.0, first + self._patience.most - time.monotonic())
             self._expiry = asyncio.get_running_loop().call_later(wait + 0.001, self._expire)
 
     def _expire(self) -> None:
@@ -236,7 +231,7 @@ class Gate:
         self._expiry = None
         now = time.monotonic()
         for queue in (self._critical, self._normal):
-            while queue and (queue[0].place.done() or now - queue[0].since > self._patience):
+            while queue and (queue[0].place.done() or now - queue[0].since > self._patience.most):
                 waiter = queue.popleft()
                 if not waiter.place.done():
                     waiter.place.set_result(False)
@@ -245,42 +240,24 @@ class Gate:
 
     def _decide(self, busy: bool, late: bool, seconds: float = INTERVAL) -> bool:
         """Every 100 ms, or ``seconds``: what the limit and the tolerated wait are from now on."""
-        came, peak, pressed, refused = self._came, self._peak, self._pressed, self._refused
-        done, self._done = self._done, 0
+        came, refused, done = self._came, self._refused, self._done
+        peak, pressed = self._peak, self._pressed
         standing = late or LATE < self._least < math.inf
-        self._came, self._peak, self._pressed, self._refused = False, self.in_flight, False, False
-        self._least = math.inf
+        self._came = self._refused = self._done = 0
+        self._peak, self._pressed, self._least = self.in_flight, False, math.inf
         if not came and not self.waiting:
             # Nothing came: what was learnt under load says nothing about what comes next.
-            self.overloaded, self.limit, self._tolerance = False, float(self._most), self._patience
+            self._patience.calm()
+            self.limit = float(self._most)
             return self.in_flight > 0
-        if standing or (busy and refused):  # what is refused leaves no queue to be seen
-            self.overloaded, self._calm = True, 0
-        elif self.overloaded:
-            # One look with a pause is no end of it: while there is somebody to refuse, several must agree.
-            self._calm += 1
-            self.overloaded = refused and self._calm < CALM
-        self._overloaded_for = self._overloaded_for + seconds if self.overloaded else 0.0
-        if self.overloaded:
-            # What began less than the patience ago is a burst, and may be over before anybody has waited too long.
-            if self._overloaded_for > self._patience - TICK:
-                self._tolerance = min(self._patience, tolerated(self._service))
-        else:
-            # Doubled and not restored: one interval without a queue does not mean that the overload is over.
-            self._tolerance = min(self._patience, 2 * self._tolerance)
-        if busy or late:
+        self._patience.review(came, refused, tolerated(self._service), standing=standing)
+        if self.overloaded and (busy or late):
             # Never fewer than are done while a look may be late (Little's law). Work that waits for others, as a
             # gateway's, needs some at once to use the CPU; so short a queue may as well be within as before the gate.
             least = min(float(self._most), done * LATE / seconds)
             self.limit = max(1.0, least, min(self.limit, peak) * DECREASE)
         elif pressed or peak >= self.limit:
-            self.limit = min(float(self._most), self.limit + math.sqrt(self.limit))
+            step = math.sqrt(self.limit) if self.overloaded else self.limit
+            self.limit = min(float(self._most), self.limit + step)
         self._next()
         return True
-
-
-def tolerated(service: float) -> float:
-    """Seconds that a request may wait in a standing queue, for work that takes ``service`` seconds."""
-    if service < CHEAP:
-        return LEAST_TOLERANCE
-    return max(service, min(LEAST_TOLERANCE, max(SHORTEST_TOLERANCE, 2 * service)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from random import randint
@@ -12,7 +13,8 @@ import orjson
 from microkit.contract import SIGNED_IN
 from microkit.db import Database
 from microkit.errors import Problem, Unavailable
-from microkit.resilience.shed import LEAST_TOLERANCE, Gate, Overloaded
+from microkit.resilience.patience import LEAST, Patience
+from microkit.resilience.shed import INTERVAL, Gate, Overloaded
 from microkit.telemetry import Telemetry
 from microkit.web.access import Access, bearer
 from microkit.web.call import HeaderList, Reply
@@ -27,6 +29,8 @@ PRIORITY: Final = b"request-priority"
 Why = Literal["queue", "concurrency", "database"]
 
 _LARGE_BODY: Final = 64 * 1024
+_FORGOTTEN: Final = 2.0
+"""Seconds without a request after which an overload of the database is over."""
 _LATEST: Final = 3
 """Seconds after which the last of those that were refused are asked to come again."""
 
@@ -39,19 +43,37 @@ class _DatabaseQueue:
 
     def __init__(self, database: Database, patience: float) -> None:
         self._database = database
-        self._patience = patience
-        self._empty_at = time.monotonic()
+        self._patience = Patience(patience)
+        self._since = 0.0
+        self._came = self._refused = 0
+        self._least = math.inf
 
     def too_long(self, *, critical: bool = False) -> bool:
         """Whether who came now would wait for too long."""
         wait = self._database.expected_wait
-        if wait == 0.0:
-            self._empty_at = time.monotonic()
+        patience = self._patience
+        if patience.overloaded:
+            self._review(wait)
+        if wait <= (patience.most if critical else patience.seconds):
             return False
-        standing = time.monotonic() - self._empty_at > self._patience
-        if critical or not standing:
-            return wait > self._patience
-        return wait > max(LEAST_TOLERANCE, self._database.typical_use)
+        if not patience.overloaded:
+            self._since, self._came, self._refused, self._least = time.monotonic(), 1, 0, wait
+        self._refused += 1
+        patience.lost(self._tight())
+        return True
+
+    def _review(self, wait: float) -> None:
+        self._came += 1
+        self._least = min(self._least, wait)
+        if (now := time.monotonic()) - self._since < INTERVAL:
+            return
+        if now - self._since > _FORGOTTEN:
+            self._patience.calm()
+        self._patience.review(self._came, self._refused, self._tight(), standing=self._least > 0.0)
+        self._since, self._came, self._refused, self._least = now, 0, 0, math.inf
+
+    def _tight(self) -> float:
+        return max(LEAST, self._database.typical_use)
 
 
 class Entrance:

@@ -14,7 +14,6 @@ from sqlalchemy import text
 
 from microkit.contract import ANYONE
 from microkit.db import Database, Transaction
-from microkit.resilience.shed import TICK, TICKS, Gate, Overloaded
 from microkit.telemetry import Telemetry
 from microkit.web import InlineRoute, Limits, Server, Surface, WebApp
 
@@ -68,16 +67,17 @@ async def test_a_hundred_requests_at_once_are_all_answered(path: str, database_u
             assert Counter(await asyncio.gather(*(ask() for _ in range(AT_ONCE)))) == {200: AT_ONCE}
 
 
-async def test_overload_that_lasts_is_no_burst() -> None:
-    gate = Gate(patience=1.0)
-    intervals = 0
-    while gate._tolerance == 1.0:
-        assert gate.enter_now(0.9), "so long may one wait in a burst"
-        gate.leave(0.001)
-        gate._decide(busy=True, late=True)
-        intervals += 1
-        assert intervals < 20
-    assert intervals == round(1.0 / (TICKS * TICK))
-    with pytest.raises(Overloaded):
-        await gate.enter(0.1)
-    gate.close()
+async def test_fifty_clients_that_each_wait_for_their_answer_are_no_overload(database_url: str) -> None:
+    async with (
+        serving(database_url) as url,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+    ):
+
+        async def ask() -> Counter[int]:
+            found: Counter[int] = Counter()
+            for _ in range(10):
+                async with client.post(f"{url}/computes") as answer:
+                    found[answer.status] += 1
+            return found
+
+        assert sum(await asyncio.gather(*(ask() for _ in range(50))), Counter()) == {200: 500}

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from microkit.resilience.shed import CALM, LEAST_TOLERANCE, Gate, LoopLoad, Overloaded, tolerated
+from microkit.resilience.patience import LEAST, Patience, tolerated
+from microkit.resilience.shed import Gate, LoopLoad, Overloaded
 
 pytestmark = pytest.mark.anyio
 
@@ -78,65 +79,81 @@ async def test_who_has_waited_in_the_event_loop_for_too_long_is_refused() -> Non
     gate.close()
 
 
-async def test_under_load_a_standing_queue_is_not_tolerated_but_for_what_is_critical() -> None:
-    gate = Gate(patience=0.1)
-    assert gate.enter_now(0.05)
-    gate._decide(busy=True, late=True)
-    gate.leave(0.001)
-    assert not gate.enter_now(0.05)
+async def refuse(gate: Gate, waited: float) -> None:
+    assert not gate.enter_now(waited)
     with pytest.raises(Overloaded):
-        await gate.enter(0.05)
-    await gate.enter(0.05, critical=True)
-    gate.leave(0.001)
-    assert gate.enter_now(LEAST_TOLERANCE / 4)
-    gate.close()
+        await gate.enter(waited)
 
 
-async def test_a_busy_loop_without_a_queue_refuses_nobody() -> None:
+async def test_whoever_has_to_be_refused_in_a_burst_makes_it_an_overload_in_which_only_what_is_critical_waits() -> None:
     gate = Gate(patience=0.1)
-    for _ in range(10):
-        assert gate.enter_now(0.0)
-        gate._decide(busy=True, late=False)
-        gate.leave(0.0001)
-    assert not gate.overloaded
     assert gate.enter_now(0.09)
-    gate.close()
-
-
-async def test_a_queue_that_never_empties_is_overload_though_the_loop_is_in_time() -> None:
-    gate = Gate(most=1, patience=30)
-    assert gate.enter_now(0.0)
-    gate._decide(busy=False, late=False)
-    waiting = asyncio.ensure_future(gate.enter(1.0))
-    await asyncio.sleep(0)
-    gate.leave(0.01)
-    await waiting
-    gate._decide(busy=False, late=False)
+    gate.leave(0.0001)
+    await refuse(gate, 0.11)
     assert gate.overloaded
+    await refuse(gate, 0.09)
+    await gate.enter(0.09, critical=True)
+    gate.leave(0.0001)
+    assert gate.enter_now(LEAST / 2)
     gate.close()
 
 
-async def test_overload_lasts_while_there_is_somebody_to_refuse_and_one_pause_is_no_end_of_it() -> None:
+async def test_a_queue_that_is_worked_off_refuses_nobody_however_long_it_stands() -> None:
+    gate = Gate(patience=0.1)
+    for _ in range(100):
+        assert gate.enter_now(0.09)
+        gate._decide(busy=True, late=True)
+        gate.leave(0.01)
+    assert not gate.overloaded
+    assert gate.limit == 1000
+    gate.close()
+
+
+async def test_overload_lasts_while_many_are_refused_or_a_queue_stands_and_one_pause_is_no_end_of_it() -> None:
     gate = Gate(patience=0.1)
 
-    async def interval(*, busy: bool, late: bool = False, refuse: bool) -> bool:
-        assert gate.enter_now(0.0)
-        gate.leave(0.01)
-        if refuse:
-            with pytest.raises(Overloaded):
-                await gate.enter(0.2)
-        gate._decide(busy=busy, late=late)
+    async def interval(*, late: bool = False, refused: int = 0) -> bool:
+        for _ in range(10 - refused):
+            assert gate.enter_now(0.0)
+            gate.leave(0.0001)
+        for _ in range(refused):
+            await refuse(gate, 0.2)
+        gate._decide(busy=False, late=late)
         return gate.overloaded
 
-    assert await interval(busy=True, late=True, refuse=False)
+    assert not await interval(late=True), "a busy machine is no overload"
+    assert await interval(refused=1)
     for _ in range(10):
-        assert await interval(busy=True, refuse=True), "whom it refuses is no queue that could be seen"
-    assert await interval(busy=False, refuse=True), "one pause"
-    assert await interval(busy=True, refuse=True)
-    assert [await interval(busy=False, refuse=True) for _ in range(CALM)] == [*[True] * (CALM - 1), False]
-    assert await interval(busy=True, refuse=True), "and at once again"
-    assert not await interval(busy=True, refuse=False), "nobody to refuse"
+        assert await interval(refused=6), "whom it refuses is no queue that could be seen"
+    for _ in range(10):
+        assert await interval(late=True)
+    assert await interval(), "one pause"
+    assert gate.enter_now(1.9 * LEAST)
+    gate.leave(0.0001)
+    assert await interval(late=True)
+    await refuse(gate, 1.9 * LEAST)
+    gate._decide(busy=False, late=True)
+    assert [await interval() for _ in range(3)] == [True, True, False]
     gate.close()
+
+
+def test_patience_comes_back_step_by_step() -> None:
+    patience = Patience(1.0)
+    patience.lost(0.02)
+    found = []
+    while patience.overloaded:
+        found.append(patience.seconds)
+        patience.review(100, 10, 0.02, standing=False)
+    assert found == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
+    assert patience.seconds == 1.0
+
+
+def test_who_may_wait_for_less_than_is_ever_tight_may_not_wait_longer_under_overload() -> None:
+    patience = Patience(0.01)
+    patience.lost(0.02)
+    assert patience.seconds == 0.01
+    patience.review(10, 10, 5.0, standing=True)
+    assert patience.seconds == 0.01
 
 
 @pytest.mark.parametrize(
@@ -162,17 +179,23 @@ async def test_a_loop_whose_turns_take_a_second_is_decided_upon_in_time() -> Non
     assert seconds >= 0.5
 
 
-async def test_the_limit_falls_under_load_and_rises_again_when_it_is_needed() -> None:
-    gate = Gate(most=100, patience=30)
+async def overloaded(*, most: int) -> Gate:
+    gate = Gate(most=most, patience=30)
+    await refuse(gate, 31)
+    return gate
+
+
+async def test_the_limit_falls_under_overload_and_rises_again_when_it_is_needed() -> None:
+    gate = await overloaded(most=100)
     for _ in range(50):
         assert gate.enter_now(0.0)
     gate._decide(busy=True, late=True)
     assert gate.limit == 40
     for _ in range(30):
-        gate._came = True
+        gate._came = 1
         gate._decide(busy=True, late=True)
     assert gate.limit == 1
-    waiting = [asyncio.ensure_future(gate.enter(0.0)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(gate.enter(0.0, critical=True)) for _ in range(3)]
     await asyncio.sleep(0)
     limits = []
     for _ in range(30):
@@ -186,7 +209,7 @@ async def test_the_limit_falls_under_load_and_rises_again_when_it_is_needed() ->
 
 
 async def test_a_service_that_nobody_needs_forgets_its_load() -> None:
-    gate = Gate(most=100)
+    gate = await overloaded(most=100)
     assert gate.enter_now(0.0)
     gate._decide(busy=True, late=True)
     gate.leave(0.0)
@@ -250,11 +273,11 @@ async def test_a_loop_without_a_pause_is_noticed_and_an_idle_one_is_not() -> Non
 
 
 async def test_quick_work_that_waits_for_others_keeps_some_places_however_busy_the_loop_is() -> None:
-    gate = Gate(most=100, patience=30)
+    gate = await overloaded(most=100)
     for _ in range(30):
         for _ in range(400):  # in 100 ms: 20 of them while a look may be late
             assert gate.enter_now(0.0)
             gate.leave(0.001)
-        gate._decide(True, False)
+        gate._decide(True, True)
     assert gate.limit == pytest.approx(20)
     gate.close()
