@@ -56,8 +56,9 @@ class _Batch:
 class _Line:
     """One client of librdkafka and the thread that serves its reports.
 
-    It is retired as a whole: when a batch is not confirmed in time, everything on the line fails, so that no later
-    message of a key overtakes one that was given up. The next batch gets a new line.
+    It is retired as a whole: when a batch is not confirmed in time, or the client says that it will send nothing more,
+    everything on the line fails, so that no later message of a key overtakes one that was given up. The next batch gets
+    a new line.
     """
 
     def __init__(self, config: Mapping[str, Any], logger: logging.Logger) -> None:
@@ -74,7 +75,10 @@ class _Line:
 
     def _serve(self) -> None:
         while not (self.retired and not len(self.client)):
-            self.client.poll(0.2)
+            try:
+                self.client.poll(0.2)
+            except KafkaException:  # a fatal error: a broker that was killed may have forgotten the client's sequence
+                self.retire()
         del self.client  # its end takes a moment, which is this thread's
         self.ended.set()
 

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 from microkit.bus import Bus, Delivery, MessagesLost, PublishFailed, connect
 from microkit.bus.kafka import KafkaBus
 from microkit.bus.kafka import consumer as consumer_module
+from microkit.bus.kafka import producer as producer_module
 from microkit.bus.kafka.partition import Partition
 from microkit.bus.kafka.poller import Poller
 from microkit.bus.kafka.wire import BrokerRefused, ConsumerEnded
@@ -329,3 +330,30 @@ async def test_a_log_that_begins_anew_is_told() -> None:
     await until(lambda: bool(owner.losses), lambda: "nothing was told")
     assert [loss.lost for loss in owner.losses] == [None]
     assert "began anew at offset 0; shop was at 9" in str(owner.losses[0])
+
+
+async def test_a_client_that_gives_up_is_replaced(own_server: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an idempotent one does when a broker that was killed has forgotten its sequence."""
+    clients: list[Any] = []
+
+    class GivesUp(producer_module.Producer):  # type: ignore[misc]  # the package has no types
+        def __init__(self, config: Any, **options: Any) -> None:
+            super().__init__(config, **options)
+            self.well = bool(clients)
+            clients.append(self)
+
+        def poll(self, timeout: float) -> int:
+            if not self.well and len(self):
+                self.well = True
+                raise KafkaException(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "forgotten", fatal=True))
+            return int(super().poll(timeout))
+
+    monkeypatch.setattr(producer_module, "Producer", GivesUp)
+    topic = new_name()
+    bus = connect(own_server.url)
+    await bus.start()
+    await publish_until_confirmed(bus, numbered(topic, 20))
+    assert len(clients) == 2
+    got = await receive(await bus.subscribe(new_name(), [topic]), 20)
+    assert sorted(set(ids(got)), key=int) == numbers(20)
+    await bus.close()
