@@ -97,7 +97,7 @@ class Attempts:
         while True:
             try:
                 if call.policy.hedge_after is None:
-                    attempt = await self._at_one(call, tried)
+                    attempt = await self._at_one(call, tried, unsent=last is not None and not last.sent)
                 else:
                     attempt = await self._hedged(call, call.policy.hedge_after, tried)
             except Unavailable:
@@ -169,9 +169,11 @@ class Attempts:
             call.span.add_event("hedge", {"won": second_won, "instances": [instance.url for instance in asked]})
         return attempt
 
-    async def _at_one(self, call: Call, tried: tuple[Instance, ...], asked: list[Instance] | None = None) -> Attempt:
-        """One attempt at one instance, which is noted in ``asked``."""
-        chosen = await self._upstream.pick(tried)
+    async def _at_one(
+        self, call: Call, tried: tuple[Instance, ...], asked: list[Instance] | None = None, *, unsent: bool = False
+    ) -> Attempt:
+        """One attempt at one instance, which is noted in ``asked``. ``unsent``: see :meth:`Upstream.pick`."""
+        chosen = await self._upstream.pick(tried, unsent=unsent)
         instance = chosen.instance
         if asked is not None:
             asked.append(instance)
@@ -190,7 +192,7 @@ class Attempts:
                 outcome = Outcome.FAILED  # it had its time
             raise
         except (aiohttp.ClientError, OSError, AnswerTooBig) as error:  # a TimeoutError is an OSError
-            outcome = Outcome.ANSWERED if isinstance(error, AnswerTooBig) else Outcome.FAILED
+            outcome = _outcome_of(error)
             return self._failed(call, instance, error)
         finally:
             chosen.done(outcome)
@@ -216,3 +218,10 @@ class Attempts:
         lost = BadGateway(f"{self._service} broke off its answer: {type(error).__name__}")
         lost.__cause__ = error
         return Attempt(instance, None, lost, "broken")
+
+
+def _outcome_of(error: Exception) -> Outcome:
+    if isinstance(error, AnswerTooBig):
+        return Outcome.ANSWERED
+    refused = isinstance(error, NOT_SENT) and not isinstance(error, TimeoutError)
+    return Outcome.AWAY if refused else Outcome.FAILED

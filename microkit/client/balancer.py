@@ -140,6 +140,12 @@ class Balancer:
         again = [instance for instance in self._all if instance is not last] or self._all
         return min(again, key=lambda instance: instance.cost(now), default=None)
 
+    def last_resort(self, tried: Collection[Instance]) -> Instance | None:
+        """One that is none of ``tried``, were it one that was away when last asked; ``None`` where there is none."""
+        now = self._clock()
+        left = [one for one in self._known.values() if one not in tried and (one.away or one.breaker.closed)]
+        return min(left, key=lambda instance: instance.cost(now), default=None)
+
     def others(self, tried: Collection[Instance]) -> bool:
         """Whether an instance can be called that is none of ``tried``."""
         return any(instance not in tried for instance in self._all)

@@ -35,6 +35,7 @@ class Instance:
         "_average",
         "_since",
         "_stamp",
+        "away",
         "breaker",
         "ejected_until",
         "ejections",
@@ -60,6 +61,8 @@ class Instance:
         """Calls under way."""
         self.failures = 0
         """In a row."""
+        self.away = False
+        """Whether it took no connection when it was last asked: then nobody may be there, and nobody is harmed."""
         self.ejected_until = 0.0
         self.ejections = 0
         self.returned_at = -math.inf

@@ -47,6 +47,8 @@ class Outcome(Enum):
     """Works, were it with a refusal."""
     FAILED = "failed"
     """A 5xx, no connection, a broken answer, none in a fair time."""
+    AWAY = "away"
+    """Refused the connection: a failure that cost nobody anything."""
     SHED = "shed"
     """Refused for the moment (503 with Retry-After): full, and neither broken nor idle."""
     LEFT = "left"
@@ -96,7 +98,9 @@ class Chosen:
             instance.failures = 0
             instance.breaker.succeeded(self._ticket)
             upstream.breaker.succeeded(self._service_ticket)
-        elif outcome is Outcome.FAILED:
+            instance.away = False
+        elif outcome in (Outcome.FAILED, Outcome.AWAY):
+            instance.away = outcome is Outcome.AWAY
             instance.failed(now - self._began, now)
             counted = instance.breaker.closed
             instance.breaker.failed(self._ticket)
@@ -142,8 +146,12 @@ class Upstream:
         self._listeners: list[Callable[[Breaker, BreakerState], None]] = []
         self._count(telemetry)
 
-    async def pick(self, avoid: Collection[Instance] = ()) -> Chosen:
+    async def pick(self, avoid: Collection[Instance] = (), *, unsent: bool = False) -> Chosen:
         """The instance to call now, not one of ``avoid`` if another can be called.
+
+        ``unsent`` says that the last of ``avoid`` took no connection. Then one is asked whose breaker is open because
+        it took none either: in a rolling restart the instance that was away a moment ago is back when the next one
+        goes, and its breaker has not noticed.
 
         Raises:
             Unavailable: no instance is known.
@@ -157,6 +165,11 @@ class Upstream:
             self._refused.inc()
             raise
         instance = self.balancer.pick(avoid)
+        if unsent and (instance is None or instance in avoid):
+            instance = self.balancer.last_resort(avoid) or instance
+            if instance is not None and instance.away:
+                # Not a probe alone, which all others would have to wait for; another five failures open it again.
+                instance.breaker.close()
         if instance is None:
             breaker.left(service_ticket)
             self._refused.inc()

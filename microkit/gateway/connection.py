@@ -31,9 +31,13 @@ class UpstreamError(Exception):
 
 
 class NotConnected(UpstreamError):
-    """No connection could be made: nothing was sent."""
+    """No connection could be made: nothing was sent. ``refused`` is whether that was said, and not waited for."""
 
     sent = False
+
+    def __init__(self, *, refused: bool) -> None:
+        super().__init__("refused" if refused else "no answer")
+        self.refused = refused
 
 
 class NoAnswer(UpstreamError):

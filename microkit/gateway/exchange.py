@@ -109,6 +109,7 @@ class Exchange:
         "headers",
         "idle_timeout",
         "key",
+        "keyed",
         "method",
         "path",
         "principal",
@@ -146,15 +147,22 @@ class Exchange:
         self.timeout = 0.0
         self.idle_timeout = 0.0
         self.attempts = 1
-        """How often a safe request may be sent, with the pause ``backoff`` (seconds) and after answers of the statuses
-        ``retry_on``."""
+        """How often a repeatable request may be sent, with the pause ``backoff`` (seconds) and after answers of the
+        statuses ``retry_on``."""
         self.retry_on: frozenset[int] = frozenset()
         self.backoff = 0.0
+        self.keyed = False
+        """Whether the service answers what comes twice with one ``Idempotency-Key`` as it did the first time."""
 
     @property
     def safe(self) -> bool:
         """Whether the method changes nothing (RFC 9110, 9.2.1)."""
         return self.method in {"GET", "HEAD", "OPTIONS"}
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it does no harm to send it twice, as far as its head says."""
+        return self.safe or (self.keyed and b"idempotency-key" in self.asked)
 
     def set(self, name: bytes, value: bytes) -> None:
         """Puts a header, in lower case, in the place of those of its name."""

@@ -80,7 +80,7 @@ class Origin(Owner):
                 )
             self._connections.add(connection)
         except (OSError, TimeoutError) as error:
-            raise NotConnected(type(error).__name__) from None
+            raise NotConnected(refused=not isinstance(error, TimeoutError)) from None
         finally:
             self._connecting -= 1
             if self.open < self._limit:

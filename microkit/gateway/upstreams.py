@@ -172,10 +172,13 @@ class _Attempt:
         self._upstream = upstream
         self._exchange = exchange
         self._content = content
-        self._again = exchange.safe and content == b""
+        # What has a body is sent again only where all of it is here: of a streamed one a part has gone.
+        self._again = exchange.repeatable and isinstance(content, bytes) and not (exchange.safe and content)
         self._made = 0
         self._renewed = False
         self._avoid: list[Instance] = []
+        self._unsent = False
+        """Whether the last attempt reached nobody."""
 
     async def make(self, until: float) -> Answer | None:
         """One more; ``None`` where another is to be made."""
@@ -184,7 +187,7 @@ class _Attempt:
         left = until - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded(f"The service {exchange.service} did not answer in time")
-        chosen = await self._upstream.pick(self._avoid)
+        chosen = await self._upstream.pick(self._avoid, unsent=self._unsent)
         self._made += 1
         outcome, failure, status = Outcome.LEFT, "", 0
         span = upstreams.span(exchange, template)
@@ -202,7 +205,7 @@ class _Attempt:
             stale = isinstance(error, NoAnswer) and error.stale
             blamed = self._blamed(error)
             if blamed is None:
-                outcome = Outcome.LEFT if stale else Outcome.FAILED
+                outcome = Outcome.LEFT if stale else _failed(error)
             describe_failure(span, error)
             if blamed is None and await self._may_again(error, chosen.instance, stale, until):
                 return None
@@ -236,7 +239,8 @@ class _Attempt:
         return stalled() if body.waits_for_client and isinstance(error, TimeoutError) else None
 
     async def _may_again(self, error: Exception, instance: Instance, stale: bool, until: float) -> bool:
-        if isinstance(error, NotConnected):
+        self._unsent = isinstance(error, NotConnected)
+        if self._unsent:
             # Nothing has been sent, so this goes for all methods. Each instance is tried once.
             self._avoid.append(instance)
             others = len(self._avoid) < len(self._upstream.balancer.instances)
@@ -260,6 +264,10 @@ class _Attempt:
         self._avoid.append(instance)
         await asyncio.sleep(pause)
         return True
+
+
+def _failed(error: Exception) -> Outcome:
+    return Outcome.AWAY if isinstance(error, NotConnected) and error.refused else Outcome.FAILED
 
 
 def answer_of(response: Response, exchange: Exchange, origin: str) -> Answer:

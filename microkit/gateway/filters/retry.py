@@ -18,8 +18,10 @@ class Retry(Filter):
     the time that is left. All of it stays within the retry budget of the service (20 % of its requests, 10 a second
     besides).
 
-    An unsafe request is never sent twice once a byte of it has gone out. Where no connection could be made nothing has,
-    so another instance is asked in any case, with this filter or without.
+    An unsafe request is never sent twice once a byte of it has gone out, unless it is ``keyed`` and carries an
+    ``Idempotency-Key``: say so only where the service keeps what it answered to a key, as microkit's services do for
+    operations that take a ``Transaction``. Its body must have come in one piece. Where no connection could be made
+    nothing has gone out, so another instance is asked in any case, with this filter or without.
     """
 
     kind: ClassVar[str] = "retry"
@@ -28,6 +30,7 @@ class Retry(Filter):
     attempts: int = 3
     statuses: tuple[int, ...] = (502, 503, 504)
     backoff: float = 0.05
+    keyed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "statuses", tuple(self.statuses))
@@ -39,6 +42,7 @@ class Retry(Filter):
 
         async def patient(exchange: Exchange) -> Answer:
             exchange.attempts, exchange.retry_on, exchange.backoff = self.attempts, statuses, self.backoff
+            exchange.keyed = self.keyed
             return await inner(exchange)
 
         return patient

@@ -135,6 +135,8 @@ def _retry(draft: Draft, one: Any, _: Setting) -> None:
     if unknown := set(one.statuses) - {500, 502, 503, 504, 403, 404, 429}:
         draft.because.append(f"it is sent again after {sorted(unknown)}")
         return
+    if one.keyed:
+        draft.notes.append("an unsafe request is not sent again, were it with an Idempotency-Key")
     draft.edge = replace(draft.edge, retries=(one.attempts, one.statuses))
 
 

@@ -18,6 +18,9 @@ GUESSING = RateLimit("60/m burst=60", by="address", away="local", name="guessing
 
 USE = RateLimit("600/m burst=200", by="user", name="use")
 
+PATIENT = Retry(keyed=True)
+"""The services keep what they answered to an Idempotency-Key, so the death of one copy need not be seen."""
+
 gateway = Gateway(
     [
         # No route has a cache: each answer is somebody's own.
@@ -25,10 +28,10 @@ gateway = Gateway(
         Route("/api/sessions", service="user", strip_prefix="/api", methods=("POST",), filters=(GUESSING,)),
         Route("/api/sessions", service="user", strip_prefix="/api", filters=(USE,)),
         Route("/api/users", service="user", strip_prefix="/api", methods=("POST",), filters=(GUESSING,)),
-        Route("/api/users", service="user", strip_prefix="/api", filters=(USE, Retry())),
-        Route("/api/payments", service="payment", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, Retry())),
-        Route("/api/coupons", service="billing", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, Retry())),
-        Route("/api/bills", service="billing", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, Retry())),
+        Route("/api/users", service="user", strip_prefix="/api", filters=(USE, PATIENT)),
+        Route("/api/payments", service="payment", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, PATIENT)),
+        Route("/api/coupons", service="billing", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, PATIENT)),
+        Route("/api/bills", service="billing", strip_prefix="/api", allow=SIGNED_IN, filters=(USE, PATIENT)),
     ],
     filters=[
         Cors(setting="cors_origins"),

@@ -328,6 +328,38 @@ async def test_of_two_instances_the_dead_one_is_left_to_its_breaker(fleet: Make)
     assert made.upstream.balancer.ejected == 0
 
 
+async def test_the_one_that_is_back_answers_when_the_other_goes_though_its_breaker_is_still_open(fleet: Make) -> None:
+    """What a rolling restart of two does: each is away once, one right after the other."""
+    made = await fleet(2, breaker_reset=60, retry_free=100)
+    await made.reads(20)
+    first, second = made.hosts
+    by_url = {instance.url: instance for instance in made.upstream.balancer.instances}
+    one = by_url[first.server.url]
+    port = first.server.port
+    await first.server.stop(1)
+    while one.breaker.closed:
+        assert await made.reads(20) == (20, [])
+        one.start_anew(time.monotonic())  # what made it dear is forgotten with the time
+    again = Server(first, port=port)
+    await again.start()
+    await second.server.stop(1)
+    assert not one.breaker.closed
+    assert await made.reads(50) == (50, [])
+    assert one.breaker.closed
+    await again.stop(1)
+
+
+async def test_one_that_failed_is_left_alone_by_those_who_found_nobody_at_the_others(fleet: Make) -> None:
+    made = await fleet(1, breaker_reset=60)
+    await made.reads(1)
+    made.known.endpoints = (*made.known.endpoints, dead())
+    (broken,) = made.upstream.balancer.instances
+    broken.breaker.open()
+    answered, errors = await made.reads(20, at_once=1)
+    assert (answered, made.received) == (0, 1)
+    assert {type(error) for error in errors} <= {Unavailable, BreakerOpen}
+
+
 async def test_an_ejected_instance_comes_back(fleet: Make) -> None:
     made = await fleet(3, ejection_time=0.1, breaker_reset=0.05, retry_free=1000)
     made.hosts[0].status = 500

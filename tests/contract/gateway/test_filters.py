@@ -352,6 +352,18 @@ async def test_safe_requests_are_sent_again_and_unsafe_ones_never(start: Any, ec
     assert b'http_client_retries_total{reason="503",server_address="echo"} 3.0' in gateway.telemetry.exposition()
 
 
+async def test_an_unsafe_request_with_a_key_is_sent_again_where_its_service_keeps_keys(start: Any, echo: Echo) -> None:
+    gateway = await started(start, echo, Retry(attempts=3, backoff=0.001, keyed=True))
+    echo.answers += [Response(status_code=503), Response(status_code=502)]
+    status, answer, _ = await get(gateway, method="POST", data=b"x", headers={"Idempotency-Key": "k"})
+    assert (status, len(echo.asked)) == (200, 3)
+    assert {asked["headers"]["idempotency-key"] for asked in echo.asked} == {"k"}
+    assert {asked["body"] for asked in echo.asked} == {answer["body"]} != {""}
+    echo.answers += [Response(status_code=503) for _ in range(4)]
+    assert (await get(gateway, method="POST", data=b"x"))[0] == 503, "without a key nobody knows whether it was done"
+    assert len(echo.asked) == 4
+
+
 async def test_a_failing_service_is_left_alone_and_something_else_is_answered(start: Any, echo: Echo) -> None:
     breaker, fallback = CircuitBreaker(failures=3, reset=60), Fallback(body={"bills": []})
     gateway = await started(start, echo, fallback, breaker)

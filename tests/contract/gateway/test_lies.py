@@ -163,8 +163,10 @@ async def test_a_kept_connection_that_its_server_ended_is_replaced_for_safe_requ
     assert len(requests) == 4
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_with_retries_an_unsafe_request_still_goes_out_once(start: Any, method: str) -> None:
+@pytest.mark.parametrize(("method", "key", "times"), [("GET", "", 3), ("POST", "", 1), ("POST", "k", 3)])
+async def test_with_retries_an_unsafe_request_goes_out_once_unless_it_has_a_key(
+    start: Any, method: str, key: str, times: int
+) -> None:
     requests: list[str] = []
 
     async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -173,9 +175,12 @@ async def test_with_retries_an_unsafe_request_still_goes_out_once(start: Any, me
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
         await writer.drain()
 
-    gateway = await start([Route("/bills", "billing", filters=(Retry(attempts=3, backoff=0.001),))], {"billing": half})
-    assert (await asked(gateway, method))[0] == 502
-    assert len(requests) == (3 if method == "GET" else 1)
+    patient = Retry(attempts=3, backoff=0.001, keyed=True)
+    gateway = await start([Route("/bills", "billing", filters=(patient,))], {"billing": half})
+    headers = {"Idempotency-Key": key} if key else {}
+    async with gateway.client.request(method, gateway.url + "/bills", headers=headers) as response:
+        assert response.status == 502
+    assert len(requests) == times
 
 
 async def test_a_dead_instance_is_found_out_and_left_alone(start: Any) -> None:

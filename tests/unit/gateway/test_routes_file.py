@@ -44,7 +44,7 @@ EACH = (
     RequestHeaders(set={"X-Channel": "web"}),
     ResponseCache(default=5.0),
     ResponseHeaders(remove=("X-Powered-By",)),
-    Retry(attempts=2),
+    Retry(attempts=2, keyed=True),
     RewritePath(r"/a/(\d+)", r"/b/\1"),
     RewriteRequestJson(set={"source": {"name": "web"}}),
     RewriteResponseJson(remove=("secret",)),
