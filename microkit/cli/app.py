@@ -134,6 +134,12 @@ def drill(
     restarts: Annotated[int, typer.Option(help="How many processes are restarted, one after the other.", min=1)] = 20,
     rate: Annotated[float, typer.Option(help="Requests a second.", min=0.1, max=10000)] = 50.0,
     kill: Annotated[bool, typer.Option("--kill", help="Kill them with SIGKILL instead of letting them drain.")] = False,
+    servers: Annotated[
+        bool, typer.Option("--servers", help="With --kill: the database server and the broker, too.")
+    ] = False,
+    away: Annotated[
+        float, typer.Option(help="With --kill: seconds that each stays away before it is started again.", min=0)
+    ] = 0.0,
     folder: FolderOption = DEFAULT_FOLDER,
     json: JsonOption = False,
 ) -> None:
@@ -144,7 +150,7 @@ def drill(
     from microkit.cli.drill import drill as run_drill  # noqa: PLC0415
     from microkit.drill import Plan  # noqa: PLC0415
 
-    if not run_drill(system, folder=folder, plan=Plan(restarts, rate, kill), json=json):
+    if not run_drill(system, folder=folder, plan=Plan(restarts, rate, kill, servers, away), json=json):
         raise typer.Exit(1)
 
 

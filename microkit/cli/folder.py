@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,10 @@ from typing import Final
 from microkit.errors import ConfigurationError
 
 DEFAULT_FOLDER: Final = Path(".microkit")
+
+_ENDING: Final = 60.0
+"""Seconds in which processes have drained whose parent was killed."""
+_POLL: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +33,9 @@ class Note:
 
 
 @contextmanager
-def sole_use(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the operating system lets go of it however the process ends.
+def sole_use(folder: Path) -> Iterator[int]:
+    """Holds the folder for this process, and for those that it hands the lock's descriptor on to; the operating system
+    lets go of it however the last of them ends. Where an ``up`` was killed, those that it had started are waited for.
 
     Raises:
         ConfigurationError: it cannot be written, or another process holds it.
@@ -42,11 +48,30 @@ def sole_use(folder: Path) -> Iterator[None]:
             f"The folder {folder} cannot be written ({error.strerror}): choose another with --folder"
         ) from None
     with lock:
-        if not _lock(lock.fileno()):
-            raise ConfigurationError(
-                f"Another `microkit up` runs in the folder {folder}: end it first, or choose another with --folder"
-            )
-        yield
+        until = time.monotonic() + _ENDING
+        while not _lock(lock.fileno()):
+            if not _was_killed(folder):
+                raise ConfigurationError(
+                    f"Another `microkit up` runs in the folder {folder}: end it first, or choose another with --folder"
+                )
+            if time.monotonic() > until:
+                raise ConfigurationError(
+                    f"Processes of a `microkit up` that was killed still run in the folder {folder}: end them first "
+                    f"(`fuser {folder / 'up.lock'}` names them), or choose another with --folder"
+                )
+            time.sleep(_POLL)
+        yield lock.fileno()
+
+
+def _was_killed(folder: Path) -> bool:
+    """Whether the ``up`` that left the note is gone: then who holds the lock was started by it, and is ending."""
+    try:
+        os.kill(Note(**json.loads((folder / "up.json").read_text())).pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
+    return False
 
 
 def _lock(descriptor: int) -> bool:

@@ -49,8 +49,8 @@ class UpOptions:
         offset = self.port_offset
         return {service.name: service.declared.port + offset for service in system.services} if offset else {}
 
-    def hold(self, system: System, main: Callable[[], Awaitable[None]]) -> None:
-        """Runs ``main`` with the folder for itself until it ends.
+    def hold(self, system: System, main: Callable[[int], Awaitable[None]]) -> None:
+        """Runs ``main`` with the folder for itself until it ends. ``main`` is told the descriptor of the folder's lock.
 
         Raises:
             ConfigurationError: something cannot be started; what had been is stopped again.
@@ -58,14 +58,14 @@ class UpOptions:
         if self.seed and system.seed is None:
             raise ConfigurationError(f"The system {system.name} has no demo data: leave --seed out")
 
-        async def run() -> None:
-            await main()
+        async def run(lock: int) -> None:
+            await main(lock)
 
         undo = configure(self.log_stream, format="json" if self.json else "console")
         logging.getLogger("alembic").setLevel(logging.WARNING)  # that a database is new is no news
         try:
-            with sole_use(self.folder):
-                uvloop.run(run())
+            with sole_use(self.folder) as lock:
+                uvloop.run(run(lock))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
         finally:

@@ -38,7 +38,7 @@ class Up:
         """
         self._options.hold(self._system, self._main)
 
-    async def _main(self) -> None:
+    async def _main(self, _: int) -> None:
         options = self._options
         stop = asyncio.Event()
         on_signals(stop)

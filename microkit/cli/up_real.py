@@ -55,7 +55,7 @@ class UpReal:
         """
         self._options.hold(self._system, self._main)
 
-    async def _main(self) -> None:
+    async def _main(self, lock: int) -> None:
         options = self._options
         stop = asyncio.Event()
         on_signals(stop)
@@ -67,7 +67,7 @@ class UpReal:
             self._say("Starting the servers and the services: a process each.")
             os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", _TRACE_DELAY)
             fleet = await owned.enter_async_context(
-                Fleet.running(self._system, self._reference, self._wanted(console), self._line)
+                Fleet.running(self._system, self._reference, self._wanted(console, lock), self._line)
             )
             await owned.enter_async_context(seen.following(fleet))
             admin = {child.copy.name: child.copy.admin_url for child in fleet.children if child.copy.admin_url}
@@ -79,7 +79,7 @@ class UpReal:
             self._say(DRAINING)
         self._say("Stopped.")
 
-    def _wanted(self, console: str) -> Wanted:
+    def _wanted(self, console: str, lock: int) -> Wanted:
         options = self._options
         kind = options.bus if options.bus in ("redis", "kafka") else None
         return Wanted(
@@ -88,6 +88,7 @@ class UpReal:
             bus_url=None if kind else options.bus,
             databases=options.databases,
             scale=options.scale,
+            inherited=(lock,),
             given={name: {"port": port} for name, port in options.ports(self._system).items()},
             shared={
                 "trace_exporter": "otlp",

@@ -17,10 +17,12 @@ from starlette.routing import Route
 from microkit.fleet import Fleet
 
 _SIGNALS: Final = ("SIGTERM", "SIGKILL")
+_LONGEST_AWAY: Final = 3600
 
 
 def routes(fleet: Callable[[], Fleet | None]) -> list[Route]:
-    """``GET /fleet`` and ``POST /fleet/NAME/end`` with ``{"by": "SIGTERM"}`` or ``"SIGKILL"``."""
+    """``GET /fleet`` and ``POST /fleet/NAME/end`` with ``{"by": "SIGTERM"}`` or ``"SIGKILL"``, and ``"away"``: seconds
+    until it is started again."""
 
     async def processes(_: Request) -> Response:
         found = fleet()
@@ -31,14 +33,17 @@ def routes(fleet: Callable[[], Fleet | None]) -> list[Route]:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _problem(415, "send application/json")
         try:
-            by = orjson.loads(await request.body() or b"{}").get("by")
+            asked = orjson.loads(await request.body() or b"{}")
+            by, away = asked.get("by"), asked.get("away", 0)
         except (orjson.JSONDecodeError, AttributeError):
-            by = None
+            by, away = None, 0
         if by not in _SIGNALS:
             return _problem(400, f'say how: {{"by": "SIGTERM"}}, or one of {", ".join(_SIGNALS)}')
+        if not isinstance(away, int | float) or not 0 <= away <= _LONGEST_AWAY:
+            return _problem(400, f"away is a number of seconds, up to {_LONGEST_AWAY}")
         found = fleet()
         name = request.path_params["name"]
-        pid = None if found is None else found.end(name, by)
+        pid = None if found is None else found.end(name, by, away)
         return _problem(404, f"no process called {name} runs") if pid is None else _json({"name": name, "pid": pid})
 
     return [Route("/fleet", processes), Route("/fleet/{name}/end", end, methods=["POST"])]

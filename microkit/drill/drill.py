@@ -24,12 +24,23 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``restarts`` in all, going round the copies of all services; with ``kill`` by SIGKILL, else in order. ``rate`` is
-    in requests a second, sent whether or not earlier ones were answered."""
+    """``restarts`` in all, going round the copies of all services, and with ``servers`` the database server and the
+    broker, too; with ``kill`` by SIGKILL, else in order. Each is ``away`` for so many seconds before it is started
+    again. ``rate`` is in requests a second, sent whether or not earlier ones were answered.
+
+    Raises:
+        ConfigurationError: servers are to be restarted in order, which nobody would call unnoticed.
+    """
 
     restarts: int = 20
     rate: float = 50.0
     kill: bool = False
+    servers: bool = False
+    away: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.kill and (self.servers or self.away):
+            raise ConfigurationError("Servers, and what stays away, are for hard kills: say --kill, too")
 
 
 class Drill:
@@ -44,6 +55,7 @@ class Drill:
         self._tell = tell
         self._report = Report(plan.kill)
         self._acknowledged: list[int] = []
+        self._restarting = "none"
 
     async def run(self) -> Report:
         """Runs it to its end.
@@ -79,29 +91,38 @@ class Drill:
         plan = self._plan
         while self._report.restarts < plan.restarts:
             for process in await self._processes(session):
-                if process["kind"] != "service" or self._report.restarts >= plan.restarts:
+                wanted = process["kind"] == "service" or plan.servers
+                if not wanted or self._report.restarts >= plan.restarts:
                     continue
                 self._report.restarts += 1
                 self._tell(
                     f"{self._report.restarts}/{plan.restarts}: {process['name']} is "
                     f"{'killed' if plan.kill else 'restarted'}"
                 )
+                self._restarting = process["name"]
                 await self._restart(session, process)
+                self._restarting = "none"
 
     async def _restart(self, session: aiohttp.ClientSession, process: dict[str, Any]) -> None:
         name = process["name"]
-        by = {"by": "SIGKILL" if self._plan.kill else "SIGTERM"}
-        async with session.post(f"{self._console}/fleet/{name}/end", json=by) as response:
+        asked = {"by": "SIGKILL" if self._plan.kill else "SIGTERM", "away": self._plan.away}
+        async with session.post(f"{self._console}/fleet/{name}/end", json=asked) as response:
             if response.status != 200:
                 raise ConfigurationError(f"{name} cannot be restarted: the console answered {response.status}")
-        until = time.monotonic() + _PATIENCE
-        while True:
-            found = {each["name"]: each for each in await self._processes(session)}[name]
-            if found["restarts"] > process["restarts"] and await _is_ready(session, process["url"]):
-                return
+        until = time.monotonic() + _PATIENCE + self._plan.away
+        while not await self._is_back(session, process):
             if time.monotonic() > until:
                 raise ConfigurationError(f"{name} was not ready again within {_PATIENCE:.0f} s")
             await asyncio.sleep(_POLL)
+
+    async def _is_back(self, session: aiohttp.ClientSession, process: dict[str, Any]) -> bool:
+        """Whether another has taken its place, and is ready; for a server, whether all services are."""
+        found = await self._processes(session)
+        mine = next(each for each in found if each["name"] == process["name"])
+        if mine["restarts"] <= process["restarts"]:
+            return False
+        who = [mine] if mine["kind"] == "service" else [each for each in found if each["kind"] == "service"]
+        return all(await asyncio.gather(*(_is_ready(session, each["url"]) for each in who)))
 
     async def _processes(self, session: aiohttp.ClientSession) -> list[dict[str, Any]]:
         try:
@@ -128,17 +149,22 @@ class Drill:
         report.requests += 1
         began = time.monotonic()
         try:
-            status, _ = await front.send(self._load.request(number))
+            status, body = await front.send(self._load.request(number))
         except (aiohttp.ClientError, Unavailable, TimeoutError) as error:
-            report.not_2xx[type(error).__name__] += 1
+            self._failed(type(error).__name__)
             return
         now = time.monotonic()
         if 200 <= status < 300:
             self._acknowledged.append(number)
             report.latencies.append(now - began)
             report.successes.append(now)
+            self._load.answered(number, body)
         else:
-            report.not_2xx[str(status)] += 1
+            self._failed(str(status))
+
+    def _failed(self, reason: str) -> None:
+        self._report.not_2xx[reason] += 1
+        self._report.by_process[self._restarting] += 1
 
 
 async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:

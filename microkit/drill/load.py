@@ -47,7 +47,11 @@ class Load(Protocol):
         ...
 
     def request(self, number: int) -> Outgoing:
-        """Request number so many, from 0. Each has an effect of its own."""
+        """Request number so many, from 0. One that changes something has an effect of its own."""
+        ...
+
+    def answered(self, number: int, body: Any) -> None:
+        """Told of each request that was answered with success."""
         ...
 
     async def verify(self, door: Door, acknowledged: Collection[int]) -> Verdict:

@@ -12,12 +12,14 @@ from microkit.drill.load import Verdict
 
 @dataclass(slots=True)
 class Report:
-    """``latencies`` are of answers with success, in seconds; ``successes`` their moments, by ``time.monotonic()``."""
+    """``latencies`` are of answers with success, in seconds; ``successes`` their moments, by ``time.monotonic()``.
+    ``by_process`` counts, of the requests that did not succeed, those that ended while this process was restarted."""
 
     kill: bool
     restarts: int = 0
     requests: int = 0
     not_2xx: Counter[str] = field(default_factory=Counter)
+    by_process: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     successes: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -43,6 +45,7 @@ class Report:
             "rate": round(self.requests / self.seconds, 1) if self.seconds else 0.0,
             "not_2xx": sum(self.not_2xx.values()),
             "reasons": dict(self.not_2xx),
+            "not_2xx_while_restarting": dict(self.by_process),
             "lost": len(self.verdict.lost),
             "duplicated": len(self.verdict.duplicated),
             "events_lost": len(self.verdict.events_lost),

@@ -29,17 +29,20 @@ _LINE_LIMIT: Final = 256 * 1024
 
 
 class Child:
-    """Supervises the process of ``copy``. ``system`` is what the process loads: module and variable."""
+    """Supervises the process of ``copy``. ``system`` is what the process loads: module and variable.
+    ``inherited`` are descriptors that it gets."""
 
-    def __init__(self, copy: Copy, system: str, say: Say) -> None:
+    def __init__(self, copy: Copy, system: str, say: Say, inherited: tuple[int, ...] = ()) -> None:
         self.copy = copy
         self.restarts = 0
         """How often it was started again."""
         self._system = system
         self._say = say
+        self._inherited = inherited
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._away = 0.0
         self._last: deque[str] = deque(maxlen=5)
 
     @property
@@ -66,6 +69,15 @@ class Child:
             await asyncio.sleep(_POLL)
         self._supervisor = asyncio.create_task(self._supervise(reading))
 
+    def end(self, by: signal.Signals, away: float = 0.0) -> int | None:
+        """Sends its process a signal; a new one is started ``away`` seconds after it has ended. Its pid, ``None`` where
+        there is none."""
+        pid = self.pid
+        if pid is not None:
+            self._away = away
+            os.kill(pid, by)
+        return pid
+
     async def stop(self, within: float) -> None:
         """Has it drain and end; what is not over ``within`` so many seconds is killed."""
         self._stopping.set()
@@ -82,6 +94,7 @@ class Child:
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **self.copy.environment},
             limit=_LINE_LIMIT,
+            pass_fds=self._inherited,
             start_new_session=True,  # ^C in the terminal is for whoever started it
             preexec_fn=ends_with_parent(signal.SIGTERM),
         )  # fmt: skip
@@ -111,7 +124,8 @@ class Child:
                 return
             pause = 0.5 if code == 0 or time.monotonic() - began > _STEADY else min(_LONGEST_PAUSE, pause * 2)
             # One that was told to end by somebody else is replaced at once: that is a step of a rolling restart.
-            wait = 0.0 if code in (0, -signal.SIGKILL) else pause
+            away, self._away = self._away, 0.0
+            wait = away if code in (0, -signal.SIGKILL) else max(away, pause)
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             self._say(self.copy.name, f"the process {how}; a new one is started{f' in {wait:g} s' if wait else ''}")
             try:

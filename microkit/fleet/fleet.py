@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,6 +50,8 @@ class Wanted:
     given: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     shared: Mapping[str, object] = field(default_factory=dict)
     """Settings of all services, by field."""
+    inherited: tuple[int, ...] = ()
+    """Descriptors that every process gets: what they stand for lives as long as the last of them."""
 
 
 class Fleet:
@@ -68,6 +71,7 @@ class Fleet:
         """The servers that are ours, by name: ``postgresql``, ``redis``, ``kafka``."""
         self.children = children
         self._server_restarts: Counter[str] = Counter()
+        self._away_until: dict[str, float] = {}
         self._say = say
 
     @property
@@ -117,11 +121,17 @@ class Fleet:
         ]
         return [*copies, *servers]
 
-    def end(self, name: str, by: Literal["SIGTERM", "SIGKILL"]) -> int | None:
-        """Sends a signal to the process of this name; its pid, ``None`` where none runs. It is started again."""
-        pid = next((process["pid"] for process in self.processes() if process["name"] == name), None)
-        if not isinstance(pid, int):
+    def end(self, name: str, by: Literal["SIGTERM", "SIGKILL"], away: float = 0.0) -> int | None:
+        """Sends a signal to the process of this name; its pid, ``None`` where none runs. It is started again, once it
+        has been ``away`` for so many seconds."""
+        for child in self.children:
+            if child.copy.name == name:
+                return child.end(signal.Signals[by], away)
+        server = self.servers.get(name)
+        if server is None or not server.running:
             return None
+        self._away_until[name] = time.monotonic() + away
+        pid = server.pid
         os.kill(pid, signal.Signals[by])
         return pid
 
@@ -140,7 +150,9 @@ class Fleet:
                 owned.callback(server.stop)
             settings = await _prepared(system, wanted, servers)
             copies = copies_of(system.services, settings, wanted.scale, wanted.shared)
-            fleet = cls(system, settings, servers, [Child(copy, reference, say) for copy in copies], say)
+            fleet = cls(
+                system, settings, servers, [Child(copy, reference, say, wanted.inherited) for copy in copies], say
+            )
             owned.push_async_callback(fleet._stop)
             session = await owned.enter_async_context(
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), trust_env=False)
@@ -178,7 +190,7 @@ class Fleet:
         while True:
             await asyncio.sleep(_WATCH)
             for name, server in self.servers.items():
-                if not server.running:
+                if not server.running and time.monotonic() >= self._away_until.get(name, 0.0):
                     self._say(name, f"{server.name} has ended; it is started again")
                     try:
                         server.start()
@@ -202,6 +214,7 @@ def _servers(wanted: Wanted) -> dict[str, ServerProcess]:
         folder = (wanted.folder / name).resolve()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found[name] = make(folder)
+        found[name].inherit(wanted.inherited)
     return found
 
 

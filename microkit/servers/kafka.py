@@ -48,7 +48,18 @@ class KafkaServer(ServerProcess):
         """What ``connect`` takes."""
         return f"kafka://{self.servers}?{JOINING}"
 
+    @property
+    def running(self) -> bool:
+        return super().running and (self.bucket is None or self.bucket.running)
+
+    def inherit(self, descriptors: tuple[int, ...]) -> None:
+        super().inherit(descriptors)
+        if self.bucket is not None:
+            self.bucket.inherit(descriptors)
+
     def start(self) -> None:
+        if super().running:
+            super().stop()  # only its bucket was lost
         if self.bucket is not None and not self.bucket.running:
             self.bucket.make(_BUCKET)
             self.bucket.start()

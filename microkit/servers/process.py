@@ -38,6 +38,11 @@ class ServerProcess(ABC):
         self.folder = folder
         self.port = port or free_ports(1)[0]
         self._process: subprocess.Popen[bytes] | None = None
+        self._inherited: tuple[int, ...] = ()
+
+    def inherit(self, descriptors: tuple[int, ...]) -> None:
+        """Its processes get these descriptors, from the next start on."""
+        self._inherited = descriptors
 
     @abstractmethod
     def command(self) -> Sequence[str | Path]:
@@ -90,6 +95,7 @@ class ServerProcess(ABC):
                 user=account,
                 group=account,
                 extra_groups=None if account is None else [],
+                pass_fds=self._inherited,
                 start_new_session=True,  # ^C in the terminal is for whoever started it
                 preexec_fn=ends_with_parent(self.end_by),  # noqa: PLW1509  one system call, found before the fork
             )

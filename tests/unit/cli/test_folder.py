@@ -35,6 +35,22 @@ with sole_use(pathlib.Path({str(tmp_path)!r})):
         pass
 
 
+def test_what_a_killed_one_had_started_is_waited_for(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, subprocess, sys
+from microkit.cli.folder import Note, noted, sole_use
+folder = pathlib.Path({str(tmp_path)!r})
+with sole_use(folder) as lock, noted(folder, Note("a:b", os.getpid(), "", {{}})):
+    last_words = "import time; time.sleep(1); open('ended', 'w').close()"
+    subprocess.Popen([sys.executable, "-c", last_words], cwd=folder, pass_fds=(lock,))
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert not (tmp_path / "ended").exists()
+    with sole_use(tmp_path):
+        assert (tmp_path / "ended").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be written"), sole_use(tmp_path / "file" / "folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ class Scripted:
     url: str = ""
     failing: int = 0
     served: list[str] = field(default_factory=list)
-    restarts: int = 0
+    restarts: Counter[str] = field(default_factory=Counter)
+    away: list[float] = field(default_factory=list)
     ended_by: list[str] = field(default_factory=list)
 
     def app(self) -> Starlette:
@@ -42,13 +44,16 @@ class Scripted:
 
     async def fleet(self, _: Request) -> Response:
         gateway = {"name": "gateway", "kind": "service", "service": "gateway", "url": self.url, "pid": 1}
-        server = {"name": "redis", "kind": "server", "service": None, "url": "", "pid": 2, "restarts": 0}
-        return JSONResponse({"processes": [{**gateway, "restarts": self.restarts}, server]})
+        server = {"name": "redis", "kind": "server", "service": None, "url": "", "pid": 2}
+        processes = [{**process, "restarts": self.restarts[str(process["name"])]} for process in (gateway, server)]
+        return JSONResponse({"processes": processes})
 
     async def end(self, request: Request) -> Response:
-        self.ended_by.append(f"{request.path_params['name']} {(await request.json())['by']}")
+        asked = await request.json()
+        self.ended_by.append(f"{request.path_params['name']} {asked['by']}")
+        self.away.append(asked["away"])
         await asyncio.sleep(0.1)  # what a restart takes, in which requests come
-        self.restarts += 1
+        self.restarts[request.path_params["name"]] += 1
         return JSONResponse({})
 
     async def ready(self, _: Request) -> Response:
@@ -71,6 +76,8 @@ class Things:
 
     def request(self, number: int) -> Outgoing:
         return Outgoing("POST", "/things", number)
+
+    def answered(self, number: int, body: Any) -> None: ...
 
     async def verify(self, door: Door, acknowledged: Collection[int]) -> Verdict:
         self.acknowledged = sorted(acknowledged)
@@ -107,6 +114,7 @@ async def test_an_answer_that_is_no_success_breaks_the_promise_of_a_rolling_rest
     found = await drilled(scripted, load := Things(), Plan(restarts=5, rate=200))
     assert not found["ok"]
     assert found["reasons"] == {"500": found["not_2xx"]}
+    assert sum(found["not_2xx_while_restarting"].values()) == found["not_2xx"]
     assert len(load.acknowledged) == found["requests"] - found["not_2xx"]
 
 
@@ -116,6 +124,21 @@ async def test_after_hard_kills_only_lost_and_doubled_effects_break_the_promise(
     assert scripted.ended_by == ["gateway SIGKILL"] * 5
     lossy = await drilled(scripted, Things(missing=1), Plan(restarts=5, rate=200, kill=True))
     assert (lossy["ok"], lossy["lost"], len(lossy["examples"])) == (False, 1, 1)
+
+
+async def test_servers_are_killed_too_where_that_is_asked_for_and_stay_away_as_long_as_is_said(
+    scripted: Scripted,
+) -> None:
+    found = await drilled(scripted, Things(), Plan(restarts=4, rate=50, kill=True, servers=True, away=2.5))
+    assert (found["ok"], found["restarts"]) == (True, 4)
+    assert scripted.ended_by == ["gateway SIGKILL", "redis SIGKILL"] * 2
+    assert scripted.away == [2.5] * 4
+
+
+@pytest.mark.parametrize("wrong", [{"servers": True}, {"away": 1.0}])
+def test_what_only_kills_can_do_is_refused_for_a_rolling_restart(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="--kill"):
+        Plan(**wrong)
 
 
 async def test_a_system_in_one_process_cannot_be_drilled() -> None:
