@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import nox
 
 PYTHONS = sorted({"3.11", "3.12", "3.13", f"3.{sys.version_info.minor}"})  # those that are missing are skipped
 WORKERS = ["-n", "4", "--dist", "loadgroup", "--timeout", "600"]  # more than cores: much of the time is waiting
 SOURCES = ["microkit", "reference", "tests", "benchmarks", "noxfile.py"]
+SCANNER = [
+    *("kingfisher", "scan", "--rules-path", ".kingfisher/rules.yml", "--redact", "--no-validate", "--no-update-check"),
+    *(f"--exclude={name}" for name in (".venv", ".nox", ".*_cache", ".hypothesis", ".git/worktrees", "site")),
+]
 
 nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -95,6 +101,38 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def secrets(session: nox.Session) -> None:
+    """Looks for keys and tokens in the working tree. ``nox -s secrets -- --git-history full``: in every commit, too."""
+    session.install("--require-hashes", "-r", "requirements/security.txt")
+    session.run(*SCANNER, ".", *(session.posargs or ["--git-history", "none"]))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what the requirement files pin. It fails, and says so, where no service can be asked."""
+    session.install("--require-hashes", "-r", "requirements/security.txt")
+    found = []
+    for name in ("run", "dev", "bench", "security"):
+        report = Path(session.create_tmp()) / f"{name}.json"
+        report.unlink(missing_ok=True)
+        session.run(
+            "pip-audit", "--strict", "--require-hashes", "--disable-pip", "--progress-spinner", "off",
+            "--requirement", f"requirements/{name}.txt", "--format", "json", "--output", str(report),
+            *session.posargs, silent=True, success_codes=[0, 1],
+        )  # fmt: skip
+        if not report.exists():  # --strict: what could not be asked about is no clean bill of health
+            session.error(
+                "No vulnerability service answered for every package, so nothing is known about any of them. Run it "
+                "where https://pypi.org can be reached, or ask another: nox -s audit -- --vulnerability-service osv"
+            )
+        packages = json.loads(report.read_text())["dependencies"]
+        found += [f"{one['name']} {one['version']}: {vuln['id']}" for one in packages for vuln in one.get("vulns", ())]
+        session.log(f"requirements/{name}.txt: {len(packages)} packages asked about")
+    if found:
+        session.error("Known vulnerabilities:\n" + "\n".join(sorted(set(found))))
+
+
+@nox.session
 def stress(session: nox.Session) -> None:
     """The conformance suite of the buses ten times over, on every adapter."""
     install(session, "dev")
@@ -116,9 +154,11 @@ def lock(session: nox.Session) -> None:
         "run": ["--extra", "otlp", "--group", "reference"],
         "dev": ["--all-extras", "--group", "reference", "--group", "dev"],
         "bench": ["--all-extras", "--group", "reference", "--group", "dev", "--group", "bench"],
+        "security": [],
     }.items():
+        source = ["pyproject.toml"] if options else ["--group", name]  # a group alone, without the project
         session.run(
-            "uv", "pip", "compile", "pyproject.toml", *options, "--universal", "--generate-hashes",
+            "uv", "pip", "compile", *source, *options, "--universal", "--generate-hashes",
             "--python-version", "3.11", "--no-header", "--no-emit-index-url", "--no-annotate", "--quiet",
             *session.posargs, "--output-file", f"requirements/{name}.txt",
         )  # fmt: skip

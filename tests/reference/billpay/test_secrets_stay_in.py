@@ -317,7 +317,7 @@ def test_what_is_planted_is_found() -> None:
         "plain": f'{{"message":"tried {secret}"}}',
         "in a URL": "GET /x?p=lantern-47-reed-%C3%84",
         "in Basic": b64encode(f"ngozi:{secret}".encode()).decode(),
-        "a token": "Bearer eyJhbGciOiJFZERTQSJ9xx.eyJzdWIiOiJhbWFyYSJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ",
+        "a token": f"Bearer eyJhbGciOiJFZERTQSJ9xx.{'eyJzdWIiOiJhbWFyYSJ9'}.{secrets.token_urlsafe(48)}",
         "a seed": f"wallet {seed} opened",
         "a hash": "$argon2id$v=19$m=19456",
     }
