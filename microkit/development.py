@@ -28,11 +28,13 @@ Given = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where a system runs: the ``folder`` of its files, the URL of its ``bus``, the server of its ``databases``."""
+    """Where a system runs: the ``folder`` of its files, the URL of its ``bus``, the server of its ``databases``; and
+    whether each service has ``admin`` endpoints."""
 
     folder: Path
     bus: str = IN_MEMORY
     databases: DatabaseServer | None = None
+    admin: bool = False
 
     def database_url(self, system: str, service: str) -> str:
         """Where a service's database is when it says nothing."""
@@ -70,6 +72,8 @@ def chosen_settings(
                 "migrate_on_start": True,
                 "allowed_hosts": sorted({*_LOOPBACK, found.host}),
             }
+            if around.admin:
+                comfort["admin_port"] = 0
             if not any(isinstance(mount.app, Gateway) for mount in service.declared.mounts):
                 # The others are called by this machine's gateway, which says for whom. It itself has clients.
                 comfort["trusted_proxies"] = list(_GATEWAY_HERE)
@@ -109,7 +113,7 @@ def _check_bus(settings: ServiceSettings, bus: str) -> None:
         key = settings.origin.key("bus_url")
         trouble = (
             f"{key} names another bus than {redact_text(bus)}, which the services of one process share; name one for "
-            "all of them (microkit up --bus URL), or run the service by itself"
+            "all of them (microkit up --redis-url URL, or --kafka URL), or run the service by itself"
         )
         raise WrongSettings(settings.origin.service, [trouble])
 

@@ -88,6 +88,7 @@ class System:
         bus: str = IN_MEMORY,
         databases: str | None = None,
         scale: Mapping[str, int] | None = None,
+        admin: bool = False,
         watch: Watch = lambda _service, _state: None,
     ) -> AsyncIterator[RunningSystem]:
         """Starts every service in this process; stops them when the block ends.
@@ -96,7 +97,8 @@ class System:
         and ``settings``, by service, win over everything. ``bus`` is the URL of the bus that they share. ``databases``
         is the URL of a PostgreSQL server, on which each service gets a database, made when it is missing, in place of a
         file; a service whose settings name a database keeps to it. ``scale`` says how many instances of a service there
-        are (1): they share its database, each has a port of its own, and the second is called ``billing-2``.
+        are (1): they share its database, each has a port of its own, and the second is called ``billing-2``. With
+        ``admin`` each has admin endpoints, where its settings do not say otherwise on a free port.
 
         Raises:
             ConfigurationError: ``scale`` names no service of the system, the folder cannot be written, a port is taken,
@@ -108,7 +110,7 @@ class System:
         for name, port in (ports or {}).items():
             given[name]["port"] = port
         server = DatabaseServer(databases) if databases is not None else None
-        chosen = chosen_settings(self.name, self.services, self.issuer, Surroundings(folder, bus, server), given)
+        chosen = chosen_settings(self.name, self.services, self.issuer, Surroundings(folder, bus, server, admin), given)
         if server is not None:
             await server.make(own_databases(server, self.name, self.services, chosen))
         system = RunningSystem(self.name, folder, bus=connect(bus), bus_url=redact_text(bus))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
+from microkit.cli.admin_commands import admin_app
 from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.gateway import gateway_app
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
-from microkit.cli.options import FolderOption, JsonOption, ServiceOption, SystemOption, scaled
+from microkit.cli.options import FolderOption, JsonOption, ServiceOption, SystemOption, UrlOption, scaled
 from microkit.cli.saga_commands import saga_app
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(bus_app, name="bus")
 app.add_typer(outbox_app, name="outbox")
 app.add_typer(saga_app, name="saga")
 app.add_typer(gateway_app, name="gateway")
+app.add_typer(admin_app, name="admin")
 app.command("asyncapi", epilog="Example: microkit asyncapi billing --yaml")(asyncapi)
 app.add_typer(events_app, name="events")
 
@@ -49,28 +50,38 @@ def up(  # noqa: PLR0913  the options of a command
     seed: Annotated[bool, typer.Option("--seed", help="Fill in demo data and print credentials that work.")] = False,
     folder: FolderOption = DEFAULT_FOLDER,
     bus: Annotated[
-        str,
-        typer.Option(
-            "--bus",
-            metavar="URL",
-            help="The bus that the services share: memory:// in this process, or a broker's redis:// or kafka:// URL.",
-        ),
-    ] = "memory://",
-    databases: Annotated[
         str | None,
         typer.Option(
-            "--databases",
-            metavar="URL",
-            help="A PostgreSQL server: each service has a database there, made when missing, in place of a file.",
+            "--bus",
+            metavar="KIND",
+            help="The bus that the services share: memory (memory://?faults=… fails on purpose), redis or kafka. The "
+            "default is memory, and redis with --real.",
             show_default=False,
         ),
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            "--database-url",
+            metavar="URL",
+            help="A PostgreSQL server of yours: each service has a database there, made when missing.",
+            show_default=False,
+        ),
+    ] = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option("--redis-url", metavar="URL", help="A Redis or Valkey of yours as the bus.", show_default=False),
+    ] = None,
+    kafka: Annotated[
+        str | None,
+        typer.Option("--kafka", metavar="URL", help="A Kafka broker of yours as the bus.", show_default=False),
     ] = None,
     real: Annotated[
         bool,
         typer.Option(
             "--real",
             help="Start PostgreSQL and a broker (Valkey, or Kafka with --bus kafka), and run each service as a process "
-            "of its own. --databases and --bus URL name servers of yours in their place.",
+            "of its own. --database-url, --redis-url and --kafka name servers of yours in their place.",
         ),
     ] = False,
     scale: Annotated[
@@ -91,12 +102,14 @@ def up(  # noqa: PLR0913  the options of a command
     Ends with ^C or SIGTERM, after the work under way is done; a second ^C ends at once.
     """
     from microkit.cli.holding import UpOptions  # noqa: PLC0415
+    from microkit.cli.servers_given import bus_wanted  # noqa: PLC0415
 
-    options = UpOptions(folder, seed, bus, databases, scaled(scale or []), port_offset, console_port, json)
+    wanted = bus_wanted(bus, redis_url, kafka, real=real)
+    options = UpOptions(folder, seed, wanted, database_url, scaled(scale or []), port_offset, console_port, json)
     if real:
         from microkit.cli.up_real import UpReal  # noqa: PLC0415
 
-        UpReal(system, replace(options, bus="redis" if bus == "memory://" else bus)).run()
+        UpReal(system, options).run()
         return
     from microkit.cli.up import Up  # noqa: PLC0415
 
@@ -197,10 +210,7 @@ def doctor(
 def pool(
     *,
     service: ServiceOption = None,
-    url: Annotated[
-        list[str] | None,
-        typer.Option("--url", metavar="URL", help="Where an instance's admin endpoints are. May be given repeatedly."),
-    ] = None,
+    url: UrlOption = None,
     folder: FolderOption = DEFAULT_FOLDER,
     json: JsonOption = False,
 ) -> None:

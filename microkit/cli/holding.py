@@ -28,7 +28,8 @@ DRAINING: Final = "Draining: what is under way is finished, the rest goes on at 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """``bus`` and ``databases`` are URLs; ``scale`` is how many copies a service has, by name."""
+    """``bus`` and ``databases`` are URLs, the bus also ``redis`` or ``kafka`` for one that is to be started; ``scale``
+    is how many copies a service has, by name."""
 
     folder: Path
     seed: bool

@@ -24,6 +24,10 @@ DatabaseOption = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Look into this database instead of a service's.")
 ]
 FolderOption = Annotated[Path, typer.Option("--folder", help="Where `microkit up` keeps its files.")]
+UrlOption = Annotated[
+    list[str] | None,
+    typer.Option("--url", metavar="URL", help="Where an instance's admin endpoints are. May be given repeatedly."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
 

@@ -50,6 +50,7 @@ class Up:
                 bus=options.bus,
                 databases=options.databases,
                 scale=options.scale,
+                admin=True,
             ) as running,
             options.console(api(Here(running))) as console,
         ):

@@ -16,6 +16,7 @@ from microkit.cli.announcement import Announcement
 from microkit.cli.folder import Note, noted
 from microkit.cli.holding import DRAINING, UpOptions
 from microkit.cli.load import load_system
+from microkit.cli.servers_given import check_bus
 from microkit.cli.signals import on_signals
 from microkit.console import fleet_api
 from microkit.console.api import api
@@ -64,6 +65,8 @@ class UpReal:
             seen = FleetSeen(self._system.name, TraceRing())
             app = api(seen, collector(seen.ring), *fleet_api.routes(lambda: seen.fleet))
             console = await owned.enter_async_context(options.console(app))
+            if "://" in options.bus:
+                await check_bus(options.bus)
             self._say("Starting the servers and the services: a process each.")
             os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", _TRACE_DELAY)
             fleet = await owned.enter_async_context(

@@ -38,7 +38,7 @@ def billpay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     options = ["--json", "--console-port", "0", "--folder", str(folder)]
     cluster = request.getfixturevalue("postgres_cluster") if request.param == "postgresql" else None
     if cluster is not None:
-        options += ["--databases", cluster.url("")]
+        options += ["--database-url", cluster.url("")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "microkit.cli", *last[1:], *options],

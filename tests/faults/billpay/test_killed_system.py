@@ -63,7 +63,7 @@ class Billpay:
             "0",
             "--folder",
             str(self.folder),
-            "--bus",
+            {"redis": "--redis-url", "kafka": "--kafka"}.get(self.bus.partition(":")[0], "--bus"),
             self.bus,
         ]
         with (self.folder / "log").open("ab") as log:

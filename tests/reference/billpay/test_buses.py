@@ -31,7 +31,7 @@ def bus_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, bus_url: str) -> Iterator[Path]:
-    """The folder of a running ``up --bus``."""
+    """The folder of a running ``up --redis-url`` or ``up --kafka``."""
     ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
     environment = {
         **os.environ,
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, bus_url: str) -> Iterator[Path]:
     command = [sys.executable, "-m", "microkit.cli", "up", "--json", "--console-port", "0"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--folder", str(tmp_path), "--bus", bus_url],
+            [*command, "--folder", str(tmp_path), "--kafka" if bus_url.startswith("kafka") else "--redis-url", bus_url],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=log,

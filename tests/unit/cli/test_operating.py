@@ -106,7 +106,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "redis":
         bus = f"{request.getfixturevalue('valkey_server').url}?prefix={uuid4().hex}&partitions=3"
     made = new_shop(tmp_path_factory.mktemp("shop"), bus)
-    with made.command.up("--bus", bus):
+    with made.command.up("--redis-url" if request.param == "redis" else "--bus", bus):
         yield made
 
 
