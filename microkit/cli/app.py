@@ -10,6 +10,7 @@ from microkit.cli.admin_commands import admin_app
 from microkit.cli.evolving import asyncapi, events_app
 from microkit.cli.folder import DEFAULT_FOLDER
 from microkit.cli.gateway import gateway_app
+from microkit.cli.migrating import migrate_app
 from microkit.cli.operating import bus_app, dlq_app, outbox_app
 from microkit.cli.options import FolderOption, JsonOption, ServiceOption, SystemOption, UrlOption, scaled
 from microkit.cli.saga_commands import saga_app
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The settings of a service.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(migrate_app, name="migrate")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(bus_app, name="bus")
 app.add_typer(outbox_app, name="outbox")
@@ -164,23 +166,6 @@ def drill(
     from microkit.drill import Plan  # noqa: PLC0415
 
     if not run_drill(system, folder=folder, plan=Plan(restarts, rate, kill, servers, away), json=json):
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example: BILLING_DATABASE_URL=postgresql+asyncpg://db/billing microkit migrate billing --check")
-def migrate(
-    service: ServiceArgument,
-    *,
-    system: SystemOption = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; list what is missing and exit with 1 if anything is.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Bring a service's database, as its settings name it, to the schema that its code needs."""
-    from microkit.cli.migrate import migrate as run  # noqa: PLC0415
-
-    if not run(service, system, check=check, json=json):
         raise typer.Exit(1)
 
 

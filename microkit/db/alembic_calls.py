@@ -19,11 +19,11 @@ from microkit.errors import ConfigurationError
 
 
 def _config(connection: Connection | None, environment: Path, scripts: Scripts, **attributes: Any) -> Config:
-    config = Config()
+    config = Config(stdout=StringIO())  # what it has to say of its progress
     config.set_main_option("path_separator", "newline")  # a folder's name may hold any other character
     config.set_main_option("script_location", str(environment).replace("%", "%%"))
     config.set_main_option("version_locations", str(scripts.versions).replace("%", "%%"))
-    contracts = {script.revision: script.contract for script in scripts.known.values() if script.contract}
+    contracts = {script.revision: script for script in scripts.known.values() if script.contract}
     config.attributes.update(connection=connection, version_table=scripts.version_table, contracts=contracts)
     config.attributes.update(attributes)
     return config

@@ -13,6 +13,7 @@ contracts: Final = Table(
     metadata,
     Column("scripts", String(32), primary_key=True, comment="the table with their revision"),
     Column("revision", String(32), primary_key=True),
+    Column("needs", String(32), nullable=False, comment="the revision that a version must know to survive it"),
     Column("reason", Text, nullable=False),
     Column("applied_at", DateTime(timezone=True), nullable=False),
 )

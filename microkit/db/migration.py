@@ -10,7 +10,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -94,10 +95,11 @@ async def prepare(database: Database, scripts: Path | None, *, service: str, run
     await migrate(database, scripts)
 
 
-async def move(database: Database, scripts: Scripts, target: str) -> list[str]:
-    """:func:`migrate` for one set of scripts, :data:`~microkit.db.scripts.MICROKIT` for instance."""
+@asynccontextmanager
+async def moving(database: Database, scripts: Scripts) -> AsyncIterator[Callable[[str], Awaitable[list[str]]]]:
+    """:func:`migrate` to one target after the other, for one set of scripts (microkit's own, for instance)."""
     async with alone(database) as engine:
-        return await _move(engine, scripts, target, PATIENCE)
+        yield lambda target: _move(engine, scripts, target, PATIENCE)
 
 
 async def create_tables(database: Database, tables: MetaData | Sequence[MetaData]) -> None:

@@ -22,13 +22,15 @@ class Script:
 
     The last four are sentences by which its author takes something upon himself: an older running version does not
     survive it; it holds writers up; rows that were there before are not there after it, or after going back; it cannot
-    be read as SQL, and has been read by a person.
+    be read as SQL, and has been read by a person. ``needs`` is the revision that a running version must know to survive
+    a contract: the one before, unless the script says otherwise.
     """
 
     revision: str
     parents: tuple[str, ...]
     file: Path
     title: str
+    needs: str
     contract: str | None = None
     locks: str | None = None
     forgets: str | None = None
@@ -63,6 +65,9 @@ class Scripts:
             script = _read(file)
             if (other := found.setdefault(script.revision, script)) is not script:
                 raise ConfigurationError(f"{other.file} and {file} are both revision {script.revision!r}")
+        for script in found.values():
+            if script.needs not in found and script.needs not in script.parents:
+                raise ConfigurationError(f"{script.file}: needs = {script.needs!r} is no revision of {self.owner}")
         return found
 
     @cached_property
@@ -147,7 +152,7 @@ def _read(file: Path) -> Script:
                 pass
             case _:
                 continue
-        if name in ("revision", "down_revision", *_SENTENCES):
+        if name in ("revision", "down_revision", "needs", *_SENTENCES):
             found[name] = _literal(value, name, file)
     revision, parents = found.get("revision"), found.get("down_revision")
     if not isinstance(revision, str):
@@ -155,7 +160,9 @@ def _read(file: Path) -> Script:
     many = parents if isinstance(parents, (tuple, list)) else () if parents is None else (parents,)
     title = (ast.get_docstring(tree) or file.stem).partition("\n")[0]
     said = {name: _sentence(found.get(name), name, file) for name in _SENTENCES}
-    return Script(revision, tuple(str(parent) for parent in many), file, title, **said)
+    before = tuple(str(parent) for parent in many)
+    needs = found.get("needs", before[0] if before else revision)
+    return Script(revision, before, file, title, str(needs), **said)
 
 
 def _literal(value: ast.expr, name: str, file: Path) -> object:

@@ -18,7 +18,7 @@ class Standing:
     """``current`` has the revisions by the table that says them, ``pending`` what the database has not seen.
 
     ``newer`` are revisions that we do not know, since a newer version has migrated, and ``broken`` those of them that
-    were declared to be steps that older versions, such as this one, do not survive, with the reason.
+    were declared to be steps that a version as old as this one does not survive, with the reason.
     """
 
     current: dict[str, set[str]]
@@ -30,9 +30,9 @@ class Standing:
         """What there is to say about a database that is newer than the program, in one sentence."""
         if self.broken:
             return (
-                f"the database of {service} is at {', '.join(self.newer)}, which this version does not know, and older "
-                f"versions do not survive {'; '.join(self.broken)}: start a version that knows it, or take the step "
-                f"back with that version's `microkit migrate down {service}`"
+                f"the database of {service} is at {', '.join(self.newer)}, which this version does not know, and one "
+                f"as old as this does not survive {'; '.join(self.broken)}: start a version that knows it, or take "
+                f"the step back with that version's `microkit migrate down {service}`"
             )
         if self.newer:
             return (
@@ -79,5 +79,5 @@ def _broken(connection: Connection, every: Sequence[Scripts]) -> list[str]:
         f"{each.owner} {row.revision} ({row.reason})"
         for each in every
         for row in rows
-        if row.scripts == each.version_table and row.revision not in each.known
+        if row.scripts == each.version_table and not {row.revision, row.needs} & set(each.known)
     ]

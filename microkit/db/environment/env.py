@@ -20,13 +20,14 @@ connection = given["connection"]
 
 def remember(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]) -> None:
     """Writes down, in the script's own transaction, that an older version does not survive it."""
-    scripts, reasons = given["version_table"], given["contracts"]
+    scripts, declared = given["version_table"], given["contracts"]
     for revision in step.up_revision_ids:
-        if revision not in reasons:
+        if revision not in declared:
             continue
         if step.is_upgrade:
-            row = {"scripts": scripts, "revision": revision, "reason": reasons[revision], "applied_at": sa.func.now()}
-            ctx.execute(sa.insert(contracts).values(row))
+            script = declared[revision]
+            row = {"scripts": scripts, "revision": revision, "needs": script.needs, "reason": script.contract}
+            ctx.execute(sa.insert(contracts).values(**row, applied_at=sa.func.now()))
         else:
             mine = (contracts.c.scripts == scripts) & (contracts.c.revision == revision)
             ctx.execute(sa.delete(contracts).where(mine))

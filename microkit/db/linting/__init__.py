@@ -49,11 +49,14 @@ def lint(scripts: Scripts, *, since: str | None = None) -> list[Finding]:
     schema = Schema()
     found: list[Finding] = []
     for each, said in zip(chain, remarks, strict=True):
-        if since is None or each.script.revision in before:
+        if since is None:
             schema.begin_release()
         reader = _Reader(schema, each, said)
         findings = [_finding(scripts, each.script, *pair) for pair in reader.read()]
-        found += [] if each.script.revision in before else list(dict.fromkeys(findings))
+        if each.script.revision in before:
+            schema.begin_release()
+        else:
+            found += dict.fromkeys(findings)
     return found
 
 

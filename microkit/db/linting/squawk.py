@@ -22,6 +22,7 @@ _NOT_ASKED: Final = (
     "prefer-timestamptz",
     "prefer-robust-stmts",
     "ban-char-field",
+    "require-enum-value-ordering",
     "require-lock-timeout",  # the one who runs the scripts sets it
     "require-statement-timeout",
     "changing-column-type",  # these two depend on what was there before

@@ -1,25 +1,17 @@
-"""The migrations and the tables in the code say the same."""
+"""The migrations keep what is in the tables, in both directions, and make those that the code expects."""
 
 from __future__ import annotations
 
 import pytest
 from microkit import Database
-from microkit.db.migration import drift, migrate
+from microkit.testing.migrations import check_migrations
 
 from {{ cookiecutter.__package }}.service import service
-from {{ cookiecutter.__package }}.tables import Base
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_migrating_makes_the_tables_that_the_code_expects(database: Database) -> None:
-    await migrate(database, service.declared.migrations)
-
-    assert await drift(database, Base.metadata) == []
-
-
-async def test_migrating_can_be_taken_back(database: Database) -> None:
-    await migrate(database, service.declared.migrations)
-    await migrate(database, service.declared.migrations, target="base")
-
-    assert await migrate(database, service.declared.migrations) != []
+async def test_migrating_makes_the_tables_of_the_code_and_keeps_their_rows_in_both_directions(
+    database: Database,
+) -> None:
+    await check_migrations(service, database)

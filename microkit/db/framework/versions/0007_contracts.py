@@ -14,6 +14,9 @@ def upgrade() -> None:
         "schema_contract",
         sa.Column("scripts", sa.String(32), primary_key=True, comment="the table with their revision"),
         sa.Column("revision", sa.String(32), primary_key=True),
+        sa.Column(
+            "needs", sa.String(32), nullable=False, comment="the revision that a version must know to survive it"
+        ),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("applied_at", sa.DateTime(timezone=True), nullable=False),
     )

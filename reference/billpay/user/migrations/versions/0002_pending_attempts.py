@@ -8,6 +8,7 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 contract = "the table of attempts is made anew: a version that counts in the old columns cannot sign anybody in"
+needs = "0002"
 forgets = "attempt: what is lost would be gone in a minute"
 
 
