@@ -31,7 +31,7 @@ ServiceArgument = Annotated[str, typer.Argument(metavar="SERVICE", help="The ser
 
 
 @migrate_app.command(
-    "up", epilog="Example: BILLING_DATABASE_URL=postgresql+asyncpg://db/billing microkit migrate billing"
+    "up", epilog="Example: BILLING_DATABASE_URL=postgresql+asyncpg://db/billing microkit migrate up billing"
 )
 def migrate_up(
     service: ServiceArgument,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from microkit.errors import ConfigurationError
 
 
 def _config(connection: Connection | None, environment: Path, scripts: Scripts, **attributes: Any) -> Config:
-    config = Config(stdout=StringIO())  # what it has to say of its progress
+    config = Config(cmd_opts=Namespace(quiet=True))
     config.set_main_option("path_separator", "newline")  # a folder's name may hold any other character
     config.set_main_option("script_location", str(environment).replace("%", "%%"))
     config.set_main_option("version_locations", str(scripts.versions).replace("%", "%%"))

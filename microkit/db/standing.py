@@ -49,8 +49,8 @@ async def standing(database: Database, scripts: Path | None) -> Standing:
         ConfigurationError: ``scripts`` holds no migrations.
     """
     every = sets(scripts)
-    async with database.engine.connect() as connection:
-        return await connection.run_sync(_standing, every)
+    async with database.transaction(read_only=True) as tx:  # which waits for no writer
+        return await (await tx.session.connection()).run_sync(_standing, every)
 
 
 def current_of(connection: Connection, every: Sequence[Scripts]) -> dict[str, set[str]]:

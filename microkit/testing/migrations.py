@@ -13,7 +13,7 @@ from microkit.db.migration import drift, moving
 from microkit.db.scripts import MICROKIT, Script, Scripts, of_service
 from microkit.errors import ConfigurationError
 from microkit.service import Service
-from microkit.testing.rows import Given, contents, described, fill, reflected
+from microkit.testing.rows import Contents, Given, contents, described, fill, reflected
 
 Changes = Mapping[str, Collection[str]]
 """By table: columns whose values the scripts change on purpose."""
@@ -84,6 +84,7 @@ class _Walk:
     number: int = 0
     shapes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     tables: sa.MetaData = field(default_factory=sa.MetaData)
+    contents: dict[str, Contents] = field(default_factory=dict)
 
     async def begin(self) -> None:
         await self.move("base")
@@ -107,12 +108,13 @@ class _Walk:
             for _ in range(2):
                 self.number += 1
                 await connection.run_sync(fill, self.tables, self.number, self.rows)
+            self.contents = await connection.run_sync(contents, self.tables)
 
     async def _step(self, script: Script, target: str, way: str) -> None:
-        before = await self._read(lambda connection: contents(connection, self.tables))
+        before = self.contents
         await self.move(target)
         self.tables = await self._read(lambda connection: reflected(connection, self.others))
-        after = await self._read(lambda connection: contents(connection, self.tables))
+        after = self.contents = await self._read(lambda connection: contents(connection, self.tables))
         for table, there in before.items():
             if table not in after:
                 continue

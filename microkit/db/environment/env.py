@@ -6,6 +6,7 @@ Without a connection it writes the SQL instead.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,5 +46,8 @@ context.configure(
     compare_type=True,
     on_version_apply=remember,
 )
+if connection is not None and connection.dialect.name == "sqlite":
+    # All scripts are one transaction, and nothing there has to be outside of it: a script may say so for PostgreSQL.
+    setattr(context.get_context(), "autocommit_block", nullcontext)  # noqa: B010  mypy lets no method be assigned
 with context.begin_transaction():
     context.run_migrations()

@@ -114,30 +114,18 @@ async def test_of_two_processes_one_does_the_work_and_the_other_finds_it_done(da
     assert await rows(database_url) == [1]
 
 
-async def test_one_that_is_killed_in_the_middle_leaves_nothing_and_the_next_goes_on(
+async def test_one_that_is_killed_in_the_middle_leaves_nothing_and_the_one_that_waits_goes_on(
     database_url: str, folder: Path
 ) -> None:
-    async with process(database_url, folder) as killed, process(database_url, folder) as waiting:
+    async with process(database_url, folder) as killed:
         await until(lambda: began(folder) == 1)
-        killed.kill()
-        waiting.kill()  # it may be either of them that had begun
-        await killed.wait()
-        await waiting.wait()
-        (folder / "versions" / "go").touch()
-        async with process(database_url, folder) as other:
-            assert (await done(other))[-1] == "library 0001"  # which would fail, had the table been left there
+        async with process(database_url, folder) as waiting:
+            killed.kill()
+            await killed.wait()
+            (folder / "versions" / "go").touch()
+            assert (await done(waiting))[-1] == "library 0001"  # which would fail, had the table been left there
     assert began(folder) == 2
     assert await rows(database_url) == [1]
-
-
-async def test_a_waiting_process_takes_over_from_one_that_is_killed(postgres_url: str, folder: Path) -> None:
-    async with process(postgres_url, folder) as one:
-        await until(lambda: began(folder) == 1)
-        async with process(postgres_url, folder) as two:
-            one.kill()
-            (folder / "versions" / "go").touch()
-            assert (await done(two))[-1] == "library 0001"
-    assert await rows(postgres_url) == [1]
 
 
 async def test_the_server_ends_the_statement_of_a_process_that_was_killed(postgres_url: str, tmp_path: Path) -> None:

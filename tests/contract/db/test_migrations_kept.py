@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, Text, text
@@ -51,6 +53,14 @@ def shelf(*columns: str) -> list[MetaData]:
     return [metadata]
 
 
+@pytest.fixture
+async def on_file(anyio_backend: str, sqlite_url: str, telemetry: Any) -> AsyncIterator[Database]:
+    database = Database(sqlite_url, telemetry=telemetry)
+    await database.start()
+    yield database
+    await database.close()
+
+
 async def test_microkit_s_own_scripts_keep_rows_in_both_directions_and_make_the_declared_tables(
     database: Database,
 ) -> None:
@@ -68,51 +78,51 @@ def test_microkit_s_own_scripts_are_survived_by_older_versions_or_say_that_they_
     assert [finding for finding in lint(MICROKIT) if finding.accepted is None] == []
 
 
-async def test_a_step_back_that_loses_rows_without_a_word_is_told(database: Database, tmp_path: Path) -> None:
+async def test_a_step_back_that_loses_rows_without_a_word_is_told(on_file: Database, tmp_path: Path) -> None:
     both = "op.drop_table('shelf'); op.create_table('shelf', sa.Column('id', sa.Integer, primary_key=True), "
     made = both + "sa.Column('name', sa.Text), sa.Column('size', sa.Text))"
     lossy = scripts(tmp_path, up="op.add_column('shelf', sa.Column('room', sa.Text))", down=made)
     with pytest.raises(
         AssertionError, match=r"0002_second\.py: downgrade\(\) loses or changes \d rows of shelf"
     ) as told:
-        await check_scripts(lossy, shelf("name", "size", "room"), database)
+        await check_scripts(lossy, shelf("name", "size", "room"), on_file)
     assert 'forgets = "shelf: …"' in str(told.value)
 
 
-async def test_a_step_that_says_what_it_forgets_may(database: Database, tmp_path: Path) -> None:
+async def test_a_step_that_says_what_it_forgets_may(on_file: Database, tmp_path: Path) -> None:
     both = "op.drop_table('shelf'); op.create_table('shelf', sa.Column('id', sa.Integer, primary_key=True), "
     made = both + "sa.Column('name', sa.Text), sa.Column('size', sa.Text))"
     room = "op.add_column('shelf', sa.Column('room', sa.Text))"
     lossy = scripts(tmp_path, up=room, down=made, extra='forgets = "shelf: it is written anew each night"')
-    await check_scripts(lossy, shelf("name", "size", "room"), database)
+    await check_scripts(lossy, shelf("name", "size", "room"), on_file)
 
 
-async def test_a_step_that_changes_values_is_told_unless_it_is_meant(database: Database, tmp_path: Path) -> None:
+async def test_a_step_that_changes_values_is_told_unless_it_is_meant(on_file: Database, tmp_path: Path) -> None:
     shouting = scripts(tmp_path, up="op.execute('UPDATE shelf SET name = upper(name)')", down="pass")
     with pytest.raises(
         AssertionError, match=r"upgrade\(\) loses or changes 1 rows of shelf, such as .*'name': 'name \d'"
     ):
-        await check_scripts(shouting, shelf("name", "size"), database)
-    await check_scripts(shouting, shelf("name", "size"), database, changes={"shelf": ["name"]})
+        await check_scripts(shouting, shelf("name", "size"), on_file)
+    await check_scripts(shouting, shelf("name", "size"), on_file, changes={"shelf": ["name"]})
 
 
-async def test_a_step_back_that_leaves_the_table_another_is_told(database: Database, tmp_path: Path) -> None:
+async def test_a_step_back_that_leaves_the_table_another_is_told(on_file: Database, tmp_path: Path) -> None:
     halfway = scripts(
         tmp_path,
         up="op.add_column('shelf', sa.Column('room', sa.Text)); op.create_index('by_size', 'shelf', ['size'])",
         down="op.drop_column('shelf', 'room')",
     )
     with pytest.raises(AssertionError, match=r"when it is taken back, shelf is not as before"):
-        await check_scripts(halfway, shelf("name", "size", "room"), database)
+        await check_scripts(halfway, shelf("name", "size", "room"), on_file)
 
 
-async def test_tables_that_are_not_the_declared_ones_are_told(database: Database, tmp_path: Path) -> None:
+async def test_tables_that_are_not_the_declared_ones_are_told(on_file: Database, tmp_path: Path) -> None:
     idle = scripts(tmp_path, up="pass", down="pass")
     with pytest.raises(AssertionError, match=r"do not make the tables that are declared: .*add_column"):
-        await check_scripts(idle, shelf("name", "size", "room"), database)
+        await check_scripts(idle, shelf("name", "size", "room"), on_file)
 
 
-async def test_rows_that_cannot_be_made_up_are_asked_for(database: Database, tmp_path: Path) -> None:
+async def test_rows_that_cannot_be_made_up_are_asked_for(on_file: Database, tmp_path: Path) -> None:
     checked = scripts(
         tmp_path,
         up="op.create_table('book', sa.Column('id', sa.Integer, primary_key=True), "
@@ -120,7 +130,7 @@ async def test_rows_that_cannot_be_made_up_are_asked_for(database: Database, tmp
         down="op.drop_table('book')",
     )
     with pytest.raises(AssertionError, match=r"say in rows= what one may hold, as in rows=\{'book': lambda n"):
-        await check_scripts(checked, shelf("name", "size"), database)
-    async with database.engine.begin() as connection:
+        await check_scripts(checked, shelf("name", "size"), on_file)
+    async with on_file.engine.begin() as connection:
         await connection.execute(text("DELETE FROM shelf"))
-    await check_scripts(checked, shelf("name", "size"), database, rows={"book": lambda _: {"state": "in"}})
+    await check_scripts(checked, shelf("name", "size"), on_file, rows={"book": lambda _: {"state": "in"}})

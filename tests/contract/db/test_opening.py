@@ -99,6 +99,8 @@ def test_fifty_processes_and_a_server_of_a_hundred_connections_do_not_fit() -> N
     assert share.misfit(800) is None
     of_workers = replace(share, replicas=10, workers=5)
     assert of_workers.connections == 800
-    assert (of_workers.misfit(97) or "").startswith("10 replicas * 5 workers * (10 pool + 5 overflow + 1 to listen) may")
+    assert (of_workers.misfit(97) or "").startswith(
+        "10 replicas * 5 workers * (10 pool + 5 overflow + 1 to listen) may"
+    )
     assert share.misfit(None) is None
     assert replace(share, pooled=True).misfit(97) is None  # the pooler's own settings bound it

@@ -92,6 +92,7 @@ class Load:
     good: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     taken: int = 0
+    ended: bool = False
     busy: dict[str, int] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -101,12 +102,11 @@ class Load:
             try:
                 yield
             finally:
-                for caller in callers:
-                    caller.cancel()
-                await asyncio.gather(*callers, return_exceptions=True)
+                self.ended = True
+                await asyncio.gather(*callers)
 
     async def _call(self, session: aiohttp.ClientSession, number: int) -> None:
-        while True:
+        while not self.ended:
             number += 1
             url = self.serving[number % len(self.serving)]
             self.busy[url] = self.busy.get(url, 0) + 1
