@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,13 @@ from uuid import uuid4
 
 import pytest
 
+from microkit.cli import main
 from microkit.servers.ports import free_ports
 from microkit.servers.valkey import ValkeyServer
 from microkit.testing.postgres import Cluster
+from tests.unit.cli.command import Ended
+
+Run = Callable[..., Ended]
 
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 ENDPOINTS = ("health", "info", "breakers", "endpoints", "outbox", "consumers", "log-level", "metrics")
@@ -71,16 +75,10 @@ class Shop:
     ports: list[int]
     document: Any
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "microkit.cli", *arguments],
-            cwd=self.folder, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-
-    def told(self, *arguments: str) -> Any:
-        ended = self.run(*arguments, "--json")
-        assert ended.returncode == 0, ended.stderr
-        return json.loads(ended.stdout)
+    def told(self, run: Run, *arguments: str) -> Any:
+        ended = run(*arguments, "--json")
+        assert ended.code == 0, ended.err
+        return ended.document
 
     def call(self, url: str, method: str = "GET") -> int:
         try:
@@ -93,6 +91,24 @@ class Shop:
     def processes(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.document['console']}/fleet", timeout=30) as answer:
             return {each["name"]: each for each in json.load(answer)["processes"]}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command here: a process for each would take longer than what it does."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["microkit", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as ended:
+            printed = capsys.readouterr()
+            return Ended(int(ended.code or 0), printed.out, printed.err)
+        raise AssertionError("the command did not end")
+
+    return go
 
 
 @contextmanager
@@ -122,26 +138,26 @@ def running(folder: Path, name: str, *options: str) -> Iterator[Shop]:
 
 
 @pytest.mark.timeout(120)
-def test_every_endpoint_of_a_running_system_is_read(tmp_path: Path) -> None:
+def test_every_endpoint_of_a_running_system_is_read(tmp_path: Path, run: Run) -> None:
     with running(tmp_path, "shop") as shop:
         call_all(shop)
-        assert shop.told("admin", "health")["ok"]
-        (of_till,) = shop.told("admin", "consumers", "--service", "till")["instances"]
+        assert shop.told(run, "admin", "health")["ok"]
+        (of_till,) = shop.told(run, "admin", "consumers", "--service", "till")["instances"]
         assert [group["group"] for group in of_till["groups"]] == ["till.hear"]
         url = json.loads((tmp_path / ".microkit" / "up.json").read_text())["admin"]["till"]
-        (of_till,) = shop.told("admin", "info", "--url", url)["instances"]
+        (of_till,) = shop.told(run, "admin", "info", "--url", url)["instances"]
         assert (of_till["instance"], of_till["service"]) == (url, "till")
-        (changed,) = shop.told("admin", "log-level", "debug", "--service", "till")["instances"]
+        (changed,) = shop.told(run, "admin", "log-level", "debug", "--service", "till")["instances"]
         assert (changed["level"], changed["before"]) == ("DEBUG", "INFO")
-        refused = shop.run("admin", "log-level", "loud", "--service", "till")
-        assert (refused.returncode, refused.stdout) == (1, "")
-        assert "CRITICAL" in refused.stderr
-        missing = shop.run("admin", "sagas")
-        assert missing.stderr == "microkit: door cannot tell: this service has no sagas\n"
-        for what in ("health", "endpoints", "outbox", "metrics") if not FULL else ENDPOINTS:
-            shown = shop.run("admin", what)
-            assert shown.returncode == 0, shown.stderr
-            assert "till" in shown.stdout
+        refused = run("admin", "log-level", "loud", "--service", "till")
+        assert (refused.code, refused.out) == (1, "")
+        assert "CRITICAL" in refused.err
+        missing = run("admin", "sagas")
+        assert missing.err == "microkit: door cannot tell: this service has no sagas\n"
+        for what in ENDPOINTS:
+            shown = run("admin", what)
+            assert shown.code == 0, shown.err
+            assert "till" in shown.out
         # No gateway leads there.
         for what in ENDPOINTS:
             if what not in ("health", "metrics"):  # these are on the service's own port as well
@@ -151,29 +167,29 @@ def test_every_endpoint_of_a_running_system_is_read(tmp_path: Path) -> None:
 @pytest.mark.skipif(not FULL, reason="many processes: the full form of the fault tests")
 @pytest.mark.timeout(180)
 def test_servers_of_ones_own_are_used_and_what_is_gone_is_seen(
-    tmp_path: Path, postgres_cluster: Cluster, valkey_server: ValkeyServer
+    tmp_path: Path, run: Run, postgres_cluster: Cluster, valkey_server: ValkeyServer
 ) -> None:
     name = f"shop{uuid4().hex[:8]}"
     servers = ["--database-url", postgres_cluster.url(""), "--redis-url", f"{valkey_server.url}?prefix={name}"]
     with running(tmp_path, name, "--real", *servers) as shop:
         assert {each["kind"] for each in shop.processes().values()} == {"service"}
         call_all(shop)
-        health = shop.told("admin", "health")
+        health = shop.told(run, "admin", "health")
         (of_till,) = [each for each in health["instances"] if each["instance"] == "till"]
         assert [worker["worker"] for worker in of_till["workers"]] == [1, 2]
         assert of_till["parts"]["database"]["status"] == "up"
-        (_, second) = shop.told("admin", "info", "--service", "till")["instances"]
+        (_, second) = shop.told(run, "admin", "info", "--service", "till")["instances"]
         assert second["instance"] == "till worker 2"
         (database,) = [each["value"] for each in second["settings"] if each["key"] == "TILL_DATABASE_URL"]
         assert f"/{name}_till" in database
-        pools = shop.told("pool", "--service", "till")["instances"]
+        pools = shop.told(run, "pool", "--service", "till")["instances"]
         assert [each["instance"] for each in pools] == ["till worker 1", "till worker 2"]
-        (first, *_) = shop.told("admin", "outbox")["instances"]
+        (first, *_) = shop.told(run, "admin", "outbox")["instances"]
         assert len(first["relays"]) == 2
         match = ["--match", "request_duration_seconds_count"]
-        samples = shop.told("admin", "metrics", "--service", "till", *match)["samples"]
+        samples = shop.told(run, "admin", "metrics", "--service", "till", *match)["samples"]
         assert sum(each["value"] for each in samples if each["labels"].get("http_route") == "/say") == 1
-        see_what_is_gone(shop)
+        see_what_is_gone(shop, run)
 
 
 def call_all(shop: Shop) -> None:
@@ -182,13 +198,13 @@ def call_all(shop: Shop) -> None:
     assert shop.call(f"http://127.0.0.1:{door}/api/till/ask") == 200
 
 
-def see_what_is_gone(shop: Shop) -> None:
+def see_what_is_gone(shop: Shop, run: Run) -> None:
     """An instance that answers no more is seen by those that call it."""
     ask = f"http://127.0.0.1:{shop.ports[1]}/ask"
     os.kill(shop.processes()["depot"]["pid"], signal.SIGSTOP)
     statuses = [shop.call(ask) for _ in range(3)]
-    tellers = shop.told("admin", "breakers", "--service", "till")["instances"]
-    known = shop.told("admin", "endpoints", "--service", "till")["instances"]
+    tellers = shop.told(run, "admin", "breakers", "--service", "till")["instances"]
+    known = shop.told(run, "admin", "endpoints", "--service", "till")["instances"]
     os.kill(shop.processes()["depot"]["pid"], signal.SIGCONT)
     assert all(status >= 500 for status in statuses)
     breakers = [breaker for each in tellers for breaker in each["breakers"] if breaker["service"] == "depot"]
