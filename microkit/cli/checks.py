@@ -18,8 +18,8 @@ from microkit.bus.connect import started
 from microkit.cli.findings import Demand, Finding, Verdict, bounded, finding
 from microkit.db import Database
 from microkit.db.facts import ServerFacts, server_facts
-from microkit.db.migration import pending
 from microkit.db.opening import ROOM, unwritable
+from microkit.db.standing import standing
 from microkit.discovery.own import discovery_of
 from microkit.errors import ConfigurationError, MicrokitError
 from microkit.pooling import pool_options, share_of
@@ -168,7 +168,10 @@ class Checks:
         return self._found("pool", "error" if misfit else "ok", misfit or f"{share.connections} of {most} connections")
 
     async def _migrations(self, database: Database, settings: ServiceSettings) -> Finding:
-        missing = await pending(database, self._service.declared.migrations)
+        stands = await standing(database, self._service.declared.migrations)
+        missing, newer = stands.pending, stands.said(self._service.name)
+        if newer is not None:
+            return self._found("migrations", "error" if stands.broken else "warning", newer)
         if missing and not settings.migrate_on_start:
             name = self._service.name
             said = f"{len(missing)} are missing (the next: {missing[0]}); run microkit migrate {name}"

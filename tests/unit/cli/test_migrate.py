@@ -84,3 +84,17 @@ def test_what_an_older_version_would_not_survive_ends_a_pipeline_unless_the_scri
     code, accepted = told(purse, "lint", "coins")
     assert (code, accepted["ok"]) == (0, True)
     assert [finding["accepted"] for finding in accepted["findings"]] == ["nobody has read it since 1.2"]
+
+
+def test_a_version_that_is_too_old_for_its_database_is_told_so(purse: Command) -> None:
+    told(purse, "new", "coins", "first tables")
+    script = purse.folder / "coins" / "migrations" / "versions" / "0002_less.py"
+    script.write_text(CONTRACT.format(says='contract = "nobody reads the value"\nneeds = "0002"'))
+    assert told(purse, "coins")[0] == 0
+    script.unlink()
+
+    _, shown = told(purse, "status", "coins")
+    assert shown["newer"] == ["coins 0002"]
+    assert "one as old as this does not survive coins 0002 (nobody reads the value)" in shown["said"]
+    found = json.loads(purse.run("doctor", "coins", "--system", "purse:system", "--json").stdout)
+    assert [each["verdict"] for each in found["findings"] if each["what"] == "migrations"] == ["error"]
