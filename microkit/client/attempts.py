@@ -4,7 +4,8 @@ Another attempt is made only where it does no harm: after a request that was cer
 answer was lost, was a 500, 502, 503 or 504, or a 429 that says when to come back, if the operation is idempotent or its
 request has an ``Idempotency-Key``. It goes to another instance where there is one, after a random pause that grows; the
 same instance is asked again no sooner than its ``Retry-After`` says. Each is paid for from the retry budget, and none
-begins that could not end before the deadline.
+begins that could not end before the deadline. Half-way to it an attempt without an answer gets company
+(:mod:`microkit.client.rescue`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from microkit.client.codec import WireAnswer, WireRequest
 from microkit.client.exchange import NOT_SENT, AnswerTooBig, Exchange, why_not_sent
 from microkit.client.instance import Instance
 from microkit.client.policy import Policy
+from microkit.client.rescue import Rescue
 from microkit.client.upstream import Outcome, Upstream, outcome_of
 from microkit.errors import BadGateway, DeadlineExceeded, Unavailable
 from microkit.resilience.backoff import full_jitter, retry_after
 from microkit.resilience.hedging import Latency, hedged
+from microkit.resilience.time_limit import TimeLimits
 from microkit.telemetry.metrics import Family
 
 FIRST_PAUSE: Final = 0.025
@@ -50,6 +53,11 @@ class Attempt:
     def good(self) -> bool:
         return self.answer is not None and self.answer.status < 500
 
+    def decides(self) -> bool:
+        """Whether it ends a call that another attempt is made for at the same time: it does not say that this one is
+        under way."""
+        return self.good() and not (self.answer is not None and self.answer.status == _IN_FLIGHT)
+
     def came_to(self) -> WireAnswer:
         if self.answer is None:
             assert self.error is not None  # noqa: S101  one of the two is there
@@ -67,6 +75,7 @@ class Call:
     deadline: float
     span: Span
     latency: Latency | None
+    rescued: bool = False
 
     def tell_time_left(self) -> None:
         """Writes into the request what is left of the time, where some has passed since it was made."""
@@ -82,6 +91,7 @@ class Attempts:
         self._exchange = exchange
         self._hedges = hedges
         self._service = upstream.service
+        self._rescues = TimeLimits()
 
     async def make(self, call: Call) -> WireAnswer:
         """The answer, a refusal or failure of the other side perhaps.
@@ -97,7 +107,7 @@ class Attempts:
         while True:
             try:
                 if call.policy.hedge_after is None:
-                    attempt = await self._at_one(call, tried, unsent=last is not None and not last.sent)
+                    attempt = await self._rescuable(call, tried, number, unsent=last is not None and not last.sent)
                 else:
                     attempt = await self._hedged(call, call.policy.hedge_after, tried)
             except Unavailable:
@@ -148,6 +158,29 @@ class Attempts:
             return None
         return pause if time.monotonic() + pause < call.deadline else None
 
+    async def _rescuable(
+        self, call: Call, tried: tuple[Instance, ...], number: int, *, unsent: bool
+    ) -> Attempt:
+        """One attempt, which gets company after half of the time that is left."""
+        policy = call.policy
+        if not policy.repeatable or number >= policy.attempts or policy.attempt_timeout is not None:
+            return await self._at_one(call, tried, unsent=unsent)
+        asked: list[Instance] = []
+
+        def second() -> Coroutine[Any, Any, Attempt] | None:
+            if not (asked and self._upstream.balancer.others(asked) and self._upstream.may_retry("late")):
+                return None
+            call.span.add_event("retry", {"reason": "late", "attempt": number, "instance": asked[0].url})
+            call.tell_time_left()
+            return self._at_one(call, (*tried, *asked))
+
+        def given_up() -> None:
+            call.rescued = True
+
+        rescue = Rescue(second, good=Attempt.decides, given_up=given_up)
+        half = (call.deadline - time.monotonic()) / 2
+        return await rescue.run(lambda: self._at_one(call, tried, asked, unsent=unsent), self._rescues, half)
+
     async def _hedged(self, call: Call, delay: float | str, tried: tuple[Instance, ...]) -> Attempt:
         latency = call.latency
         after = delay if isinstance(delay, float) else latency.p95 if latency is not None else 0.0
@@ -188,7 +221,7 @@ class Attempts:
             return Attempt(instance, answer)
         except asyncio.CancelledError:
             now = time.monotonic()
-            if now >= call.deadline and now - began >= call.policy.fair:
+            if (call.rescued or now >= call.deadline) and now - began >= call.policy.fair:
                 outcome = Outcome.FAILED  # it had its time
             raise
         except (aiohttp.ClientError, OSError, AnswerTooBig) as error:  # a TimeoutError is an OSError

@@ -20,9 +20,9 @@ class TimeLimit:
 
     __slots__ = ("cancelling", "passed", "task", "timer", "when")
 
-    def __init__(self, task: asyncio.Task[object], when: float) -> None:
+    def __init__(self, task: asyncio.Task[object]) -> None:
         self.task = task
-        self.when = when
+        self.when = 0.0
         self.cancelling = task.cancelling()
         self.passed = False
         self.timer: asyncio.TimerHandle | None = None
@@ -46,22 +46,31 @@ class TimeLimits:
         """From now on the current task may take ``seconds``. Must be followed by :meth:`end`."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  calls are made in tasks
-        limit = TimeLimit(task, time.monotonic() + seconds)
+        limit = TimeLimit(task)
+        self.watch(limit, seconds)
+        return limit
+
+    def watch(self, limit: TimeLimit, seconds: float) -> None:
+        """Has ``limit`` strike then. Must be followed by :meth:`end` or :meth:`forget`."""
+        limit.when = time.monotonic() + seconds
         if seconds < _OWN_TIMER_BELOW:
             limit.timer = asyncio.get_running_loop().call_later(seconds, limit.strike)
-            return limit
+            return
         self._watched[limit] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TICK, self._look)
-        return limit
 
     def end(self, limit: TimeLimit) -> bool:
         """The work is over; whether a cancellation that reached it was this limit's and nobody else's. Once."""
+        self.forget(limit)
+        return limit.passed and limit.task.uncancel() <= limit.cancelling
+
+    def forget(self, limit: TimeLimit) -> None:
+        """It strikes no more."""
         if limit.timer is not None:
             limit.timer.cancel()
         else:
             self._watched.pop(limit, None)
-        return limit.passed and limit.task.uncancel() <= limit.cancelling
 
     def _look(self) -> None:
         now = time.monotonic()

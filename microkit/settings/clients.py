@@ -59,7 +59,8 @@ class OperationSettings(BaseModel):
 
     timeout: _Positive | None = Field(None, description="longest a call may take; the caller's deadline bounds it too")
     attempt_timeout: _Positive | None = Field(
-        None, description="longest one attempt may take, so that another can follow; unset: as long as the call"
+        None,
+        description="longest one attempt may take, unset: all of the call's, with another beside it after half",
     )
     attempts: int | None = Field(None, ge=1, le=10, description="attempts at most, the first included; 3 if unset")
     retry_unsafe: bool | None = Field(

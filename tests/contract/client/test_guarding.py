@@ -496,6 +496,82 @@ async def test_an_attempt_that_takes_too_long_is_followed_by_another(fleet: Make
     assert [await made.echo.read("x") for _ in range(3)] == ["b"] * 3
 
 
+# Nobody answers, and no time-out is set
+
+
+async def under_way(made: Fleet, calls: int, seconds: float, operation: str = "read") -> list[str]:
+    """The answers of so many calls that are made at once and have so much time."""
+    with working(WorkContext(deadline=time.monotonic() + seconds)):
+        return await asyncio.gather(*(getattr(made.echo, operation)("x") for _ in range(calls)))
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+async def test_who_asked_an_instance_that_swallows_everything_is_answered_by_another(
+    fleet: Make, operation: str
+) -> None:
+    made = await fleet(2)
+    silent, other = made.hosts
+    silent.gate = asyncio.Event()
+    assert await under_way(made, 8, 2.6, operation) == ["b"] * 8
+    swallowed = len(silent.requests)
+    assert swallowed >= 1
+    assert len(other.requests) == 8
+    assert made.metric("http_client_retries_total") == swallowed
+    await until(lambda: silent.left == swallowed)  # nobody waits there any more
+    assert made.telemetry.ring is not None
+    late = [e for span in made.telemetry.ring.recent(20) for e in span.events if e.name == "retry"]
+    assert [event.attributes["reason"] for event in late] == ["late"] * swallowed
+    assert sum(instance.failures for instance in made.upstream.balancer.instances) == swallowed
+
+
+async def test_an_answer_that_takes_more_than_half_of_the_time_still_counts(fleet: Make) -> None:
+    made = await fleet(2)
+    for host in made.hosts:
+        host.delay = 1.8
+    with working(WorkContext(deadline=time.monotonic() + 3.0)):  # the second would come too late
+        assert await made.echo.read("x") in {"a", "b"}
+    assert made.received == 2
+
+
+async def test_that_the_first_attempt_is_under_way_is_no_answer_to_the_second(fleet: Make) -> None:
+    made = await fleet(2)
+    slow, other = made.hosts
+    slow.delay = 1.5
+    other.status, other.headers = 409, {"retry-after": "1"}
+    known = made.known.endpoints
+    made.known.endpoints = known[:1]
+    call = asyncio.ensure_future(under_way(made, 1, 2.4, "write"))
+    await until(lambda: bool(slow.requests))
+    made.known.endpoints = known
+    made.upstream.balancer.update(known)
+    assert await call == ["a"]
+    assert len(other.requests) == 1
+
+
+async def test_what_may_not_be_repeated_and_whose_budget_is_empty_waits_alone(fleet: Make) -> None:
+    for settings in ({"retry_unsafe": False}, {"attempts": 1}, {"retry_free": 0, "retry_share": 0}):
+        made = await fleet(2, **settings)
+        for host in made.hosts:
+            host.gate = asyncio.Event()
+        with pytest.raises(DeadlineExceeded):
+            await under_way(made, 1, 0.4, "write")
+        assert made.received == 1
+
+
+async def test_a_caller_that_leaves_takes_both_attempts_with_it(fleet: Make) -> None:
+    made = await fleet(2)
+    for host in made.hosts:
+        host.gate = asyncio.Event()
+    call = asyncio.ensure_future(under_way(made, 1, 2.0))
+    await until(lambda: made.received == 2)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await until(lambda: sum(host.left for host in made.hosts) == 2)
+    assert sum(instance.pending for instance in made.upstream.balancer.instances) == 0
+    assert sum(instance.failures for instance in made.upstream.balancer.instances) == 0
+
+
 # The bulkhead, hedging, collapsing
 
 

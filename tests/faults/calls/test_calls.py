@@ -170,9 +170,9 @@ async def proxies(upstreams: list[Upstream]) -> AsyncIterator[list[Proxy]]:
 
 @asynccontextmanager
 async def calling(
-    upstreams: list[Upstream], proxies: list[Proxy], found_by: dict[str, object]
+    upstreams: list[Upstream], proxies: list[Proxy], found_by: dict[str, object], *, attempt_timeout: float | None = 1.0
 ) -> AsyncIterator[Street]:
-    clients = {"stock": {"timeout": 4.0, "attempt_timeout": 1.0}}
+    clients = {"stock": {"timeout": 4.0, "attempt_timeout": attempt_timeout}}
     async with shop.instance({**found_by, "clients": clients, "port": 0}) as caller:
         street = Street(upstreams, proxies, caller)
         async with asyncio.timeout(60):
@@ -268,6 +268,17 @@ async def test_the_network_to_one_swallows_everything_and_others_answer(street: 
     await street.proxies[0].refuse()
     await street.proxies[0].open()
     await street.see_it_called_again(street.upstreams[0])
+
+
+async def test_without_a_time_out_of_attempts_others_answer_who_asked_into_the_black_hole(
+    upstreams: list[Upstream], proxies: list[Proxy]
+) -> None:
+    services = {"services": {"stock": [proxy.url for proxy in proxies]}}
+    async with calling(upstreams, proxies, services, attempt_timeout=None) as street:
+        street.proxies[0].swallow()
+        seen = await street.call()
+        tell(f"black hole, no time-out of attempts: {seen.told()}")
+        assert seen.errors == 0
 
 
 async def test_the_network_to_all_swallows_everything_and_every_call_ends(street: Street) -> None:
