@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from microkit.web.cycle import Cycle
 from microkit.web.limits import Limits
 from microkit.web.problems import PROBLEM_HEADERS, render
 from microkit.web.sent import request_id
+
+_SILENT: Final = logging.Logger("microkit.web.ended", logging.CRITICAL + 1)
 
 LINGER: Final = 1.0
 """Seconds that a client gets to stop sending after an answer that ends its connection."""
@@ -93,6 +96,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(TooManyConnections(headers={"retry-after": "1"}))
             return
         self._expect_head()
+
+    def give_up(self) -> None:
+        """What is under way is about to be cancelled. Whoever does that says so, once: it is no fault of the
+        application, which uvicorn would log with a stack."""
+        if self.cycle is not None:
+            self.cycle.logger = _SILENT
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()

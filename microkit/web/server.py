@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import time
 from email.utils import formatdate
@@ -22,6 +23,8 @@ from microkit.web.protocol import LimitedProtocol
 
 WEBSOCKET_MESSAGE: Final = 1024 * 1024
 """Bytes of a WebSocket message that are taken where the limit on bodies is lower."""
+
+_log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 2048
 _LAST_WORDS: Final = 1.0
@@ -143,9 +146,13 @@ class Server:
         self._acceptor = self._clock = self._socket = None
 
     async def _end_by_force(self) -> None:
-        for task in set(self._state.tasks):
-            task.cancel("the server is stopped")
         if self._state.tasks:
+            _log.warning("%d requests are not over: they are cancelled", len(self._state.tasks))
+            for connection in self._state.connections:
+                if isinstance(connection, LimitedProtocol):
+                    connection.give_up()
+            for task in set(self._state.tasks):
+                task.cancel("the server is stopped")
             await asyncio.wait(set(self._state.tasks), timeout=_LAST_WORDS)
         until = time.monotonic() + _LAST_WORDS
         while self._state.connections and time.monotonic() < until:  # noqa: ASYNC110  uvicorn's set tells nobody
