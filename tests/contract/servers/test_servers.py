@@ -79,6 +79,25 @@ async def test_a_broker_has_its_messages_and_offsets_again_after_a_crash(kind: s
         server.stop()
 
 
+async def test_a_broker_that_lost_its_bucket_counts_as_ended_and_starts_anew(folder: Path) -> None:
+    server = KafkaServer(folder, durable=True)
+    server.start()
+    try:
+        assert server.running and server.bucket is not None
+        server.bucket.kill()
+        assert not server.running
+        server.start()
+        assert server.running
+        bus = connect(server.url)
+        await bus.start()
+        bus.declare("readers", ["bills"])
+        await bus.publish([message(b"told")])
+        assert await received(bus, 1) == [b"told"]
+        await bus.close()
+    finally:
+        server.stop()
+
+
 async def test_postgresql_has_its_databases_again_after_a_crash_and_wants_its_password(folder: Path) -> None:
     server = PostgresServer(folder / "pg")
     server.start()
