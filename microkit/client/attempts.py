@@ -49,6 +49,8 @@ class Attempt:
     error: Exception | None = None
     reason: str = ""
     sent: bool = True
+    refused: bool = False
+    """Whether nobody took the connection."""
 
     def good(self) -> bool:
         return self.answer is not None and self.answer.status < 500
@@ -119,7 +121,7 @@ class Attempts:
                 return answer
             tried = (*tried, attempt.instance)
             pause = self._pause(call, attempt, number, tried)
-            if pause is None or not self._upstream.may_retry(attempt.reason):
+            if pause is None or not self._upstream.may_retry(attempt.reason, free=self._is_free(attempt, tried)):
                 return attempt.came_to()
             last = attempt
             call.span.add_event(
@@ -130,6 +132,10 @@ class Attempts:
                 await asyncio.sleep(pause)
             call.tell_time_left()
             number += 1
+
+    def _is_free(self, attempt: Attempt, tried: tuple[Instance, ...]) -> bool:
+        """Whether another attempt asks of the service what nobody was asked before."""
+        return attempt.refused and self._upstream.balancer.last_resort(tried) is not None
 
     def _pause(self, call: Call, attempt: Attempt, number: int, tried: tuple[Instance, ...]) -> float | None:
         """Seconds until the next attempt, ``None`` where there is to be none."""
@@ -158,9 +164,7 @@ class Attempts:
             return None
         return pause if time.monotonic() + pause < call.deadline else None
 
-    async def _rescuable(
-        self, call: Call, tried: tuple[Instance, ...], number: int, *, unsent: bool
-    ) -> Attempt:
+    async def _rescuable(self, call: Call, tried: tuple[Instance, ...], number: int, *, unsent: bool) -> Attempt:
         """One attempt, which gets company after half of the time that is left."""
         policy = call.policy
         if not policy.repeatable or number >= policy.attempts or policy.attempt_timeout is not None:
@@ -243,7 +247,7 @@ class Attempts:
             return Attempt(instance, None, error, "too-big")
         if isinstance(error, NOT_SENT):
             said = Unavailable(f"{self._service} cannot be reached: {why_not_sent(error)}")
-            return Attempt(instance, None, said, "connect", sent=False)
+            return Attempt(instance, None, said, "connect", sent=False, refused=not isinstance(error, TimeoutError))
         if isinstance(error, TimeoutError):
             seconds = call.policy.attempt_timeout or 0.0
             late = DeadlineExceeded(f"{self._service} did not answer {call.name} within {seconds:.3g} s")

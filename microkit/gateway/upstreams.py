@@ -240,11 +240,11 @@ class _Attempt:
 
     async def _may_again(self, error: Exception, instance: Instance, stale: bool, until: float) -> bool:
         self._unsent = isinstance(error, NotConnected)
-        if self._unsent:
+        if isinstance(error, NotConnected):
             # Nothing has been sent, so this goes for all methods. Each instance is tried once.
             self._avoid.append(instance)
             others = len(self._avoid) < len(self._upstream.balancer.instances)
-            return others and self._upstream.may_retry("connect")
+            return others and self._upstream.may_retry("connect", free=error.refused)
         if stale and self._again and not self._renewed:
             # The server had ended the kept connection just then (RFC 9110, 9.2.2). It costs it nothing.
             self._renewed = True

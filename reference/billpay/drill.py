@@ -23,7 +23,7 @@ PEOPLE: Final = 20
 """The gateway lets each do ten things a second."""
 
 _PASSWORD: Final = "granite-lantern-93-willow"  # noqa: S105  of accounts that live for one drill
-_PAYMENTS_EVERY: Final = 50
+_PAYMENTS_EVERY: Final = 100
 _READS: Final = {3: "/api/users/me", 7: "/api/payments?limit=5"}
 """By the last digit of a request's number."""
 _PATIENCE: Final = 60.0
@@ -60,7 +60,7 @@ class _Found:
 
 class BillLoad:
     """Requests go round the people. Most enter a bill, whose reference is the request's number; some read; every
-    fiftieth pays a bill."""
+    hundredth pays a bill."""
 
     def __init__(self) -> None:
         self._run = secrets.token_hex(4)

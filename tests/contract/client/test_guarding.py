@@ -349,6 +349,16 @@ async def test_the_one_that_is_back_answers_when_the_other_goes_though_its_break
     await again.stop(1)
 
 
+async def test_to_ask_another_one_after_a_refused_connection_takes_nothing_from_the_budget(fleet: Make) -> None:
+    made = await fleet(1, retry_share=0, retry_free=0)
+    made.known.endpoints = (dead(), *made.known.endpoints)
+    assert await made.reads(50) == (50, [])
+    made.hosts[0].status = 503
+    answered, errors = await made.reads(1)
+    assert (answered, len(errors)) == (0, 1)
+    assert made.metric("http_client_retry_budget_exhausted_total") == 1
+
+
 async def test_one_that_failed_is_left_alone_by_those_who_found_nobody_at_the_others(fleet: Make) -> None:
     made = await fleet(1, breaker_reset=60)
     await made.reads(1)

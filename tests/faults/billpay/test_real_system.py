@@ -39,7 +39,7 @@ pytestmark = pytest.mark.anyio
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 full = pytest.mark.skipif(not FULL, reason="two of each service, on both buses: the full form")
 SERVICES = [service.name for service in system.services]
-RATE = os.environ.get("DRILL_RATE", "100")
+RATE = os.environ.get("DRILL_RATE", "60")
 """Requests a second that two cores carry while processes start."""
 TERMINATIONS = 5
 _OF_BILLPAY = "FROM pg_stat_activity WHERE datname LIKE 'billpay%' AND pid <> pg_backend_pid()"
