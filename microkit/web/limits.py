@@ -16,8 +16,8 @@ class Limits:
     15 s, nginx 60 s), so that it is never the server that closes a connection about to be used.
     ``connections`` is how many may be open at once; those beyond are answered 503 and closed.
     ``concurrency`` is how many requests are worked on at once at most, ``queue`` how long one may wait for its turn in
-    a burst, and how long a burst may last: with ``shedding`` both shrink under load (see
-    :mod:`microkit.resilience.shed`), without it neither holds.
+    a burst: with ``shedding`` both shrink under overload (see :mod:`microkit.resilience.shed`), without it neither
+    holds.
     ``allowed_hosts`` are names without a port; ``"*"`` takes any, ``"*.example.com"`` the names below.
     """
 
