@@ -134,7 +134,9 @@ class Server:
                 return
         version = str(info.get("valkey_version") or info.get("redis_version", ""))
         if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
-            raise ConfigurationError(f"bus_url: the server is version {version}; Redis 7 or Valkey is needed: upgrade it, or name another")
+            raise ConfigurationError(
+                f"bus_url: the server is version {version}; Redis 7 or Valkey is needed: upgrade it, or name another"
+            )
         if not info.get("aof_enabled"):
             _log.warning("redis: appendonly is off, so confirmed messages are lost when the server ends")
         if str(info.get("maxmemory_policy", "noeviction")).startswith("allkeys"):
@@ -233,7 +235,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
-        raise ConnectionError(f"redis: {error}; see the user and the password in bus_url") from error
+        raise ConnectionError(f"redis: {str(error).rstrip('.')}; see the user and the password in bus_url") from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise ConnectionError(f"redis: {error}" if str(error) else f"redis: no answer within {PATIENCE:g} s") from error
     except RedisError as error:
