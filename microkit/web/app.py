@@ -281,10 +281,11 @@ class WebApp:
     def _written(self, problem: Problem, call: Call) -> Reply:
         context = get_current_span().get_span_context()
         trace_id = f"{context.trace_id:032x}" if context.trace_id else ""
-        headers: HeaderList = [*PROBLEM_HEADERS]
+        given = [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in problem.headers.items()]
+        names = {name for name, _ in given}
+        headers: HeaderList = [pair for pair in PROBLEM_HEADERS if pair[0] not in names]
         if problem.status == 503 and "retry-after" not in map(str.lower, problem.headers):
             headers.append((b"retry-after", b"1"))
-        given = [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in problem.headers.items()]
         headers += [pair for pair in given if pair[0] not in FRAMING]
         check_sendable(problem.status, headers)
         return Reply(problem.status, headers, render(problem, instance=call.scope["path"], trace_id=trace_id))

@@ -24,7 +24,8 @@ _PAGE_HEADERS: Final[HeaderList] = [
     (b"content-type", b"text/html; charset=utf-8"),
     (
         b"content-security-policy",
-        b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+        b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+        b"; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

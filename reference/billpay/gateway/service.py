@@ -49,7 +49,7 @@ bills = service.client(Billing)
 payments = service.client(Payments)
 
 
-@service.get("/api/dashboard", allow=SIGNED_IN)
+@service.get("/api/dashboard", allow="member")
 async def dashboard() -> Dashboard:
     """What the caller sees first: profile, bills and payments, asked for at once."""
     newest = PageRequest(limit=5)
