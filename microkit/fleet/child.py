@@ -22,6 +22,7 @@ Say = Callable[[str, str], None]
 
 _READY: Final = "/health/ready"
 _POLL: Final = 0.05
+_AT_ONCE: Final = 3.0
 _LONGEST_PAUSE: Final = 10.0
 _STEADY: Final = 30.0
 """Seconds after which a process that ends has not failed to start."""
@@ -82,6 +83,13 @@ class Child:
         """Has it drain and end; what is not over ``within`` so many seconds is killed."""
         self._stopping.set()
         await self._end(signal.SIGTERM, within)
+        if self._supervisor is not None:
+            await self._supervisor
+
+    async def stop_now(self) -> None:
+        """Ends it with what is under way: by the signal that ends a process that drains at once, else by SIGKILL."""
+        self._stopping.set()
+        await self._end(signal.SIGTERM, _AT_ONCE)
         if self._supervisor is not None:
             await self._supervisor
 

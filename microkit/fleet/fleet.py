@@ -175,11 +175,15 @@ class Fleet:
                 raise ConfigurationError("\n".join(str(error) for error in failed))
 
     async def _stop(self) -> None:
-        """The gateway first, so that nothing new comes in; then all others at once."""
+        """The gateway first, so that nothing new comes in; then all others together. Cancelled, all at once."""
         door = {service.name for service in self.system.services if _is_gateway(service.declared.mounts)}
-        for outer in (True, False):
-            ending = [child for child in self.children if (child.copy.service in door) is outer]
-            await asyncio.gather(*(child.stop(self._patience(child.copy)) for child in ending))
+        try:
+            for outer in (True, False):
+                ending = [child for child in self.children if (child.copy.service in door) is outer]
+                await asyncio.gather(*(child.stop(self._patience(child.copy)) for child in ending))
+        except asyncio.CancelledError:  # it is told a second time
+            await asyncio.gather(*(child.stop_now() for child in self.children))
+            raise
 
     def _patience(self, copy: Copy) -> float:
         """Seconds that a process may take to drain: its phases, each bounded by its own settings."""
