@@ -33,6 +33,7 @@ import orjson
 import uvloop
 from pydantic import BaseModel
 
+from microkit.cli.steady import settle
 from microkit.client import HttpCaller, Outcome, Upstream, open_session
 from microkit.client.balancer import Balancer
 from microkit.context import WorkContext, working
@@ -155,8 +156,7 @@ async def clients(urls: list[str], rounds: int) -> dict[str, float]:
         with working(context), telemetry.span("request"):
             for call in (typed, plain):
                 await measure(call, WARM_UP)
-            gc.collect()
-            gc.freeze()  # as `microkit up` does once everything has started
+            settle()  # as `microkit up` does once everything has started
             for _ in range(rounds):
                 for name, call in (("client", typed), ("aiohttp", plain)):
                     rate, cpu = await measure(call, CALLS)

@@ -6,7 +6,8 @@
 metrics, access line and streaming. ``routes_10`` and ``routes_1000`` are the same with that many routes, each asked for
 in turn. The Starlette ones are what the documentation of Starlette, aiohttp and httpx leads to: head and query passed
 on, both bodies streamed, hop-by-hop headers dropped, and nothing else; their clients may keep a connection for each of
-the load's. All have what start-up made taken out of the garbage collection (``gc.freeze``), as ``microkit up`` does.
+the load's. All, the peers too, have the garbage collector set
+as ``microkit up`` and ``microkit run`` do it: what start-up made is taken out, and new objects may gather.
 """
 
 # ruff: noqa: PLC0415  a process loads what it measures and nothing else
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -158,12 +158,13 @@ async def peer(name: str, upstream: int, stack: AsyncExitStack) -> tuple[int, st
 
 async def serve(name: str, upstream: int) -> None:
     """Serves on a free port until its standard input ends; the first line it prints holds the port and a token."""
+    from microkit.cli.steady import settle
+
     async with AsyncExitStack() as stack:
         routes = {"gateway": 1, "routes_10": 10, "routes_1000": 1000}.get(name)
         start = peer(name, upstream, stack) if routes is None else microkit(routes, upstream, stack)
         port, token = await start
-        gc.collect()
-        gc.freeze()
+        settle()
         print(orjson.dumps({"port": port, "token": token}).decode(), flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

@@ -15,6 +15,7 @@ import uvloop
 
 from microkit.cli.load import find_service, load_system
 from microkit.cli.signals import on_signals
+from microkit.cli.steady import settle
 from microkit.errors import MicrokitError
 from microkit.instance import Instance
 from microkit.service import Service
@@ -54,8 +55,7 @@ async def _serve(instance: Instance, service: Service) -> None:
     on_signals(stop)
     began = time.monotonic()
     async with instance:
-        gc.collect()
-        gc.freeze()  # what start-up made stays for good: no collection need walk through it again
+        settle()
         gc.enable()
         instance.telemetry.logger.info(
             "ready", extra={"url": instance.url, "pid": os.getpid(), "seconds": round(time.monotonic() - began, 3)}

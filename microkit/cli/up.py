@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from microkit.cli.folder import Note, noted
 from microkit.cli.holding import DRAINING, UpOptions
 from microkit.cli.load import load_system
 from microkit.cli.signals import on_signals
+from microkit.cli.steady import settle
 from microkit.console.api import api
 from microkit.console.here import Here
 from microkit.errors import MicrokitError
@@ -58,8 +58,7 @@ class Up:
             with noted(options.folder, Note(self._reference, os.getpid(), console, running.urls, admin)):
                 seconds = time.monotonic() - began
                 credentials = await self._system.seed(running) if options.seed and self._system.seed else {}
-                gc.collect()
-                gc.freeze()  # what start-up made stays for good: no collection need walk through it again
+                settle()
                 self._announce(running, console, seconds, credentials)
                 failure = await _first(stop, running)
             self._say(DRAINING)

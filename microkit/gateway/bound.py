@@ -199,11 +199,12 @@ class BoundGateway:
         query: bytes = scope["query_string"]
         if query and not _VISIBLE.fullmatch(query):
             raise BadRequest("The query is not percent-encoded")
-        caller = asked.get(b"authorization") or client.address.encode()
-        found = self._plans[
-            id(self._table.match(path, Asked(scope["method"], _host(client.host), asked, query, caller)))
-        ]
-        route = found.route
+        method: str = scope["method"]
+        route = self._table.by_path(path, method)
+        if route is None:
+            caller = asked.get(b"authorization") or client.address.encode()
+            route = self._table.match(path, Asked(method, _host(client.host), asked, query, caller))
+        found = self._plans[id(route)]
         # The web floor knows only that it is the gateway's; this is what its trace and metrics should say.
         scope.setdefault("state", {})["route"] = route.prefix
         body: RequestBody | None = None

@@ -58,12 +58,25 @@ class NotHttp(UpstreamError):
 class Response:
     """An answer, as far as it came. ``length`` is what it announced, ``None`` where it did not."""
 
-    __slots__ = ("_connection", "begun", "buffered", "complete", "error", "headers", "length", "pieces", "status")
+    __slots__ = (
+        "_connection",
+        "begun",
+        "buffered",
+        "complete",
+        "error",
+        "headers",
+        "length",
+        "named",
+        "pieces",
+        "status",
+    )
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
+        self.named: dict[bytes, bytes] = {}
+        """The headers by name, of one that is there twice the last; once the head is whole."""
         self.length: int | None = None
         self.begun = False
         self.complete = False
@@ -137,6 +150,20 @@ class Connection(asyncio.Protocol):
         while self._full and not self.closed:
             self._room = self.loop.create_future()
             await self._room
+
+    async def begun(self, answer: Response, within: float) -> None:
+        """Until there is enough of the answer to go on with: all of a small one, else its head.
+
+        Raises:
+            UpstreamError: it broke off.
+            TimeoutError: nothing came ``within`` so many seconds.
+        """
+        while not answer.complete:
+            if answer.error is not None:
+                raise answer.error
+            if answer.begun and (answer.length is None or answer.length > WHOLE):
+                return
+            await self.wait(within)
 
     async def wait(self, within: float) -> None:
         """Until something came. One call at a time.
@@ -296,18 +323,15 @@ class Connection(asyncio.Protocol):
             raise NotHttp
         answer.status = status
         answer.begun = True
-        chunked = False
-        for name, value in answer.headers:
-            if name == b"content-length":
-                answer.length = int(value)
-            elif name == b"transfer-encoding":
-                chunked = True
-        self._until_end = answer.length is None and not chunked
+        answer.named = named = dict(answer.headers)
+        if b"content-length" in named:
+            answer.length = int(named[b"content-length"])
+        self._until_end = answer.length is None and b"transfer-encoding" not in named
         if not self._wants_body:
             # The parser knows nothing of HEAD and would wait for the body that the head announces.
             answer.complete = True
             self._keep_alive = self._parser.should_keep_alive() or (
-                self._until_end and self._parser.get_http_version() == "1.1" and _says_nothing(answer.headers)
+                self._until_end and self._parser.get_http_version() == "1.1" and b"connection" not in named
             )
             self._parser = httptools.HttpResponseParser(self)
 
@@ -328,10 +352,6 @@ class Connection(asyncio.Protocol):
         if answer is not None and answer.begun and not answer.complete:
             answer.complete = True
             self._keep_alive = self._parser.should_keep_alive()
-
-
-def _says_nothing(headers: list[tuple[bytes, bytes]]) -> bool:
-    return not any(name == b"connection" for name, _ in headers)
 
 
 class Owner:

@@ -62,6 +62,24 @@ let in and the answer kept."""
 
 _LONGEST_KNOWN: Final = 64
 
+_USUAL: Final = frozenset(
+    {
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"authorization",
+        b"cache-control",
+        b"content-type",
+        b"cookie",
+        b"idempotency-key",
+        b"if-none-match",
+        b"origin",
+        b"referer",
+        b"user-agent",
+    }
+)
+"""What most requests have, and :func:`passes` lets pass."""
+
 
 def passes(name: bytes) -> bool:
     """Whether a header goes on to the service. Servers of the CGI kind read ``X_User_Id`` and ``X-User-Id`` as one."""
@@ -86,9 +104,10 @@ def forwarded_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     """
     passed = []
     named: set[bytes] | None = None
+    usual = _USUAL
     for pair in headers:
         name, value = pair
-        if passes(name):
+        if name in usual or passes(name):
             if not value.isascii():
                 _check_utf8(name, value)
             passed.append(pair)
@@ -137,7 +156,8 @@ def body_length(headers: RawHeaders) -> int | None:
 
 def returned_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The answer's headers that go back to the client, names in lower case as ASGI wants them and as they come."""
-    returned = [pair for pair in headers if pair[0] not in _NOT_RETURNED]
+    ended = _NOT_RETURNED
+    returned = [pair for pair in headers if pair[0] not in ended]
     for name, value in headers:
         if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
             named = {part.strip().lower() for part in value.split(b",")}

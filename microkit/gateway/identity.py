@@ -29,7 +29,7 @@ class Identity:
         self._inner = inner
 
     async def answer(self, exchange: Exchange) -> Answer:
-        if exchange.principal.anonymous:
+        if not exchange.principal.subject:
             await self.identify(exchange)
         elif not self._open:
             self._check(exchange.principal)
@@ -63,7 +63,7 @@ class Identity:
     def _check(self, principal: Principal) -> None:
         if not principal.may(self._roles):
             raise Forbidden(f"This needs one of the roles: {', '.join(self._roles)}")
-        if missing := self._scopes - principal.scopes:
+        if self._scopes and (missing := self._scopes - principal.scopes):
             needed = " ".join(sorted(self._scopes))
             challenge = f'Bearer error="insufficient_scope", scope="{needed}"'  # RFC 6750, 3.1
             raise Forbidden(

@@ -153,22 +153,26 @@ class Pool:
             found = self._origins[url] = Origin(url, self._waiting, self._limit, self._tls)
         return found
 
-    async def take(self, origin: Origin, within: float = CONNECT_TIMEOUT) -> tuple[Connection, bool]:
-        """A connection, had ``within`` so many seconds, and whether it has served before.
+    def kept(self, origin: Origin) -> Connection | None:
+        """A connection that has served before and is free."""
+        return origin.take(self._running().time())
+
+    async def made(self, origin: Origin, within: float = CONNECT_TIMEOUT) -> Connection:
+        """A new connection, had ``within`` so many seconds, or one that has become free meanwhile.
 
         Raises:
             NotConnected: none can be made.
             Unavailable: all are busy.
         """
+        return await origin.connect(self._running(), within)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()  # once: it asks the kernel for the process each time
         if self._timer is None and not self._closed:
             self._timer = loop.call_later(TICK, self._look, loop)
-        connection = origin.take(loop.time())
-        if connection is not None:
-            return connection, True
-        return await origin.connect(loop, within), False
+        return loop
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()

@@ -99,6 +99,8 @@ class RouteTable:
             at.setdefault((route.prefix, route.exact), []).append(route)
         for (prefix, exact), siblings in at.items():
             (self._exact if exact else self._below)[prefix] = _ordered(siblings)
+        # Of each prefix the only route, where it demands nothing but a method.
+        self._alone = {prefix: _alone(rules) for prefix, rules in self._below.items()}
 
     def find(self, path: str) -> tuple[Route, ...]:
         """The routes of the longest prefix that holds ``path``, the more demanding first; none where none does."""
@@ -122,6 +124,21 @@ class RouteTable:
             if allowed:
                 raise MethodNotAllowed(headers={"Allow": ", ".join(sorted(allowed))})
         raise NotFound(_NOTHING)
+
+    def by_path(self, path: str, method: str) -> Route | None:
+        """What :meth:`match` finds, where path and method alone decide, as they nearly always do; else ``None``, which
+        says nothing."""
+        if self._exact and path in self._exact:
+            return None
+        end, alone = len(path), self._alone
+        while end > 0:
+            prefix = path[:end]
+            if prefix in alone:
+                found = alone[prefix]
+                return found if found is not None and (not found.methods or method in found.methods) else None
+            end = path.rfind("/", 0, end)
+        found = alone.get("/")
+        return found if found is not None and (not found.methods or method in found.methods) else None
 
     def standing(self, path: str) -> list[list[tuple[Route, ...]]]:
         """What :meth:`match` looks at for ``path``, for those who write the table down for another proxy: the prefixes
@@ -167,6 +184,11 @@ def _ordered(siblings: Sequence[Route]) -> tuple[_Rule, ...]:
     rules.sort(key=lambda rule: _demands(rule[0]), reverse=True)
     _check_shadows([route for route, _ in rules])
     return tuple(_Rule.of(routes) for _, routes in rules)
+
+
+def _alone(rules: Sequence[_Rule]) -> Route | None:
+    first = rules[0]
+    return first.routes[0] if len(rules) == 1 and first.plain and len(first.routes) == 1 else None
 
 
 def _demands(route: Route) -> tuple[int, int, int]:

@@ -16,15 +16,7 @@ from microkit.client.instance import Instance
 from microkit.client.upstream import Outcome, Upstream, outcome_of
 from microkit.errors import BadGateway, DeadlineExceeded, Problem
 from microkit.gateway.body import ClientGone, RequestBody, stalled
-from microkit.gateway.connection import (
-    WHOLE,
-    BrokeOff,
-    Connection,
-    NoAnswer,
-    NotConnected,
-    Response,
-    UpstreamError,
-)
+from microkit.gateway.connection import BrokeOff, Connection, NoAnswer, NotConnected, Response, UpstreamError
 from microkit.gateway.exchange import Answer, Exchange
 from microkit.gateway.headers import returned_headers
 from microkit.gateway.pool import Origin, Pool
@@ -93,13 +85,13 @@ class Upstreams:
         try:
             async with asyncio.timeout(within):
                 origin = self._pool.origin(chosen.instance.url)
-                connection, _ = await self._pool.take(origin)
+                connection = self._pool.kept(origin) or await self._pool.made(origin)
                 response = connection.begin(
                     _head(origin, "GET", path, [(b"accept", b"application/json")]), wants_body=True
                 )
                 try:
                     body = b""
-                    await _begun(connection, response, within)
+                    await connection.begun(response, within)
                     while len(body) < _DOCUMENT_LIMIT and (piece := await response.piece(within)):
                         body += piece
                 finally:
@@ -128,14 +120,15 @@ class Upstreams:
 
     async def ask(
         self, exchange: Exchange, instance: Instance, content: bytes | AsyncIterator[bytes], span: Span, within: float
-    ) -> tuple[Response, bool]:
-        """What one instance begins to answer, and whether the connection had served before."""
+    ) -> Response:
+        """What one instance begins to answer."""
         origin = self._pool.origin(instance.url)
-        connection, kept = await self._pool.take(origin, within)
+        kept = self._pool.kept(origin)
+        connection = kept or await self._pool.made(origin, within)
         target = exchange.target
         if exchange.query:
             target = f"{target}?{exchange.query.decode('latin-1')}"
-        headers = exchange.headers + own_headers(exchange, within) + trace_headers(span)
+        headers = [*exchange.headers, *own_headers(exchange, within), *trace_headers(span)]
         if isinstance(content, bytes):
             if content or exchange.body is not None:
                 headers.append((b"content-length", b"%d" % len(content)))
@@ -153,13 +146,13 @@ class Upstreams:
             # The service has nothing to answer while the client sends: its time starts with the last piece.
             body.on_progress = lambda: connection.extend(within)
         try:
-            await _begun(connection, response, within)
+            await connection.begun(response, within)
         except BaseException as error:
             response.close()
-            if kept and isinstance(error, NoAnswer):
+            if kept is not None and isinstance(error, NoAnswer):
                 error.stale = True
             raise
-        return response, kept
+        return response
 
 
 class _Attempt:
@@ -193,7 +186,7 @@ class _Attempt:
         span = upstreams.span(exchange, template)
         began = time.perf_counter()
         try:
-            response, _ = await upstreams.ask(exchange, chosen.instance, self._content, span, left)
+            response = await upstreams.ask(exchange, chosen.instance, self._content, span, left)
             status = response.status
             outcome, wait = _said(response, exchange.retry_on)
             if status >= 400:
@@ -273,9 +266,10 @@ def _failed(error: Exception) -> Outcome:
 def answer_of(response: Response, exchange: Exchange, origin: str) -> Answer:
     """What goes on of an answer of the instance at ``origin``: whole where it is here, else in pieces."""
     headers = returned_headers(response.headers)
-    for place, (name, value) in enumerate(headers):
-        if name in _LOCATIONS:
-            headers[place] = name, _relative(value, origin)
+    if not _LOCATIONS.isdisjoint(response.named):
+        for place, (name, value) in enumerate(headers):
+            if name in _LOCATIONS:
+                headers[place] = name, _relative(value, origin)
     if response.complete:
         answer = Answer(response.status, headers, b"".join(response.pieces))
         if exchange.method == "HEAD":
@@ -284,7 +278,7 @@ def answer_of(response: Response, exchange: Exchange, origin: str) -> Answer:
         return answer
     idle = exchange.idle_timeout
     if not idle:
-        stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+        stream = response.named.get(b"content-type", b"").startswith(b"text/event-stream")
         idle = EVENT_STREAM_IDLE if stream else exchange.timeout
     pieces = _pieces(response, idle, exchange.service)
     return Answer(response.status, headers, pieces=pieces, length=response.length, close=response.close)
@@ -306,16 +300,6 @@ async def _pieces(response: Response, within: float, service: str) -> AsyncItera
         response.close()
 
 
-async def _begun(connection: Connection, response: Response, within: float) -> None:
-    """Until there is enough of the answer to go on with: all of a small one, else its head."""
-    while not response.complete:
-        if response.error is not None:
-            raise response.error
-        if response.begun and (response.length is None or response.length > WHOLE):
-            return
-        await connection.wait(within)
-
-
 async def _upload(connection: Connection, pieces: AsyncIterator[bytes], *, chunked: bool) -> None:
     try:
         async for piece in pieces:
@@ -330,27 +314,23 @@ async def _upload(connection: Connection, pieces: AsyncIterator[bytes], *, chunk
 
 
 def _head(origin: Origin, method: str, target: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    lines = [f"{method} {origin.base}{target} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.authority, b"\r\n"]
-    for name, value in headers:
-        lines += (name, b": ", value, b"\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
+    line = f"{method} {origin.base}{target} HTTP/1.1\r\nhost: ".encode("latin-1")
+    return line + b"\r\n".join([origin.authority, *[b": ".join(pair) for pair in headers], b"\r\n"])
 
 
 def own_headers(exchange: Exchange, within: float) -> list[tuple[bytes, bytes]]:
     """What the gateway tells the service: of whom the request is, and ``within`` how many seconds it is to be answered.
     No client can have sent any of these."""
     client = exchange.client
+    of_client = _of_client if len(client.host) <= _LONGEST_KNOWN else _of_client.__wrapped__
     headers = [
-        *(_of_client if len(client.host) <= _LONGEST_KNOWN else _of_client.__wrapped__)(
-            client.address, client.scheme, client.host
-        ),
-        (b"request-timeout-ms", b"%d" % max(1, int(within * 1000))),
+        *of_client(client.address, client.scheme, client.host),
+        (b"request-timeout-ms", b"%d" % (int(within * 1000) or 1)),
     ]
     if request_id := context.current().request_id:
         headers.append((b"x-request-id", request_id.encode()))
-    if not exchange.principal.anonymous:
-        headers.append((b"x-user-id", _in_a_line(exchange.principal.subject)))
+    if subject := exchange.principal.subject:
+        headers.append((b"x-user-id", _in_a_line(subject)))
     return headers
 
 
@@ -381,15 +361,9 @@ def _said(response: Response, retry_on: Container[int]) -> tuple[Outcome, str | 
     status = response.status
     if status < 400 and status not in retry_on:
         return Outcome.ANSWERED, None
-    wait = _header(response, b"retry-after")
-    return outcome_of(status, wait), wait
-
-
-def _header(response: Response, wanted: bytes) -> str | None:
-    for name, value in response.headers:
-        if name == wanted:
-            return value.decode("latin-1")
-    return None
+    wait = response.named.get(b"retry-after")
+    said = None if wait is None else wait.decode("latin-1")
+    return outcome_of(status, said), said
 
 
 def broken(error: Exception, service: str) -> Problem:

@@ -124,6 +124,7 @@ class Gate:
         self._normal: deque[_Waiter] = deque()
         self._expiry: asyncio.TimerHandle | None = None
         self._load = LoopLoad(self._decide)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def overloaded(self) -> bool:
@@ -165,7 +166,9 @@ class Gate:
         self._pressed = True
         if len(queue) >= LONGEST_QUEUE:
             raise self._refusal("concurrency")
-        waiter = _Waiter(time.monotonic() - waited, asyncio.get_running_loop().create_future())
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # once: it asks the kernel for the process each time
+        waiter = _Waiter(time.monotonic() - waited, self._loop.create_future())
         queue.append(waiter)
         self._expect()
         try:
@@ -206,6 +209,8 @@ class Gate:
 
     def _next(self) -> None:
         """Hands free places on; who waited for too long by now is refused."""
+        if self.in_flight >= self.limit:
+            return
         now = time.monotonic()
         for queue, tolerance in ((self._critical, self._patience.most), (self._normal, self._patience.seconds)):
             while queue and self.in_flight < self.limit:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import (
-    INVALID_SPAN,
     NonRecordingSpan,
     Span,
     SpanContext,
@@ -21,7 +20,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from microkit.telemetry.recorder import RecordingSpan
+from microkit.telemetry.recorder import SPAN_KEY, RecordingSpan
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _MEMBER = re.compile(
@@ -34,8 +33,6 @@ _MOST_MEMBERS: Final = 32
 _NO_CONTEXT: Final = Context()
 _FLAGS: Final = tuple(TraceFlags(bits) for bits in range(256))
 _NO_STATE: Final = TraceState()
-# The key under which the API keeps the span: writing it directly spares copying the current context.
-(_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, _NO_CONTEXT)
 
 
 def extract(traceparent: str | None, tracestate: str | None = None) -> Context:
@@ -51,7 +48,16 @@ def extract(traceparent: str | None, tracestate: str | None = None) -> Context:
         return _NO_CONTEXT
     state = _state(tracestate) if tracestate else _NO_STATE
     remote = SpanContext(trace_id, span_id, True, _FLAGS[int(flags, 16)], state)
-    return Context({_SPAN_KEY: NonRecordingSpan(remote)})
+    return Context({SPAN_KEY: NonRecordingSpan(remote)})
+
+
+def context_of(span: Span) -> Context:
+    """The current context with ``span`` in it: OpenTelemetry's ``set_span_in_context``, without copies of a context
+    that holds nothing else, as that of a request is."""
+    current = get_current()
+    if not current or (len(current) == 1 and SPAN_KEY in current):
+        return Context({SPAN_KEY: span})
+    return set_span_in_context(span, current)
 
 
 def _state(header: str) -> TraceState:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
@@ -29,7 +29,7 @@ from opentelemetry.trace import (
     Tracer,
     TracerProvider,
     TraceState,
-    get_current_span,
+    set_span_in_context,
     use_span,
 )
 from opentelemetry.util._decorator import _agnosticcontextmanager
@@ -52,6 +52,8 @@ STATUS_NAMES: Final[dict[StatusCode, StatusName]] = {
     StatusCode.OK: "ok",
     StatusCode.ERROR: "error",
 }
+# The key under which the API keeps the span.
+(SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
 # Not the module's generator: processes that all call random.seed(1) would number their traces alike.
 _random = random.Random()  # noqa: S311  an id is no secret
 _bits = _random.getrandbits
@@ -83,7 +85,7 @@ class RecordingSpan(Span):
         self.span = _bits(64) or 1
         self.attributes: dict[str, Any] = dict(attributes) if attributes else {}
         self.links = links
-        self.events: list[SpanEvent] = []
+        self.events: Sequence[SpanEvent] = ()  # ten thousand spans are kept: no list for each
         self.status = StatusCode.UNSET
         self.description: str | None = None
         self._context: SpanContext | None = None
@@ -102,10 +104,16 @@ class RecordingSpan(Span):
     def end(self, end_time: int | None = None) -> None:
         if not self.end_ns:
             self.end_ns = end_time or time.time_ns()
-            for key, value in self.attributes.items():
+            for value in self.attributes.values():
                 if type(value) is str and len(value) > MOST_CHARACTERS:
-                    self.attributes[key] = value[:MOST_CHARACTERS]
+                    self._shorten()
+                    break
             self._tracer.keep(self)
+
+    def _shorten(self) -> None:
+        for key, value in self.attributes.items():
+            if type(value) is str:
+                self.attributes[key] = value[:MOST_CHARACTERS]
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         if not self.end_ns and (len(self.attributes) < MOST_ATTRIBUTES or key in self.attributes):
@@ -120,7 +128,7 @@ class RecordingSpan(Span):
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         if not self.end_ns and len(self.events) < MOST_EVENTS:
-            self.events.append(SpanEvent(name, timestamp or time.time_ns(), dict(attributes or {})))
+            self.events = [*self.events, SpanEvent(name, timestamp or time.time_ns(), dict(attributes or {}))]
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         if not self.end_ns and len(self.links) < MOST_EVENTS:
@@ -223,10 +231,11 @@ class RecordingTracer(Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> Span:
-        parent = get_current_span(context)
+        # As get_current_span() does, which looks again at what only set_span_in_context() can have written.
+        parent = (get_current() if context is None else context).get(SPAN_KEY, INVALID_SPAN)
         if type(parent) is RecordingSpan and self._records:
             identity = (parent.trace, parent.span, parent.state, False)
-        elif parent is INVALID_SPAN or not (above := parent.get_span_context()).is_valid:
+        elif parent is INVALID_SPAN or not (above := cast("Span", parent).get_span_context()).is_valid:
             trace = _bits(128) or 1
             if not self._records or trace & _LOW_64_BITS >= self._bound:
                 return NonRecordingSpan(SpanContext(trace, _bits(64) or 1, False, _DROPPED, _NO_STATE))

@@ -10,7 +10,7 @@ from random import getrandbits
 from typing import Any, Final
 
 from opentelemetry.context import attach, detach
-from opentelemetry.trace import get_current_span, set_span_in_context
+from opentelemetry.trace import get_current_span
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from microkit import context
@@ -19,6 +19,7 @@ from microkit.db import Database
 from microkit.errors import DeadlineExceeded, InternalError, MethodNotAllowed, NotFound, Problem
 from microkit.telemetry import Telemetry
 from microkit.telemetry.logs import serving
+from microkit.telemetry.propagation import context_of
 from microkit.web.access import Access, Verify, bearer
 from microkit.web.admission import READ_WITHIN_LIMITS, Admission
 from microkit.web.binding import OFFERED
@@ -163,26 +164,22 @@ class WebApp:
                 trouble = DeadlineExceeded()  # and takes no place
             elif self._entrance.enter_now(began - arrived, transacts=served.transacts):
                 sent.began = began
-            elif await self._refused_at_entrance(served, headers, sent, began - arrived):
-                return
-            elif deadline is not None and deadline <= time.monotonic():
-                trouble = DeadlineExceeded()
+            else:
+                refusal = await self._entrance.enter(began - arrived, headers, transacts=served.transacts)
+                if refusal is not None:
+                    await self._turn_away(refusal, served, sent, began - arrived)
+                    return
+                sent.began = time.monotonic()
+                if deadline is not None and deadline <= sent.began:
+                    trouble = DeadlineExceeded()
         token = bearer(headers.get(b"authorization"))
         call = Call(scope, receive, headers, in_path, self.limits.body, token)
         await self._observed(call, served, trouble, deadline, sent, began)
 
-    async def _refused_at_entrance(
-        self, served: Served, headers: Mapping[bytes, bytes], sent: Sent, waited: float
-    ) -> bool:
-        """Waits for a place; sends the refusal where there is none."""
-        refusal = await self._entrance.enter(waited, headers, transacts=served.transacts)
-        if refusal is None:
-            sent.began = time.monotonic()
-            return False
-        # Neither a span nor a line in the log: they would cost more than the answer.
+    async def _turn_away(self, refusal: Reply, served: Served, sent: Sent, waited: float) -> None:
+        """Sends a refusal. Neither a span nor a line in the log: they would cost more than the answer."""
         self.telemetry.metrics.http_server(sent.method, served.template, refusal.status).observe(waited)
         await sent.whole(refusal)
-        return True
 
     async def _observed(
         self, call: Call, served: Served, trouble: Problem | None, deadline: float | None, sent: Sent, began: float
@@ -191,7 +188,7 @@ class WebApp:
         span = self._observer.begin(call, served)
         in_service = serving.set(self._service)
         at_work = context.enter(WorkContext(sent.request_id, deadline, None, call.token))
-        in_span = attach(set_span_in_context(span))
+        in_span = attach(context_of(span))
         self._active += 1
         try:
             await self._exchange(call, served, trouble, deadline, sent)

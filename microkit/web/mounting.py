@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from microkit.contract import ANYONE
 from microkit.errors import DefinitionError
 from microkit.web.access import Access
 from microkit.web.call import Call, HeaderList, Reply
@@ -30,6 +31,7 @@ class Mounted:
         self._access = access
         self._app = mount.app
         self._allow = (mount.allow,) if isinstance(mount.allow, str) else tuple(mount.allow)
+        self._open = ANYONE in self._allow
         self.prefix = mount.path.rstrip("/")
         if not any(self._allow):
             raise DefinitionError(f"the mount at {mount.path!r} does not say who may call it: allow=…")
@@ -44,7 +46,8 @@ class Mounted:
         return path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in {"", "/"}
 
     async def answer(self, call: Call) -> Reply | ASGIApp:
-        call.principal = await self._access.admit_for(self._allow, call.token)
+        if not self._open:
+            call.principal = await self._access.admit(call.token, self._allow)
         scope = self.scope(call.scope)
         scope["state"]["principal"] = call.principal
         if self._responds is not None:
@@ -81,6 +84,8 @@ class Mounted:
 
     def scope(self, scope: Scope) -> Scope:
         """The scope as the mounted application sees it."""
+        if self._responds is not None and not self.prefix and "state" in scope:
+            return scope  # our own gateway changes nothing in it; others may
         state = dict(scope.get("state") or {})
         return {**scope, "root_path": scope.get("root_path", "") + self.prefix, "state": state}
 

@@ -62,17 +62,16 @@ class Observer:
         if served.quiet:
             return
         if span.is_recording():
-            span.set_attributes(
-                {
-                    "http.response.status_code": status,
-                    "url.scheme": scope.get("scheme", "http"),
-                    "client.address": address,
-                    "user_agent.original": call.headers.get(b"user-agent", b"").decode("latin-1"),
-                }
-            )
+            seen = {
+                "http.response.status_code": status,
+                "url.scheme": scope.get("scheme", "http"),
+                "client.address": address,
+                "user_agent.original": call.headers.get(b"user-agent", b"").decode("latin-1"),
+            }
             if call.route:
                 span.update_name(f"{method} {route}")
-                span.set_attribute("http.route", route)
+                seen["http.route"] = route
+            span.set_attributes(seen)
             if status >= 500:
                 span.set_status(StatusCode.ERROR)
         span.end()

@@ -75,13 +75,12 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, {}, _loop)
         self._limits = limits
+        self._most_header_bytes, self._most_headers = limits.headers, limits.header_count
         self._draining = draining
         self._refused = refused
         self._in_head = self._in_body = False
         self._unfinished_bytes = 0
         self._header_bytes = 0
-        self._hosts: list[bytes] = []
-        self._codings: list[bytes] = []
         self._known_host: bytes | None = None
         self._idle_since: float | None = None
         self._trouble: Problem | None = None
@@ -151,7 +150,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self.scope[READ_WITHIN_LIMITS] = None  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
         self._in_head = True
         self._unfinished_bytes = self._header_bytes = 0
-        self._hosts, self._codings = [], []
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -159,33 +157,30 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stop(url_too_long(self._limits))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self.headers
         self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._limits.headers or len(self.headers) >= self._limits.header_count:
+        if self._header_bytes > self._most_header_bytes or len(headers) >= self._most_headers:
             self._stop(headers_too_large(self._limits))
-        if not self._in_head:
-            return  # a trailer, which must not pass for a header (RFC 9110, 6.5.1)
-        name = name.lower()
-        if name == b"host":
-            self._hosts.append(value)
-        elif name == b"transfer-encoding":
-            self._codings.append(value)
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        if self._in_head:  # else it is a trailer, which must not pass for a header (RFC 9110, 6.5.1)
+            headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """What uvicorn's does, without what is set otherwise here."""
         self._in_head, self._in_body = False, True
-        self._head_came()
+        if self._slow_head is not None:
+            self._head_came()
         parser, scope = self.parser, self.scope
         method, version = parser.get_method(), parser.get_http_version()
-        self._check_head(method, version)
+        headers = dict(self.headers)
+        self._check_head(method, version, headers)
         scope["method"] = method.decode("ascii")
         if version != "1.1":
             scope["http_version"] = version
         if parser.should_upgrade() and self._should_upgrade():
             return
         self._tell_target(scope)
+        if b"expect" in headers:
+            self.expect_100_continue = any(value.lower() == b"100-continue" for value in self._all(b"expect"))
         before: RequestResponseCycle | None = self.cycle
         self.cycle = cycle = Cycle(
             scope=scope,
@@ -225,25 +220,31 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_came()  # whatever the rest of the body took, the next head has its own time
         super().on_message_complete()
 
-    def _check_head(self, method: bytes, version: str) -> None:
+    def _check_head(self, method: bytes, version: str, headers: Mapping[bytes, bytes]) -> None:
         """Refuses what is valid to the parser and ambiguous to others on the way."""
         if version == "0.9":
             self._stop(NotHttp("The request line ends without HTTP/1.1"))
         if version not in {"1.0", "1.1"}:
             self._stop(VersionNotSupported())
-        hosts, codings = self._hosts, self._codings
-        if len(hosts) > 1 or (not hosts and version == "1.1"):
+        host = headers.get(b"host")
+        # Where each name is there once, nearly always, the headers by name say it all.
+        if (host is None and version == "1.1") or (len(headers) != len(self.headers) and len(self._all(b"host")) > 1):
             self._stop(NotHttp("One Host header is needed"))
-        if hosts and hosts[0] != self._known_host:
-            if not is_host(hosts[0]):
+        if host is not None and host != self._known_host:
+            if not is_host(host):
                 self._stop(NotHttp(NO_HOST))
-            self._known_host = hosts[0]
-        if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
-            self._stop(NotHttp("The only transfer coding taken is chunked, in HTTP/1.1"))
+            self._known_host = host
+        if b"transfer-encoding" in headers:
+            codings = self._all(b"transfer-encoding")
+            if version == "1.0" or [coding.lower() for coding in codings] != [b"chunked"]:
+                self._stop(NotHttp("The only transfer coding taken is chunked, in HTTP/1.1"))
         if method == b"CONNECT":
             self._stop(MethodNotAllowed(headers=_METHODS))
         if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
-            self._check_absolute(hosts[0] if hosts else b"")
+            self._check_absolute(host or b"")
+
+    def _all(self, wanted: bytes) -> list[bytes]:
+        return [value for name, value in self.headers if name == wanted]
 
     def _check_absolute(self, host: bytes) -> None:
         """``GET http://host/path`` (RFC 9112, 3.2.2) is taken where it names the host that Host names."""

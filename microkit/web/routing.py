@@ -68,7 +68,7 @@ class RouteTable(Generic[E]):
         whole = self._whole.get(path)
         if whole is not None:
             return whole, _NOTHING
-        if not path.startswith("/"):  # OPTIONS *
+        if not self._templates or not path.startswith("/"):  # OPTIONS *
             return None, _NOTHING
         first = path.split("/", 2)[1]
         for group in (self._templates.get(first, ()) if first else (), self._templates.get("", ())):

@@ -109,7 +109,7 @@ class Entrance:
 
     async def enter(self, waited: float, headers: Mapping[bytes, bytes], *, transacts: bool) -> Reply | None:
         """Waits for a place where that makes sense; what to answer where it does not."""
-        critical = headers.get(PRIORITY) == CRITICAL and await self._is_service(headers)
+        critical = PRIORITY in headers and headers[PRIORITY] == CRITICAL and await self._is_service(headers)
         why: Why = "database"
         if not (transacts and self._database is not None and self._database.too_long(critical=critical)):
             try:

@@ -31,9 +31,11 @@ class MemoryRateLimiter:
 
     def take_now(self, key: str, limit: Limit, cost: int = 1) -> Verdict:
         """As :meth:`take`, which has nothing to wait for."""
-        check_cost(limit, cost)
+        if cost != 1:
+            check_cost(limit, cost)
         now = self._clock()
-        ahead = max(0.0, self._full_at.get(key, now) - now)
+        full_at = self._full_at.get(key, now)
+        ahead = full_at - now if full_at > now else 0.0
         if not fits(limit, ahead, cost):
             return verdict(limit, ahead, cost, allowed=False)
         if cost:

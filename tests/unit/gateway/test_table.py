@@ -147,3 +147,31 @@ def test_routes_that_no_request_could_take_both_of_stand_beside_each_other(route
 def test_a_route_that_makes_no_sense_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(DefinitionError, match=said):
         Route("/a", "x", **options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_the_short_way_finds_what_the_long_one_does() -> None:
+    routes = [
+        Route("/", "all"),
+        Route("/a", "plain"),
+        Route("/a/b", "read", methods=("GET",)),
+        Route("/a/b", "written", methods=("POST",)),
+        Route("/a/only", "only", exact=True),
+        Route("/a/only", "below"),
+        Route("/v", "second", version="2"),
+        Route("/c", "half", weight=1),
+        Route("/c", "other-half", weight=1),
+        Route("/one", "got", methods=("GET",)),
+    ]
+    with_root, without = RouteTable(routes), RouteTable(routes[1:])
+    paths = ["", "/", "/a", "/a/", "/ab", "/a/b", "/a/b/1", "/a/only", "/a/only/1", "/v/1", "/c/1", "/one", "/one/1"]
+    short = 0
+    for table in (with_root, without):
+        for path in [*paths, "/elsewhere/1/2"]:
+            for method in ("GET", "POST", "PUT"):
+                found = table.by_path(path, method)
+                if found is not None:
+                    assert found is table.match(path, asked(method))
+                    short += 1
+    assert short == 34
+    assert without.by_path("/elsewhere", "GET") is None
+    assert with_root.by_path("/one", "PUT") is None  # it is not that of "/", but 405

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
-from prometheus_client import Gauge
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from microkit.errors import DefinitionError
 from microkit.telemetry import Telemetry
-from microkit.telemetry.metrics import CONTENT_TYPE, MOST_CHILDREN, SECONDS
+from microkit.telemetry.metrics import CONTENT_TYPE, MOST_CHILDREN, SECONDS, Distribution, Registry
 
 
 def samples(telemetry: Telemetry, name: str) -> dict[tuple[str, ...], float]:
@@ -109,3 +112,35 @@ def test_requests_under_way_are_a_gauge() -> None:
     telemetry = Telemetry("billing")
     telemetry.metrics.active.inc()
     assert samples(telemetry, "http_server_active_requests") == {(): 1}
+
+
+@pytest.mark.parametrize("buckets", [SECONDS, (-1.0, 0.0, 1.0), (1, 2, float("inf"))])
+def test_a_histogram_looks_as_prometheus_own_does(buckets: tuple[float, ...]) -> None:
+    pages = []
+    for kind in (Distribution, Histogram):
+        registry = Registry()
+        durations = kind("seconds", "How long.", ("route",), registry=registry, buckets=buckets)
+        for route in ("/a", "/b"):
+            for seconds in (-2.0, 0.0, 0.005, 0.0051, 1.0, 1.5, 99.0, float("inf")):
+                durations.labels(route).observe(seconds)
+        pages.append(generate_latest(registry))
+    assert pages[0] == pages[1]
+    assert b'le="+Inf"' in pages[0]
+
+
+def test_observations_of_several_threads_are_all_counted() -> None:
+    registry = CollectorRegistry()
+    durations = Distribution("seconds", "How long.", registry=registry)
+
+    def observe() -> None:
+        for _ in range(5_000):
+            durations.observe(0.01)
+
+    threads = [Thread(target=observe) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert registry.get_sample_value("seconds_count") == 20_000
+    assert registry.get_sample_value("seconds_bucket", {"le": "0.01"}) == 20_000
+    assert registry.get_sample_value("seconds_sum") == pytest.approx(200)
