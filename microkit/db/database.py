@@ -160,12 +160,16 @@ class Database:
         return None
 
     async def close(self) -> None:
-        """Closes all connections that nobody uses. It is called last, when the work has ended."""
-        await finish(self._leaks.stop())
+        """Closes all connections that nobody uses; the others when they are given back. It is called last, when the
+        work has ended."""
+        await finish(self._close_all())
+
+    async def _close_all(self) -> None:
+        await self._leaks.stop()
         if self._notices is not None:
-            await finish(self._notices.close())
+            await self._notices.close()
         for engine in {each.engine for each in self._pools()}:
-            await finish(engine.dispose())
+            await engine.dispose()
 
     async def ping(self) -> None:
         """Asks the database for an answer.

@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import aiosqlite
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -24,10 +22,13 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
+from microkit.db.disposal import close_what_comes_late
 from microkit.db.failure import TransactionAborted, is_busy
 from microkit.db.limit import allowed
 from microkit.db.one_trip import Held
 from microkit.db.prepared import PreparedSelect
+from microkit.db.shield import GRACE
+from microkit.db.sqlite_connection import SqliteConnections
 from microkit.db.sqlite_types import EXACT
 
 # Seconds that SQLite's own busy handler may block its thread before the waiting is ours again.
@@ -53,6 +54,7 @@ def engine(
 ) -> AsyncEngine:
     """An engine that writes, and waits ``patience`` seconds for another process that does, or with ``None`` one that
     reads. ``pragmas`` are set on each connection besides the usual ones."""
+    connections = SqliteConnections()
     made = create_async_engine(
         url,
         poolclass=AsyncAdaptedQueuePool,  # also for a database in memory, which then lives in the one connection
@@ -61,39 +63,22 @@ def engine(
         hide_parameters=True,  # what people typed does not belong into logs
         json_serializer=jsontext.dumps,
         json_deserializer=jsontext.loads,
-        connect_args={"async_creator_fn": _connect, "isolation_level": None, "timeout": _BUSY},
+        connect_args={"async_creator_fn": connections.connect, "isolation_level": None, "timeout": _BUSY},
     )
     dialect: Any = made.sync_engine.dialect
     dialect.colspecs = {**dialect.colspecs, **EXACT}
     # SQLAlchemy's own closes twice when it is cancelled meanwhile, and the second time waits for ever.
     dialect.do_terminate = lambda adapted: cut(adapted.driver_connection)
     _listen(made.sync_engine, statement_timeout, patience, pragmas)
+    close_what_comes_late(made.sync_engine)
+    # Whoever disposes of the engine may end the event loop next, for which a thread must not have an answer then.
+    event.listen(made.sync_engine, "engine_disposed", lambda _: await_(connections.closed(GRACE)))
     return made
-
-
-async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
-    """In the place of ``aiosqlite.connect``, which leaves a connection open when its opening is cancelled."""
-    connection = aiosqlite.connect(*args, **options)
-    connection._thread.daemon = True  # noqa: SLF001  as SQLAlchemy does
-    opening = asyncio.ensure_future(connection)
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_opened)
-        raise
-
-
-def _close_opened(opening: asyncio.Future[aiosqlite.Connection]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        cut(opening.result())
 
 
 def cut(driver: Any) -> None:
     """Closes a connection in its thread, after what is queued there; nobody waits for it."""
-    # Asked from a thread without a loop, the driver makes no future, which would kill its thread once our loop is gone.
-    asking = threading.Thread(target=driver.stop)
-    asking.start()
-    asking.join()
+    driver.stop()
 
 
 class SqliteDriver:
