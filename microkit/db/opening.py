@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from microkit.errors import ConfigurationError, Problem
 
 _POSTGRESQL: Final = {
-    "28P01": "the server refuses the password: see the user and the password in the URL",
+    "28P01": "the server refuses this user with this password; see both in the URL",
     "28000": "the server lets this user not in: see the user in the URL, and the server's pg_hba.conf",
     "3D000": "the server has no database of this name: create it, or correct the URL",
     "42501": "this user may not do that there: grant it CONNECT, and the right to create tables",

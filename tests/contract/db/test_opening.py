@@ -34,7 +34,7 @@ async def refused(url: str, telemetry: Telemetry) -> str:
 async def test_a_wrong_password(postgres_role_url: str, telemetry: Telemetry) -> None:
     wrong = make_url(postgres_role_url).set(password="not-it-at-all").render_as_string(hide_password=False)
     sentence = await refused(wrong, telemetry)
-    assert "refuses the password" in sentence
+    assert "refuses this user with this password" in sentence
     assert "not-it-at-all" not in sentence
 
 

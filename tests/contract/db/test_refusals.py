@@ -166,7 +166,7 @@ async def test_a_password_that_counts_no_more_is_told_once_and_answered_as_unava
         await database.run(ask)
     told = [record.getMessage() for record in caplog.records]
     assert [line for line in told if line.startswith("the database gives")] == [
-        "the database gives no connection: the server refuses the password: see the user and the password in the URL",
+        "the database gives no connection: the server refuses this user with this password; see both in the URL",
         "the database gives connections again",
     ]
     await database.close()
