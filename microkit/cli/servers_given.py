@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Final
 
@@ -57,10 +58,12 @@ async def check_bus(url: str) -> None:
         ConfigurationError: it cannot be reached, or does not let us in.
     """
     bus = connect(url)
+    logging.disable()  # a Kafka client logs each of its attempts, and one sentence says it all
     try:
         await started(bus, url)
     finally:
         await bus.close()
+        logging.disable(logging.NOTSET)
 
 
 def _of_kind(kind: str, url: str) -> str:

@@ -13,6 +13,7 @@ from microkit.cli.announcement import Announcement
 from microkit.cli.folder import Note, noted
 from microkit.cli.holding import DRAINING, UpOptions
 from microkit.cli.load import load_system
+from microkit.cli.servers_given import MEMORY, check_bus
 from microkit.cli.signals import on_signals
 from microkit.cli.steady import settle
 from microkit.console.api import api
@@ -43,6 +44,8 @@ class Up:
         stop = asyncio.Event()
         on_signals(stop)
         began = time.monotonic()
+        if not options.bus.startswith(MEMORY):
+            await check_bus(options.bus)
         async with (
             self._system.running(
                 options.folder,

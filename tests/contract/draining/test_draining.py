@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from microkit.bus.connect import connect
 from microkit.bus.port import ShowsLag
 from microkit.outbox.tables import PUBLISHED
 from microkit.servers.ports import free_ports
+from tests.contract.workers.workers_process import service_process
 
 pytestmark = pytest.mark.anyio
 
@@ -140,38 +140,15 @@ class Alpha:
 async def running(folder: Path, bus: str, workers: int) -> AsyncIterator[Alpha]:
     (port,) = free_ports(1)
     (folder / "tiny.py").write_text(SYSTEM.format(port=port))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "microkit.cli", "run", "alpha", "--system", "tiny:system",
-        cwd=folder,
-        env={**os.environ, "ALPHA_BUS_URL": bus, "ALPHA_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/alpha.db",
-             "ALPHA_MIGRATE_ON_START": "true", "ALPHA_DRAIN_DELAY": "500ms", "ALPHA_SHUTDOWN_TIMEOUT": "5s",
-             "ALPHA_WORKERS": str(workers)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    async with aiohttp.ClientSession() as session:
-        alpha = Alpha(folder, process, f"http://127.0.0.1:{port}", session)
-        assert process.stdout is not None
-        ready = asyncio.Event()
-
-        async def read(stdout: asyncio.StreamReader) -> None:
-            async for line in stdout:
-                alpha.lines.append(line.decode().rstrip())
-                if '"message":"ready"' in alpha.lines[-1] and (workers == 1 or '"workers":' in alpha.lines[-1]):
-                    ready.set()
-
-        reading = asyncio.create_task(read(process.stdout))
-        waiting = asyncio.create_task(ready.wait())
-        try:
-            await asyncio.wait({reading, waiting}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-            assert ready.is_set(), "\n".join(alpha.lines)
-            yield alpha
-        finally:
-            waiting.cancel()
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            await reading
+    told = {
+        "ALPHA_BUS_URL": bus,
+        "ALPHA_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/alpha.db",
+        "ALPHA_MIGRATE_ON_START": "true",
+        "ALPHA_DRAIN_DELAY": "500ms",
+        "ALPHA_SHUTDOWN_TIMEOUT": "5s",
+    }
+    async with service_process(folder, told, workers) as (process, lines), aiohttp.ClientSession() as session:
+        yield Alpha(folder, process, f"http://127.0.0.1:{port}", session, lines)
 
 
 async def unacknowledged(bus_url: str) -> int:

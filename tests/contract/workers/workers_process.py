@@ -154,37 +154,46 @@ def system_in(folder: Path, port: int) -> None:
 
 
 @asynccontextmanager
-async def run(folder: Path, workers: int = 3, env: Mapping[str, str] | None = None) -> AsyncIterator[Run]:
-    """``microkit run alpha`` with so many workers, ready."""
-    port, admin = free_ports(2)
-    system_in(folder, port)
+async def service_process(
+    folder: Path, env: Mapping[str, str], workers: int
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[str]]]:
+    """``microkit run alpha`` of the folder's ``tiny:system``, ready; and the lines that it logs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "microkit.cli", "run", "alpha", "--system", "tiny:system",
         cwd=folder,
-        env={**os.environ, "ALPHA_WORKERS": str(workers), "ALPHA_ADMIN_PORT": str(admin),
-             "ALPHA_ACCESS_LOG": "false", **(env or {})},
+        env={**os.environ, "ALPHA_WORKERS": str(workers), **env},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    running = Run(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}")
     assert process.stdout is not None
+    lines: list[str] = []
     ready = asyncio.Event()
 
     async def read(stdout: asyncio.StreamReader) -> None:
         async for line in stdout:
-            running.lines.append(line.decode().rstrip())
-            if re.search(r'"message":"ready".*"workers":' if workers > 1 else '"message":"ready"', running.lines[-1]):
+            lines.append(line.decode().rstrip())
+            if re.search(r'"message":"ready".*"workers":' if workers > 1 else '"message":"ready"', lines[-1]):
                 ready.set()
 
     reading = asyncio.create_task(read(process.stdout))
     waiting = asyncio.create_task(ready.wait())
     try:
         await asyncio.wait({reading, waiting}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        assert ready.is_set(), "\n".join(running.lines)
-        yield running
+        assert ready.is_set(), "\n".join(lines)
+        yield process, lines
     finally:
         waiting.cancel()
         if process.returncode is None:
             process.kill()
         await process.wait()
         await reading
+
+
+@asynccontextmanager
+async def run(folder: Path, workers: int = 3, env: Mapping[str, str] | None = None) -> AsyncIterator[Run]:
+    """``microkit run alpha`` with so many workers, ready."""
+    port, admin = free_ports(2)
+    system_in(folder, port)
+    told = {"ALPHA_ADMIN_PORT": str(admin), "ALPHA_ACCESS_LOG": "false", **(env or {})}
+    async with service_process(folder, told, workers) as (process, lines):
+        yield Run(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}", lines)
