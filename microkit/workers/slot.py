@@ -83,7 +83,7 @@ class Slot:
             except asyncio.CancelledError:
                 worker.signal(signal.SIGKILL)
                 raise
-            if not ready:
+            if not ready or self._ending.is_set():
                 await self._over(worker)
                 return False
             self.current = worker

@@ -145,6 +145,8 @@ class Supervisor:
             self._roll_again = False
             for slot in self.slots:
                 if not await slot.replace():
+                    if self.stopping:
+                        return
                     self.telemetry.logger.error("a new worker does not start: the old ones stay at work")
                     return
             self.telemetry.logger.info("all workers were replaced")
