@@ -222,7 +222,7 @@ def test_a_server_that_is_not_there(purse: Purse, url: str, why: str) -> None:
 def test_a_bus_that_is_not_there(purse: Purse, kind: str) -> None:
     (dead,) = free_ports(1)
     url = f"{kind}://127.0.0.1:{dead}"
-    for ask in (lambda **env: purse.doctor("bus", **env), purse.run)[: 1 if kind == "kafka" else 2]:  # Kafka's takes 5 s
+    for ask in (lambda **env: purse.doctor("bus", **env), purse.run)[: 1 if kind == "kafka" else 2]:
         said = ask(COINS_BUS_URL=url)
         assert said.startswith(f"The bus {url} cannot be reached: {kind}: ")
         assert said.endswith("; see that it runs, and that its address and password are right")
