@@ -38,7 +38,10 @@ def up(service: str, system: str | None, *, target: str, check: bool, wait: floa
 
     async def work(database: Database) -> tuple[list[str], list[str]]:
         if check:
-            return [], (await standing(database, scripts)).pending
+            stands = await standing(database, scripts)
+            if stands.broken:
+                raise ConfigurationError(str(stands.said(service)))
+            return [], stands.pending
         done = await migrate(database, scripts, target=target, patience=PATIENCE if wait is None else wait)
         return done, (await standing(database, scripts)).pending
 
