@@ -115,6 +115,7 @@ def new(service: str, message: str, system: str | None, *, database: str | None,
     tables, folder = declared.declared.tables, declared.declared.migrations
     if tables is None or folder is None:
         raise ConfigurationError(f'{service} needs both: Service(..., tables=Base.metadata, migrations=Path("…"))')
+    (folder / "versions").mkdir(parents=True, exist_ok=True)  # the first has no folder yet
 
     async def work(scratch: Database) -> Path:
         await migrate(scratch, folder)
