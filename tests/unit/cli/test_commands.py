@@ -32,6 +32,8 @@ def test_there_are_commands() -> None:
         *("doctor", "events check", "gateway render"),
         *("dlq ls", "dlq show", "dlq redrive", "bus topics", "bus lag", "bus tail"),
         *("outbox status", "outbox replay", "outbox unpark"),
+        *("admin health", "admin info", "admin metrics", "admin log-level", "admin breakers", "admin endpoints"),
+        *("admin sagas", "admin outbox", "admin consumers"),
         *("saga ls", "saga show", "saga diagram"),
         *("saga resume", "saga retry-step", "saga skip-step", "saga compensate"),
     }
