@@ -15,6 +15,9 @@ from microkit.servers.process import ServerProcess
 _BUCKET: Final = "kafka"
 JOINING: Final = "session.timeout.ms=3000&heartbeat.interval.ms=500"
 """The broker waits half a session for the members of a group, and a whole one for those that were killed."""
+_DURABLY: Final = "idempotence=false"
+"""It notes a producer's sequence before it keeps the messages. Killed in between it takes them for there when they are
+sent again, and confirms what it does not have."""
 
 
 class KafkaServer(ServerProcess):
@@ -46,7 +49,8 @@ class KafkaServer(ServerProcess):
     @property
     def url(self) -> str:
         """What ``connect`` takes."""
-        return f"kafka://{self.servers}?{JOINING}"
+        told = JOINING if self.bucket is None else f"{JOINING}&{_DURABLY}"
+        return f"kafka://{self.servers}?{told}"
 
     @property
     def running(self) -> bool:

@@ -40,13 +40,14 @@ _CLIENT: Final = {
 }
 _PRODUCER: Final = {
     "acks": "all",
-    "enable.idempotence": True,
     "message.timeout.ms": 0,  # one alone never gives up: the others of its key would go on without it
     "partitioner": "murmur2_random",
     "message.max.bytes": _LARGEST,
     "linger.ms": 1,
     "queue.buffering.max.kbytes": 64 * 1024,
 }
+_IDEMPOTENT: Final = {"enable.idempotence": True}
+_ONE_BY_ONE: Final = {"enable.idempotence": False, "max.in.flight.requests.per.connection": 1}
 _CONSUMER: Final = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -97,7 +98,10 @@ class KafkaBus:
         except (KafkaException, ValueError, TypeError) as error:
             raise ConfigurationError(f"bus_url: {error}") from None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="kafka")
-        self._producer = KafkaProducer({**_PRODUCER, **self._client}, self.options.delivery_timeout, self._logger)
+        once = _IDEMPOTENT if self.options.idempotence else _ONE_BY_ONE
+        self._producer = KafkaProducer(
+            {**_PRODUCER, **once, **self._client}, self.options.delivery_timeout, self._logger
+        )
         try:
             await self.ping()
             await self._make(self._declared)

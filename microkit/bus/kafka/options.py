@@ -18,7 +18,9 @@ _OURS: Final = {
     "bootstrap.servers": "the servers are the URL's hosts",
     "enable.auto.commit": "an offset is committed when its message was acknowledged",
     "enable.auto.offset.store": "an offset is committed when its message was acknowledged",
-    "enable.idempotence": "a retried send must not duplicate or reorder",
+    "enable.idempotence": "idempotence=false is the way to send without it, in order all the same",
+    "max.in.flight": "a retried send must not overtake another",
+    "max.in.flight.requests.per.connection": "a retried send must not overtake another",
     "group.id": "the group is the subscription's",
     "message.timeout.ms": "delivery_timeout bounds a send",
     "delivery.timeout.ms": "delivery_timeout bounds a send",
@@ -41,6 +43,9 @@ class KafkaOptions:
     a partition that goes to another member waits for the handlers that have begun (more than a subscription's time-out,
     which is 30). Topics that are missing are made
     with ``partitions`` and ``replication`` (-1: as the cluster has it), unless ``create_topics`` is off.
+
+    ``idempotence`` off is for brokers that do not keep a producer's sequence as safely as its messages: requests go one
+    after the other, so that the order holds, and one that was sent again may be there twice, for the inbox to see.
     """
 
     servers: str
@@ -50,6 +55,7 @@ class KafkaOptions:
     create_topics: bool = True
     partitions: int = -1
     replication: int = -1
+    idempotence: bool = True
 
     def __post_init__(self) -> None:
         for name in self.client:

@@ -357,3 +357,21 @@ async def test_a_client_that_gives_up_is_replaced(own_server: KafkaServer, monke
     got = await receive(await bus.subscribe(new_name(), [topic]), 20)
     assert sorted(set(ids(got)), key=int) == numbers(20)
     await bus.close()
+
+
+async def test_sending_without_a_sequence_keeps_the_order(own_server: KafkaServer) -> None:
+    topic = new_name()
+    bus = connect(f"{own_server.url}&idempotence=false")
+    await bus.start()
+    for start in range(0, 300, 100):
+        await publish_until_confirmed(bus, numbered(topic, 100, start=start))
+    got = await receive(await bus.subscribe(new_name(), [topic]), 300)
+    assert ids(got) == numbers(300)
+    await bus.close()
+
+
+def test_what_would_let_a_send_overtake_another_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="idempotence=false is the way"):
+        connect("kafka://127.0.0.1:9092?enable.idempotence=false")
+    with pytest.raises(ConfigurationError, match="must not overtake"):
+        connect("kafka://127.0.0.1:9092?max.in.flight.requests.per.connection=5")
