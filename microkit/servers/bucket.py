@@ -1,4 +1,4 @@
-"""A bucket of Amazon S3's protocol in a folder: localbucket."""
+"""A bucket of Amazon S3's protocol in a folder: localbucket, made fit for writers that compete and that are killed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class BucketServer(ServerProcess):
         (self.folder / "buckets" / bucket).mkdir(parents=True, exist_ok=True)
 
     def command(self) -> Sequence[str | Path]:
-        return [sys.executable, "-m", "localbucket", self.folder / "buckets", "--port", str(self.port)]
+        serve = [sys.executable, "-m", "microkit.servers.conditional_bucket"]
+        return [*serve, self.folder / "buckets", "--port", str(self.port)]
 
     def answers(self, connection: socket.socket) -> bool:
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
