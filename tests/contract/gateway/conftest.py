@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,47 +18,8 @@ from microkit.errors import Unauthorized
 from microkit.gateway import BoundGateway, Gateway, Route
 from microkit.gateway.filters import Filter
 from microkit.telemetry import Telemetry, TraceRing
-from microkit.web import Limits, Mount, Server, Surface, WebApp
-
-App = Callable[..., Awaitable[None]]
-Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serving(app: App) -> AsyncIterator[str]:
-    server = Server(app, websockets=True)
-    await server.start()
-    try:
-        yield server.url
-    finally:
-        await server.stop(0)
-
-
-@asynccontextmanager
-async def behaving(behaviour: Behaviour) -> AsyncIterator[str]:
-    """A server that does to each connection what ``behaviour`` says, however wrong."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            await behaviour(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            tasks.discard(task)
-            writer.close()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await server.wait_closed()
+from microkit.web import Limits, Mount, Surface, WebApp
+from tests.contract.gateway.servers import behaving, serving
 
 
 @dataclass

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from microkit.errors import Unauthorized
 from microkit.fronting import auth_route
 from microkit.gateway import Gateway
 from microkit.gateway.rendering import Placement, Surroundings, read, rendered
+from microkit.servers.ports import free_ports
 from microkit.telemetry import Telemetry
-from microkit.web import Limits, Mount, Server, Surface, WebApp
+from microkit.web import Limits, Mount, Surface, WebApp
+from tests.contract.gateway.servers import behaving, serving
 
 PRINCIPALS = {
     "alice": Principal("user-alice", frozenset({"member"}), "alice"),
@@ -47,12 +49,6 @@ async def verify(token: str) -> Principal:
     if token not in PRINCIPALS:
         raise Unauthorized("The token is not valid", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
     return PRINCIPALS[token]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass
@@ -172,42 +168,6 @@ def echo(service: str, seen: list[str]) -> Starlette:
     )
 
 
-@asynccontextmanager
-async def behaving(behave: Callable[..., Awaitable[None]]) -> AsyncIterator[str]:
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            await behave(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            tasks.discard(task)
-            writer.close()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await server.wait_closed()
-
-
-@asynccontextmanager
-async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
-    server = Server(app, websockets=True, **options)
-    await server.start()
-    try:
-        yield server.url
-    finally:
-        await server.stop(0)
-
-
 async def services(stack: AsyncExitStack) -> Services:
     """Good ones, and ones that fail each in its own way."""
     found = Services()
@@ -227,8 +187,8 @@ async def services(stack: AsyncExitStack) -> Services:
         found.urls[name] = [await stack.enter_async_context(serving(echo(name, found.seen)))]
     for name, behaviours in {"hanging": [hang], "half": [half], "dying": [die, die, die]}.items():
         found.urls[name] = [await stack.enter_async_context(behaving(one)) for one in behaviours]
-    found.urls["down"] = [f"http://127.0.0.1:{free_port()}"]
-    found.urls["partly"] = [*found.urls["billing"], f"http://127.0.0.1:{free_port()}"]
+    found.urls["down"] = [f"http://127.0.0.1:{free_ports(1)[0]}"]
+    found.urls["partly"] = [*found.urls["billing"], f"http://127.0.0.1:{free_ports(1)[0]}"]
     return found
 
 
@@ -329,7 +289,7 @@ def open_doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
             parent.chmod(0o755)  # nginx' worker is somebody else where the tests are run by root
         found = background.run(services(stack))
         url = background.run(microkit_front(gateway, found, stack, trusted_proxies=gateway_trusts))
-        port = free_port()
+        (port,) = free_ports(1)
         around = Surroundings(
             "gateway",
             {**found.urls, "gateway": [url]},
