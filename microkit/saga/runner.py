@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -138,30 +138,29 @@ class Runner:
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     async def _skip(self, work: Work) -> Held | None:
-        while True:
-            try:
-                transition, now = await insist(self._database, work.skip)
-            except CommitUnknown:
-                reloaded = await self._reloaded(work)
-                if reloaded.seq > work.held.seq:
-                    return reloaded
-                continue
-            self._tell(work, transition)
-            return now
+        return await self._written(work, partial(insist, self._database, work.skip))
 
     async def _record(self, work: Work, outcome: Outcome, state: Any) -> Held | None:
         """Writes the outcome, for as long as the lease lasts. Returns the saga if it goes on at once."""
         transition = work.transition(outcome, state)
+
+        async def write() -> tuple[Transition, Held | None]:
+            return transition, await self._writer.write(transition)
+
+        return await self._written(work, write)
+
+    async def _written(self, work: Work, write: Callable[[], Awaitable[tuple[Transition, Held | None]]]) -> Held | None:
+        """Writes until it is known to stand: a COMMIT without an answer may have been carried out."""
         while True:
             try:
-                now = await self._writer.write(transition)
+                transition, now = await write()
             except CommitUnknown:
                 reloaded = await self._reloaded(work)
                 if reloaded.seq > work.held.seq:
                     return reloaded
-                continue
-            self._tell(work, transition)
-            return now
+            else:
+                self._tell(work, transition)
+                return now
 
     async def _reloaded(self, work: Work) -> Held:
         held = await insist(
