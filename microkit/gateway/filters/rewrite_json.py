@@ -60,7 +60,7 @@ def _holder(document: Any, path: str) -> tuple[dict[str, Any] | None, str]:
     return (document if isinstance(document, dict) else None), name
 
 
-def _rewritten(body: bytes, changes: RewriteRequestJson | RewriteResponseJson) -> bytes:
+def _rewritten(body: bytes, changes: _Rewriting) -> bytes:
     """Numbers that a float would round go through as they are written: an amount is not the gateway's to change.
 
     Raises:
@@ -82,15 +82,8 @@ def _is_json(kind: bytes | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class RewriteRequestJson(Filter):
-    """``RewriteRequestJson(rename={"mail": "email"}, remove=("is_admin",), set={"source": "web"})``.
-
-    Fields inside objects are named with dots; of a list each entry is changed. A body of more than ``limit`` bytes is
-    refused (413), one that is no JSON as well (400), one of another type or compressed (415). One that is not there is
-    left alone.
-    """
-
-    kind: ClassVar[str] = "rewrite-request-json"
+class _Rewriting(Filter):
+    """Which fields are changed, of documents of at most ``limit`` bytes."""
 
     rename: Mapping[str, str] = field(default_factory=dict, hash=False)
     remove: tuple[str, ...] = ()
@@ -99,6 +92,18 @@ class RewriteRequestJson(Filter):
 
     def __post_init__(self) -> None:
         _check(self.kind, self.rename, self.remove, self.set)
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteRequestJson(_Rewriting):
+    """``RewriteRequestJson(rename={"mail": "email"}, remove=("is_admin",), set={"source": "web"})``.
+
+    Fields inside objects are named with dots; of a list each entry is changed. A body of more than ``limit`` bytes is
+    refused (413), one that is no JSON as well (400), one of another type or compressed (415). One that is not there is
+    left alone.
+    """
+
+    kind: ClassVar[str] = "rewrite-request-json"
 
     def around(self, inner: Handler, tools: Tools) -> Handler:
         async def rewritten(exchange: Exchange) -> Answer:
@@ -118,7 +123,7 @@ class RewriteRequestJson(Filter):
 
 
 @dataclass(frozen=True, slots=True)
-class RewriteResponseJson(Filter):
+class RewriteResponseJson(_Rewriting):
     """As :class:`RewriteRequestJson`, of answers.
 
     Answers of another type, and problems, pass as they are. One that is larger than ``limit`` bytes, or no JSON, is a
@@ -126,14 +131,6 @@ class RewriteResponseJson(Filter):
     """
 
     kind: ClassVar[str] = "rewrite-response-json"
-
-    rename: Mapping[str, str] = field(default_factory=dict, hash=False)
-    remove: tuple[str, ...] = ()
-    set: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    limit: int = LIMIT
-
-    def __post_init__(self) -> None:
-        _check(self.kind, self.rename, self.remove, self.set)
 
     def around(self, inner: Handler, tools: Tools) -> Handler:
         async def rewritten(exchange: Exchange) -> Answer:
