@@ -143,7 +143,6 @@ class Upstream:
         self.balancer = Balancer(self._breaker_of, zone=zone, ejection=guard.ejection, changed=self._moved)
         self._guard = guard
         self._resolve = resolver.resolve
-        self._listeners: list[Callable[[Breaker, BreakerState], None]] = []
         self._count(telemetry)
 
     async def pick(self, avoid: Collection[Instance] = (), *, unsent: bool = False) -> Chosen:
@@ -203,10 +202,6 @@ class Upstream:
         self._exhausted.inc()
         return False
 
-    def on_change(self, listener: Callable[[Breaker, BreakerState], None]) -> None:
-        """``listener`` is told each new state of the service's breaker and of those of its instances."""
-        self._listeners.append(listener)
-
     @property
     def callable(self) -> bool:
         """Whether a call would be let through, were it as a probe."""
@@ -251,8 +246,6 @@ class Upstream:
     def _tell(self, breaker: Breaker, state: BreakerState) -> None:
         level = logging.WARNING if state is BreakerState.OPEN else logging.INFO
         _log.log(level, "the breaker of %s is %s", breaker.name, state.name.lower().replace("_", " "))
-        for listener in self._listeners:
-            listener(breaker, state)
 
     def _moved(self, what: str, instance: Instance) -> None:
         if what == "ejected":

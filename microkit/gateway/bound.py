@@ -48,8 +48,6 @@ class Defined(Protocol):
     body_limit: int
     filters: tuple[Filter, ...]
 
-    def with_routes(self, routes: Sequence[Route]) -> Defined: ...
-
 
 class BoundGateway:
     """A gateway with connections. Made by :meth:`Gateway.bind`."""

@@ -50,10 +50,6 @@ class Gateway:
         """The services behind it, each once, in the order of the routes."""
         return tuple(dict.fromkeys(route.service for route in self.routes))
 
-    def with_routes(self, routes: Sequence[Route]) -> Gateway:
-        """The same gateway with other routes."""
-        return Gateway(routes, filters=self.filters, title=self.title, body_limit=self.body_limit)
-
     async def bind(  # noqa: PLR0913  what a composition root hands over, each by its name
         self,
         *,
