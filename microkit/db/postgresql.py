@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_
 
 from microkit.db import jsontext
+from microkit.db.disposal import close_what_comes_late
 from microkit.db.failure import CommitUnknown, DatabaseUnavailable, TransactionAborted, wrapped
 from microkit.db.limit import allowed
 from microkit.db.one_trip import Held
@@ -172,6 +173,7 @@ def engine(
     event.listen(sync, "do_executemany", _about_to_execute_others)
     event.listen(sync, "do_execute_no_params", _about_to_execute_others)
     event.listen(sync, "handle_error", _failed)
+    close_what_comes_late(sync)
     return made
 
 
