@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, cast, get_type_hints
+from typing import Any, Final, cast, get_type_hints
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,7 +17,7 @@ from microkit.bus.connect import connect, started
 from microkit.bus.consumer import ConsumerRuntime
 from microkit.bus.port import Bus
 from microkit.choreography import ProcessKeeper, ProcessMetrics
-from microkit.client import HttpCaller, Policies, Upstream, open_session
+from microkit.client import open_session
 from microkit.contract import ANYONE
 from microkit.db import Database
 from microkit.db.facts import server_facts
@@ -35,6 +34,7 @@ from microkit.lifespan import lifespan_of
 from microkit.lifetime import Lifetime
 from microkit.listening import subscription_of
 from microkit.outbox import Relay, RelayOptions, burial, install
+from microkit.parts import Parts
 from microkit.placement import Placement
 from microkit.pooling import pool_options, share_of
 from microkit.probes import answering, clients_probe, consumer_probe, discovery_probe, relay_probe, saga_probe
@@ -51,67 +51,6 @@ from microkit.web import Health, InlineRoute, Limits, Mount, Surface, WebApp
 
 SAGA_LEASE: Final = 10.0
 """Seconds after which a saga whose process died goes on elsewhere."""
-
-
-class Worker(Protocol):
-    """Something that works in the background while the instance is ready."""
-
-    async def start(self) -> None: ...
-
-    async def stop(self, timeout: float) -> None:  # noqa: ASYNC109  how long to drain, not a failure
-        ...
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a running instance owns. The ``relay`` starts first and stops last, because the ``workers`` publish."""
-
-    telemetry: Telemetry
-    limiter: RateLimiter
-    database: Database | None
-    bus: Bus | None
-    resolver: Discovery
-    session: aiohttp.ClientSession
-    tokens: ServiceTokens | None
-    verifier: Verifier | None
-    settings: ServiceSettings
-    upstreams: dict[str, Upstream] = field(default_factory=dict)
-    callers: dict[str, HttpCaller] = field(default_factory=dict)
-    relay: Relay | None = None
-    consumers: ConsumerRuntime | None = None
-    workers: list[Worker] = field(default_factory=list)
-    resources: dict[Any, object] = field(default_factory=dict)
-
-    def caller(self, service: str) -> HttpCaller:
-        """What carries out the calls to a service, made once."""
-        found = self.callers.get(service)
-        if found is None:
-            found = self.callers[service] = HttpCaller(
-                self.upstream(service),
-                session=self.session,
-                telemetry=self.telemetry,
-                tokens=self.tokens,
-                timeout=self.settings.request_timeout,
-                clients=self.settings.clients,
-            )
-        return found
-
-    def upstream(self, service: str) -> Upstream:
-        """The instances of a service, with their breakers and its retry budget, made once."""
-        found = self.upstreams.get(service)
-        if found is None:
-            found = self.upstreams[service] = Upstream(
-                service,
-                resolver=self.resolver,
-                telemetry=self.telemetry,
-                guard=self.policies(service).guard(),
-                zone=self.settings.zone or "",
-            )
-        return found
-
-    def policies(self, service: str) -> Policies:
-        """How the settings want a service to be called."""
-        return Policies(service, self.settings.clients, self.settings.request_timeout)
 
 
 class Assembly:

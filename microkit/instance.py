@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from microkit.assembly import Assembly, Parts
+from microkit.assembly import Assembly
 from microkit.bus.port import Bus
 from microkit.contract import Caller, Contract, Operation
 from microkit.db import Database
@@ -24,6 +24,7 @@ from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.own import own_endpoint
 from microkit.discovery.port import Endpoint, Registrar
 from microkit.errors import ConfigurationError, MicrokitError
+from microkit.parts import Parts
 from microkit.placement import Placement
 from microkit.settings import ServiceSettings
 from microkit.settings.values import is_loopback

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from microkit.admin import endpoints
 from microkit.admin.answers import answered, guard, problem
 from microkit.admin.endpoints import Document, Seen
-from microkit.assembly import Parts
+from microkit.parts import Parts
 from microkit.telemetry.levels import LEVELS, level_of, set_level
 from microkit.telemetry.metrics import CONTENT_TYPE
 

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from typing import Any, Protocol
 
-from microkit.assembly import Parts
 from microkit.declared import Declared
 from microkit.outbox.admin import outbox_status
 from microkit.page import PageRequest
+from microkit.parts import Parts
 from microkit.saga import SagaEngine
 from microkit.saga.view import list_sagas
 from microkit.settings import ServiceSettings, describe

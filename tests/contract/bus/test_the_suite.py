@@ -15,7 +15,7 @@ from microkit.bus import Bus, Delivery, MemoryBus, Promises
 from microkit.bus.kafka import KafkaBus
 from microkit.bus.redis import RedisBus
 from microkit.message import Message
-from microkit.testing import bus_suite
+from microkit.testing import bus_traffic
 from microkit.testing.bus_faults import BusFaultSuite
 from microkit.testing.bus_suite import BusScenarios, BusSuite
 
@@ -75,7 +75,7 @@ def knows_one_group(bus: MemoryBus) -> None:
 
 def gives_a_group_to_each_member(bus: MemoryBus) -> None:
     async def subscribe(group: str, topics: Sequence[str]) -> Any:
-        return await MemoryBus.subscribe(bus, bus_suite.new_name(), topics)
+        return await MemoryBus.subscribe(bus, bus_traffic.new_name(), topics)
 
     bus.subscribe = subscribe  # type: ignore[method-assign]
 
@@ -167,7 +167,7 @@ def settles_at_the_first_acknowledgement(bus: MemoryBus) -> None:
     ],
 )
 async def test_a_wrong_adapter_is_refused(change: Change, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bus_suite, "PATIENCE", 1.0)
+    monkeypatch.setattr(bus_traffic, "PATIENCE", 1.0)
 
     class Suite(BusSuite):
         promises = Promises(persistent=False, ordered=True, groups=True, redelivers=True, history=False)
