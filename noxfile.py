@@ -123,7 +123,7 @@ def audit(session: nox.Session) -> None:
         if not report.exists():  # --strict: what could not be asked about is no clean bill of health
             session.error(
                 "No vulnerability service answered for every package, so nothing is known about any of them. Run it "
-                "where https://pypi.org can be reached, or ask another: nox -s audit -- --vulnerability-service osv"
+                "where it can be reached, or ask another: nox -s audit -- --vulnerability-service osv"
             )
         packages = json.loads(report.read_text())["dependencies"]
         found += [f"{one['name']} {one['version']}: {vuln['id']}" for one in packages for vuln in one.get("vulns", ())]
