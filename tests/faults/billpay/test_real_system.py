@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ SERVICES = [service.name for service in system.services]
 RATE = os.environ.get("DRILL_RATE", "60")
 """Requests a second that two cores carry while processes start."""
 TERMINATIONS = 5
+CLIENTS = 5 if FULL else 1
+"""Each does ten things a second, which is what the gateway allows."""
 _OF_BILLPAY = "FROM pg_stat_activity WHERE datname LIKE 'billpay%' AND pid <> pg_backend_pid()"
 _TERMINATE = f"SELECT count(pg_terminate_backend(pid)) {_OF_BILLPAY}"
 _IDLE_IN_TRANSACTION = f"SELECT count(*) {_OF_BILLPAY} AND state LIKE 'idle in%'"
@@ -155,21 +158,25 @@ async def kill_everything(real: RealSystem, away: float, rate: str) -> None:
 async def end_all_backends(real: RealSystem) -> None:
     """Every connection to the database, several times under load."""
     database = await real.database()
-    ended: list[float] = []
-    async with aiohttp.ClientSession() as session:
-        client = await Client.signed_in(session, real)
-        working = [asyncio.create_task(client.enter_bills()) for _ in range(4)]
+    async with AsyncExitStack() as sessions:
+        clients = [
+            await Client.signed_in(await sessions.enter_async_context(aiohttp.ClientSession()), real)
+            for _ in range(CLIENTS)
+        ]
+        working = [asyncio.create_task(client.enter_bills()) for client in clients for _ in range(4)]
         for _ in range(TERMINATIONS):
-            await client.successes_in_a_row(20)
+            await asyncio.gather(*(client.successes_in_a_row(10) for client in clients))
             assert await database.fetchval(_TERMINATE) > 0
-            ended.append(time.monotonic())
-        await client.successes_in_a_row(40)
-        client.ended = True
+            ended = time.monotonic()
+        await asyncio.gather(*(client.successes_in_a_row(20) for client in clients))
+        for client in clients:
+            client.ended = True
         await asyncio.gather(*working)
-    last = max((failure for failure in client.failures), default=ended[-1])
+    last = max((failure for client in clients for failure in client.failures), default=ended)
+    reasons = sum((client.reasons for client in clients), Counter[str]())
     tell(
-        f"{client.requests} requests, not answered with success: {dict(client.reasons)}; "
-        f"the last of them {max(0.0, last - ended[-1]):.2f} s after the last termination"
+        f"{TERMINATIONS} terminations, {sum(client.requests for client in clients)} requests, without success: "
+        f"{dict(reasons)}; the last of them {max(0.0, last - ended):.2f} s after the last termination"
     )
     await until_nothing_is_held(real, database)
     await database.close()
@@ -198,7 +205,7 @@ async def kill_the_command(real: RealSystem) -> None:
     async with aiohttp.ClientSession() as session:
         client = await Client.signed_in(session, real)
         working = asyncio.create_task(client.enter_bills())
-        await client.successes_in_a_row(20)
+        await client.successes_in_a_row(8)
         before = await real.processes()
         await real.end(signal.SIGKILL)
         client.ended = True
