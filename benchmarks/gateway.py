@@ -5,8 +5,9 @@
 The gateway has one core; the service behind it (nginx, 250 bytes of JSON) and the load (32 connections that send the
 next request when they have the answer) have the other. Contenders take turns, each round begins with another, the best
 of the rounds counts. Answers are looked at. Requests a second on one core; ``…_cpu_us`` is the CPU time of a request in
-the gateway's process. ``load`` is the load straight to the service: what the other core can do at most, seven times what
-the contenders in Python ask of it. Only nginx may be held up by it: alone it would do 1,000,000 / ``nginx_cpu_us``.
+the gateway's process. ``load`` is the load straight to the service: what the other core can do at most, seven times
+what the contenders in Python ask of it. Only nginx may be held up by it: alone it would do 1,000,000 /
+``nginx_cpu_us``.
 """
 
 from __future__ import annotations
