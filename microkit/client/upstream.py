@@ -193,9 +193,9 @@ class Upstream:
         self.budget.deposit()
 
     def may_retry(self, reason: str, *, free: bool = False) -> bool:
-        """Whether the budget allows another attempt; if so it is taken from it. ``reason`` is one of few words. ``free``
-        is one after a refused connection: it asks of the service what nobody was asked before, as gRPC's transparent
-        retries do."""
+        """Whether the budget allows another attempt; if so it is taken from it. ``reason`` is one of few words. A
+        ``free`` one is after a refused connection: it asks of the service what nobody was asked before, as gRPC's
+        transparent retries do."""
         if free or self.budget.withdraw():
             self._retries(self.service, reason).inc()
             return True

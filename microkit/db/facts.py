@@ -42,13 +42,16 @@ class ServerFacts:
         """Why this server will not do, in one sentence."""
         if self.dialect == "postgresql":
             if self.number // 10_000 < OLDEST_POSTGRESQL:
-                return f"the server is PostgreSQL {self.version}, and microkit needs {OLDEST_POSTGRESQL} or later: upgrade it, or name another server"
+                return (
+                    f"the server is PostgreSQL {self.version}, and microkit needs {OLDEST_POSTGRESQL} or later: "
+                    "upgrade it, or name another server"
+                )
             if self.standby:
                 return "the server is a standby, which takes no writes: name the primary"
         elif self.number < OLDEST_SQLITE[0] * 1_000_000 + OLDEST_SQLITE[1] * 1000:
             return (
-                f"Python's SQLite is {self.version}, and microkit needs {OLDEST_SQLITE[0]}.{OLDEST_SQLITE[1]} or later: "
-                "use a Python that was built with a newer one"
+                f"Python's SQLite is {self.version}, and microkit needs {OLDEST_SQLITE[0]}.{OLDEST_SQLITE[1]} or later:"
+                " use a Python that was built with a newer one"
             )
         return None
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import URL, Connection, Dialect, ExceptionContext, event, types
@@ -132,8 +131,7 @@ def engine(
         arguments |= {
             "server_settings": {"application_name": application, "timezone": "UTC"},
             "statement_cache_size": 0,
-            "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": _unique_name,
+            "prepared_statement_cache_size": 0,  # asyncpg's statements are then unnamed, and none is left behind
         }
     else:
         pool = {
@@ -175,11 +173,6 @@ def engine(
     event.listen(sync, "handle_error", _failed)
     close_what_comes_late(sync)
     return made
-
-
-def _unique_name() -> str:
-    """asyncpg's statements are prepared even when nothing is kept: by a name that no other client's has."""
-    return f"__microkit_{uuid4().hex}__"
 
 
 async def connect_alone(engine: AsyncEngine, application: str) -> Any:

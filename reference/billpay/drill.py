@@ -99,14 +99,14 @@ class BillLoad:
         if (path := _READS.get(number % 10)) is not None:
             return _get(path, person)
         self._entering.add(number)
-        bill = {
+        entered = {
             "provider": "Drill Water",
             "reference": self._reference(number),
             "amount": "12.5000000",
             "payee": self._payee,
             "due_at": self._due,
         }
-        return Outgoing("POST", "/api/bills", bill, self._keyed(number, person))
+        return Outgoing("POST", "/api/bills", entered, self._keyed(number, person))
 
     def answered(self, number: int, body: Any) -> None:
         if number in self._paying:

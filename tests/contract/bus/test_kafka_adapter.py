@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from microkit.bus import Bus, Delivery, MessagesLost, PublishFailed, connect
 from microkit.bus.kafka import KafkaBus
@@ -336,13 +336,13 @@ async def test_a_client_that_gives_up_is_replaced(own_server: KafkaServer, monke
     """As an idempotent one does when a broker that was killed has forgotten its sequence."""
     clients: list[Any] = []
 
-    class GivesUp(producer_module.Producer):  # type: ignore[misc]  # the package has no types
+    class GivesUp(Producer):
         def __init__(self, config: Any, **options: Any) -> None:
             super().__init__(config, **options)
             self.well = bool(clients)
             clients.append(self)
 
-        def poll(self, timeout: float) -> int:
+        def poll(self, timeout: float = -1) -> int:
             if not self.well and len(self):
                 self.well = True
                 raise KafkaException(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "forgotten", fatal=True))

@@ -512,7 +512,8 @@ async def test_an_attempt_that_takes_too_long_is_followed_by_another(fleet: Make
 async def under_way(made: Fleet, calls: int, seconds: float, operation: str = "read") -> list[str]:
     """The answers of so many calls that are made at once and have so much time."""
     with working(WorkContext(deadline=time.monotonic() + seconds)):
-        return await asyncio.gather(*(getattr(made.echo, operation)("x") for _ in range(calls)))
+        calling = [getattr(made.echo, operation)("x") for _ in range(calls)]
+        return list(await asyncio.gather(*calling))
 
 
 @pytest.mark.parametrize("operation", ["read", "write"])

@@ -13,7 +13,9 @@ from sqlalchemy import text
 from microkit.context import deadline_within
 from microkit.db import Database, PoolExhausted
 from microkit.errors import ConfigurationError
+from microkit.probes import answering
 from microkit.telemetry import Telemetry
+from microkit.web import Health, State
 
 pytestmark = pytest.mark.anyio
 
@@ -174,4 +176,56 @@ async def test_a_connection_knows_the_service(postgres_url: str, telemetry: Tele
         ).one()
     assert row[0] == "test"
     assert row[1] == "UTC"
+    await database.close()
+
+
+def test_the_names_are_all_those_of_opentelemetrys_conventions(sqlite_url: str, telemetry: Telemetry) -> None:
+    conventions = pytest.importorskip("opentelemetry.semconv._incubating.metrics.db_metrics")
+    Database(sqlite_url, telemetry=telemetry)
+    units = {"count": "", "create_time": "_seconds", "use_time": "_seconds", "wait_time": "_seconds"}
+    ours = {family.name for family in telemetry.registry.collect()}
+    for constant, name in vars(conventions).items():
+        if constant.startswith("DB_CLIENT_CONNECTION_"):
+            short = name.removeprefix("db.client.connection.")
+            assert name.replace(".", "_") + units.get(short, "") in ours, name
+
+
+async def test_connections_beyond_the_pool_are_closed_when_the_load_is_over(
+    postgres_url: str, telemetry: Telemetry
+) -> None:
+    database = Database(postgres_url, telemetry=telemetry, pool_size=2, max_overflow=3, pool_timeout=60.0)
+    await database.start()
+    together = asyncio.Barrier(5)
+
+    async def use() -> None:
+        async with database.transaction() as tx:
+            await tx.execute(text("SELECT 1"))
+            await together.wait()
+
+    await asyncio.gather(*(use() for _ in range(5)))
+    (state,) = database.pools()
+    assert (state.size, state.used, state.idle) == (5, 0, 2)
+    pool = {"db_client_connection_pool_name": "write"}
+    assert value(telemetry, "db_client_connection_idle_max", **pool) == 2
+    assert value(telemetry, "db_client_connection_create_time_seconds_count", **pool) == 5
+    await database.close()
+
+
+async def test_an_instance_that_lends_nobody_a_connection_any_more_is_not_ready(
+    database_url: str, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microkit.web.health.PROBE_TIMEOUT", 0.3)
+    monkeypatch.setattr("microkit.web.health.FRESH", 0.0)
+    database = Database(database_url, telemetry=telemetry, pool_size=1, max_overflow=0, pool_timeout=60.0)
+    await database.start()
+    health = Health()
+    health.part("database", answering(database.ping))
+    health.state = State.READY
+    async with database.transaction(read_only=True) as tx:
+        await tx.execute(text("SELECT 1"))
+        assert not await health.ready()
+        assert await health.live()  # a restart would help nobody
+    async with asyncio.timeout(30):
+        while not await health.ready():
+            await asyncio.sleep(0.05)
     await database.close()

@@ -273,7 +273,7 @@ async def test_the_network_to_one_swallows_everything_and_others_answer(street: 
 async def test_without_a_time_out_of_attempts_others_answer_who_asked_into_the_black_hole(
     upstreams: list[Upstream], proxies: list[Proxy]
 ) -> None:
-    services = {"services": {"stock": [proxy.url for proxy in proxies]}}
+    services: dict[str, object] = {"services": {"stock": [proxy.url for proxy in proxies]}}
     async with calling(upstreams, proxies, services, attempt_timeout=None) as street:
         street.proxies[0].swallow()
         seen = await street.call()

@@ -134,7 +134,7 @@ class Command:
         printed = []
         for stream in (out, err):
             stream.flush()
-            printed.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]  # it is a BytesIO
+            printed.append(stream.buffer.getvalue().decode())
         return Ended(code if isinstance(code, int) else int(code is not None), *printed)
 
     @contextmanager

@@ -71,7 +71,8 @@ def test_one_whose_opening_is_cancelled_closes_even_if_its_loop_ends_first(made:
 
     def slowly(*args: Any, **options: Any) -> sqlite3.Connection:
         loop_has_ended.wait(60)
-        return opened(*args, **options)
+        connection: sqlite3.Connection = opened(*args, **options)
+        return connection
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", slowly)
