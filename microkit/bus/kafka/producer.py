@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from microkit.bus.kafka.wire import encode, headers_of, reason_of
+from microkit.bus.kafka.wire import encode, headers_of, is_over, reason_of
 from microkit.bus.port import PublishFailed
 from microkit.message import Message
 
@@ -161,8 +161,8 @@ class KafkaProducer:
                 refused[index] = stuck[message.topic, message.key] = cause
 
     def _fail(self, line: _Line, batch: _Batch, messages: Sequence[Message], refused: Mapping[int, Exception]) -> None:
-        if any(error.fatal() for error in batch.failed.values()):
-            line.retire()  # this client will send nothing more
+        if any(is_over(error) for error in batch.failed.values()):
+            line.retire()
         failed = {**refused, **{index: self._cause(error) for index, error in batch.failed.items()}}
         lanes: dict[tuple[str, str], Exception] = {}
         for index, message in enumerate(messages):

@@ -22,7 +22,18 @@ class ConsumerEnded(MicrokitError):
     """The client gave up, or a fault ended it. No ``OSError``, since waiting would not mend it: join anew."""
 
 
-_TRANSPORT: Final = frozenset(
+_FORGOTTEN: Final = frozenset(
+    {
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.UNKNOWN_PRODUCER_ID,
+    }
+)
+"""The broker does not know this producer any more, or takes it for another: a new one may go on."""
+
+_TRANSPORT: Final = _FORGOTTEN | frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  librdkafka's own codes begin with an underscore
         KafkaError._AUTHENTICATION,  # noqa: SLF001
@@ -45,10 +56,9 @@ _TRANSPORT: Final = frozenset(
         KafkaError.NOT_ENOUGH_REPLICAS,
         KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
         KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
         KafkaError.REQUEST_TIMED_OUT,
         KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.UNKNOWN_PRODUCER_ID,
+        KafkaError.UNKNOWN,  # the broker had a fault of its own, which says nothing of the message
     }
 )
 
@@ -66,6 +76,11 @@ _REBALANCE: Final = frozenset(
         KafkaError._ASSIGNMENT_LOST,  # noqa: SLF001
     }
 )
+
+
+def is_over(error: KafkaError) -> bool:
+    """Whether its producer will send nothing more."""
+    return error.fatal() or error.code() in _FORGOTTEN
 
 
 def reason_of(error: KafkaError) -> Exception:

@@ -375,3 +375,30 @@ def test_what_would_let_a_send_overtake_another_is_refused() -> None:
         connect("kafka://127.0.0.1:9092?enable.idempotence=false")
     with pytest.raises(ConfigurationError, match="must not overtake"):
         connect("kafka://127.0.0.1:9092?max.in.flight.requests.per.connection=5")
+
+
+@pytest.mark.parametrize("code", [KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH])
+async def test_a_client_whom_the_broker_takes_for_another_is_replaced_and_nothing_is_refused(
+    own_server: KafkaServer, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Refused messages are parked for an operator in the end, and nothing is wrong with these."""
+    reports: list[Any] = []
+    report = producer_module._Batch.report
+
+    def fenced_at_first(self: Any, index: int, error: KafkaError | None, record: object) -> None:
+        reports.append(record)
+        report(self, index, KafkaError(code) if len(reports) <= 5 else error, record)
+
+    monkeypatch.setattr(producer_module._Batch, "report", fenced_at_first)
+    topic = new_name()
+    bus = connect(own_server.url)
+    await bus.start()
+    assert isinstance(bus, KafkaBus)
+    with pytest.raises(ConnectionError, match="none of 5 messages"):
+        await bus.publish(numbered(topic, 5))
+    assert bus._producer is not None
+    gone = bus._producer._current
+    await publish_until_confirmed(bus, numbered(topic, 5))
+    assert len(reports) == 10
+    assert bus._producer._current is not gone
+    await bus.close()
