@@ -1,4 +1,4 @@
-"""One command for each thing: ``nox -s lint types arch tests docs bench``. Bare ``nox`` runs before a commit."""
+"""One command for each thing: ``nox -s lint types arch tests kills docs bench``. Bare ``nox`` runs before a commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "arch", "tests", "docs"]
+nox.options.sessions = ["lint", "types", "arch", "tests", "kills", "template", "docs"]
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -57,9 +57,10 @@ def arch(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The whole suite, on SQLite and on PostgreSQL. What only the type checkers see is in ``types``."""
+    """The suite, on SQLite and on PostgreSQL. Not what has a session of its own: ``types``, ``template``, ``kills``."""
     install(session, "dev")
-    session.run("pytest", *WORKERS, "--ignore", "tests/typing", *session.posargs)
+    apart = [f"--ignore=tests/{folder}" for folder in ("typing", "template", "faults")]
+    session.run("pytest", *WORKERS, *apart, *session.posargs)
 
 
 @nox.session
@@ -88,9 +89,16 @@ def template(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """The slow tests that kill real processes, in their full form. CI runs them in the short form within ``tests``."""
+    """The tests that kill real processes, in their full form: hours. ``kills`` is the short one."""
     install(session, "dev")
     session.run("pytest", "tests/faults", *session.posargs, env={"MICROKIT_FAULTS": "full"})
+
+
+@nox.session
+def kills(session: nox.Session) -> None:
+    """The tests that kill real processes, in their short form: minutes, and a part of CI."""
+    install(session, "dev")
+    session.run("pytest", *WORKERS, "tests/faults", *session.posargs)
 
 
 @nox.session
