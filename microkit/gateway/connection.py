@@ -213,6 +213,9 @@ class Connection(asyncio.Protocol):
         if pump is not None and uploading:
             pump.cancel()
         if answer.complete and self._keep_alive and not uploading and not self.closed:
+            if self._paused:  # all of it came before any of it was taken
+                self._paused = False
+                self.transport.resume_reading()
             self._pool.give_back(self)
         else:
             self.end()
