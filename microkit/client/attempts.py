@@ -4,8 +4,8 @@ Another attempt is made only where it does no harm: after a request that was cer
 answer was lost, was a 500, 502, 503 or 504, or a 429 that says when to come back, if the operation is idempotent or its
 request has an ``Idempotency-Key``. It goes to another instance where there is one, after a random pause that grows; the
 same instance is asked again no sooner than its ``Retry-After`` says. Each is paid for from the retry budget, and none
-begins that could not end before the deadline. Half-way to it an attempt without an answer gets company
-(:mod:`microkit.client.rescue`).
+begins that could not end before the deadline. Half-way to it an attempt without an answer gets company, where the
+operation is idempotent or the settings allow it (:mod:`microkit.client.rescue`).
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ class Attempt:
         return self.answer is not None and self.answer.status < 500
 
     def decides(self) -> bool:
-        """Whether it ends a call that another attempt is made for at the same time: it does not say that this one is
-        under way."""
-        return self.good() and not (self.answer is not None and self.answer.status == _IN_FLIGHT)
+        """Whether it ends a call that another attempt is made for at the same time: it does not ask to come back later,
+        because that one is under way (409) or there were too many (429)."""
+        answer = self.answer
+        later = answer is not None and answer.status in (_IN_FLIGHT, _TOO_MANY) and answer.retry_after is not None
+        return self.good() and not later
 
     def came_to(self) -> WireAnswer:
         if self.answer is None:
@@ -167,7 +169,8 @@ class Attempts:
     async def _rescuable(self, call: Call, tried: tuple[Instance, ...], number: int, *, unsent: bool) -> Attempt:
         """One attempt, which gets company after half of the time that is left."""
         policy = call.policy
-        if not policy.repeatable or number >= policy.attempts or policy.attempt_timeout is not None:
+        call.rescued = False
+        if not policy.beside or number >= policy.attempts or policy.attempt_timeout is not None:
             return await self._at_one(call, tried, unsent=unsent)
         asked: list[Instance] = []
 

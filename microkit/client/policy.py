@@ -27,12 +27,14 @@ FAIR: Final = 1.0
 @dataclass(frozen=True, slots=True)
 class Policy:
     """One operation. ``timeout`` (seconds) is the call's, ``attempt_timeout`` that of each attempt, ``repeatable`` says
-    that a second attempt does no harm, ``hedge_after`` is when one is made beside the first."""
+    that a second attempt does no harm after the first, ``beside`` that it does none at the same time either,
+    ``hedge_after`` is when one is made beside the first."""
 
     timeout: float
     attempt_timeout: float | None
     attempts: int
     repeatable: bool
+    beside: bool
     hedge_after: float | Literal["p95"] | None
     collapse: bool
 
@@ -77,7 +79,7 @@ class Policies:
         own = self._own.operations.get(key_of(operation.name), OperationSettings())
         places = (own, self._own, self._all)
         timeout = own.timeout or operation.timeout or self._own.timeout or self._all.timeout or self._timeout
-        keyed = _first(places, "retry_unsafe", default=True)
+        keyed = _first(places, "retry_unsafe")
         repeatable = operation.safe or operation.idempotent
         harmless = operation.safe or (operation.idempotent and operation.hedge)
         hedge = _first(places, "hedge_after", default=P95 if operation.hedge else None)
@@ -90,7 +92,10 @@ class Policies:
             timeout=timeout,
             attempt_timeout=_first(places, "attempt_timeout"),
             attempts=_first(places, "attempts", default=ATTEMPTS),
-            repeatable=repeatable or keyed,
+            repeatable=repeatable or keyed is not False,
+            # A key is kept only by some handlers, and the caller does not see by which. What asks again once the first
+            # has failed takes that risk in exchange for an answer; to ask twice what is under way has to be allowed.
+            beside=repeatable or keyed is True,
             hedge_after=hedge if harmless else None,
             collapse=collapse and operation.safe,
         )

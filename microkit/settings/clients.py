@@ -64,7 +64,9 @@ class OperationSettings(BaseModel):
     )
     attempts: int | None = Field(None, ge=1, le=10, description="attempts at most, the first included; 3 if unset")
     retry_unsafe: bool | None = Field(
-        None, description="whether a call that changes something is made again under its Idempotency-Key; yes if unset"
+        None,
+        description="whether a call that changes something is made again under its Idempotency-Key; after a failure if"
+        " unset, also beside an attempt that is not answered if true",
     )
     hedge_after: Annotated[float | Literal["p95"] | None, BeforeValidator(_delay)] = Field(
         None, description="make a second attempt beside the first after this time, or after p95 of the times measured"
