@@ -161,8 +161,9 @@ class Exchange:
 
     @property
     def repeatable(self) -> bool:
-        """Whether it does no harm to send it twice, as far as its head says."""
-        return self.safe or (self.keyed and b"idempotency-key" in self.asked)
+        """Whether it does no harm to send it twice, as far as its head says: as it goes on to the service, for what
+        the client sent may have been taken out."""
+        return self.safe or (self.keyed and any(name == b"idempotency-key" for name, _ in self.headers))
 
     def set(self, name: bytes, value: bytes) -> None:
         """Puts a header, in lower case, in the place of those of its name."""

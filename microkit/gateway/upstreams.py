@@ -187,6 +187,7 @@ class _Attempt:
         began = time.perf_counter()
         try:
             response = await upstreams.ask(exchange, chosen.instance, self._content, span, left)
+            self._unsent = False
             status = response.status
             outcome, wait = _said(response, exchange.retry_on)
             if status >= 400:

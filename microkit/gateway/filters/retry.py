@@ -20,8 +20,9 @@ class Retry(Filter):
 
     An unsafe request is never sent twice once a byte of it has gone out, unless it is ``keyed`` and carries an
     ``Idempotency-Key``: say so only where the service keeps what it answered to a key, as microkit's services do for
-    operations that take a ``Transaction``. Its body must have come in one piece. Where no connection could be made
-    nothing has gone out, so another instance is asked in any case, with this filter or without.
+    operations that take a ``Transaction``, do not stream, and have no secret in their body. Its body must have come in
+    one piece. Where no connection could be made nothing has gone out, so another instance is asked in any case, with
+    this filter or without.
     """
 
     kind: ClassVar[str] = "retry"

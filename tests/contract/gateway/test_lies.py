@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from microkit.gateway import Route
-from microkit.gateway.filters import Retry
+from microkit.gateway.filters import Filter, RequestHeaders, Retry
 
 pytestmark = pytest.mark.anyio
 
@@ -181,6 +181,29 @@ async def test_with_retries_an_unsafe_request_goes_out_once_unless_it_has_a_key(
     async with gateway.client.request(method, gateway.url + "/bills", headers=headers) as response:
         assert response.status == 502
     assert len(requests) == times
+
+
+@pytest.mark.parametrize(
+    ("filters", "more"),
+    [((RequestHeaders(remove=("Idempotency-Key",)),), {}), ((), {"Connection": "idempotency-key"})],
+    ids=["a filter takes it out", "the client takes it out"],
+)
+async def test_a_key_that_does_not_go_on_to_the_service_justifies_no_second_request(
+    start: Any, filters: tuple[Filter, ...], more: dict[str, str]
+) -> None:
+    requests: list[bytes] = []
+
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await writer.drain()
+
+    patient = Retry(attempts=3, backoff=0.001, keyed=True)
+    gateway = await start([Route("/bills", "billing", filters=(*filters, patient))], {"billing": half})
+    headers = {"Idempotency-Key": "k", **more}
+    async with gateway.client.post(gateway.url + "/bills", headers=headers) as response:
+        assert response.status == 502
+    assert [b"idempotency-key" in request.lower() for request in requests] == [False]
 
 
 async def test_a_dead_instance_is_found_out_and_left_alone(start: Any) -> None:
