@@ -36,18 +36,22 @@ def up(service: str, system: str | None, *, target: str, check: bool, wait: floa
     declared = _storing(service, system)
     scripts = declared.declared.migrations
 
-    async def work(database: Database) -> tuple[list[str], list[str]]:
-        if check:
-            stands = await standing(database, scripts)
-            if stands.broken:
-                raise ConfigurationError(str(stands.said(service)))
-            return [], stands.pending
-        done = await migrate(database, scripts, target=target, patience=PATIENCE if wait is None else wait)
-        return done, (await standing(database, scripts)).pending
+    async def work(database: Database) -> tuple[list[str], Standing]:
+        stands = await standing(database, scripts)
+        if stands.broken:
+            raise ConfigurationError(str(stands.said(service)))
+        if check or (target == "head" and stands.newer and not stands.pending):  # as a service starts on it
+            return [], stands
+        patience = PATIENCE if wait is None else wait
+        done = await migrate(database, scripts, target=target, patience=patience, forwards=True)
+        return done, await standing(database, scripts)
 
-    done, left = asyncio.run(_with_database(declared, work))
+    done, stands = asyncio.run(_with_database(declared, work))
+    left, said = stands.pending, stands.said(service)
     if json:
-        _print_json({"service": service, "applied": done, "pending": left})
+        _print_json({"service": service, "applied": done, "pending": left, "said": said})
+    elif said:
+        _print(said[0].upper() + said[1:] + ".")
     else:
         for revision in left if check else done:
             _print(f"{'missing' if check else 'applied'}: {revision}")
@@ -66,9 +70,16 @@ def down(service: str, system: str | None, *, to: str, yes: bool, json: bool) ->
         if stands.newer:
             raise ConfigurationError(str(stands.said(service)))
         current = stands.current[scripts.version_table]
-        kept = scripts.reached([] if (at := scripts.resolved(current, to)) == "base" else [at])
+        at = scripts.resolved(current, to)
+        if not current:
+            return [], []
+        if at != "base" and at not in scripts.known:
+            raise ConfigurationError(
+                f"{service} has no revision {to!r} to go back to; it has: {', '.join(scripts.known)}"
+            )
+        kept = scripts.reached([] if at == "base" else [at])
         back = [each.revision for each in reversed(scripts.ordered) if each.revision in scripts.reached(current) - kept]
-        return back, await migrate(database, scripts.folder, target=to) if yes and back else []
+        return back, await migrate(database, scripts.folder, target=at) if yes and back else []
 
     back, done = asyncio.run(_with_database(declared, work))
     found = [_script(scripts, revision, "taken back" if done else "to be taken back") for revision in back]

@@ -36,10 +36,9 @@ def move(connection: Connection, environment: Path, scripts: Scripts, current: s
     Raises:
         ConfigurationError: there is no such revision.
     """
-    back = target == "base" or target.startswith("-") or target in scripts.reached(current) - current
     config = _config(connection, environment, scripts)
     try:
-        (command.downgrade if back else command.upgrade)(config, target)
+        (command.downgrade if scripts.behind(current, target) else command.upgrade)(config, target)
     except CommandError as error:
         raise ConfigurationError(f"the migrations of {scripts.owner}: {error}") from error
     if connection.dialect.name == "sqlite" and (broken := connection.execute(text("PRAGMA foreign_key_check")).all()):

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from microkit.db.database import Database
-from microkit.db.failure import is_busy, is_kept_waiting
+from microkit.db.failure import DEADLOCK_DETECTED, is_busy, is_kept_waiting, sqlstate
 from microkit.db.scripts import MICROKIT, Scripts, of_service, sets
 from microkit.db.standing import current_of, standing
 from microkit.db.turn import PATIENCE, alone
@@ -29,8 +29,11 @@ from microkit.errors import ConfigurationError
 _ENVIRONMENT: Final = Path(__file__).parent / "environment"
 
 # Who waits for a table's lock makes all wait who come after: a short time, and then again.
-_LOCK_TIMEOUT: Final = 2000  # milliseconds
+# Less than PostgreSQL's deadlock_timeout of one second: whoever we stand in a circle with is spared, not ended.
+_LOCK_TIMEOUT: Final = 900  # milliseconds
 _PAUSE: Final = 2.0  # seconds at most, in which they go through
+
+_THERE_ALREADY: Final = ("42P07", "42701")  # PostgreSQL's words for a table or an index, and for a column
 
 
 async def pending(database: Database, scripts: Path | None) -> list[str]:
@@ -46,14 +49,20 @@ async def pending(database: Database, scripts: Path | None) -> list[str]:
 
 
 async def migrate(
-    database: Database, scripts: Path | None, *, target: str = "head", patience: float = PATIENCE
+    database: Database,
+    scripts: Path | None,
+    *,
+    target: str = "head",
+    patience: float = PATIENCE,
+    forwards: bool = False,
 ) -> list[str]:
     """Runs the migrations that are missing and returns them as :func:`pending` does.
 
     ``target`` is a revision in ``scripts``, ``head``, ``base``, or steps such as ``-1``; microkit's own always go to
-    their head. On PostgreSQL each script is a transaction; on SQLite all of them are one. Several processes may do this
-    at a time: one does it, the others wait, for ``patience`` seconds. A script that does not get a table's lock on
-    PostgreSQL within two seconds is taken back and tried again, so that those who use the table are not held up.
+    their head. With ``forwards`` a target that lies behind the database is refused. On PostgreSQL each script is a
+    transaction; on SQLite all of them are one. Several processes may do this at a time: one does it, the others wait,
+    for ``patience`` seconds. A script that does not get a table's lock on PostgreSQL within a second is taken back and
+    tried again, so that those who use the table are not held up.
 
     Raises:
         ConfigurationError: the scripts cannot be read, ``target`` is unknown, a newer program has migrated before, or
@@ -67,7 +76,7 @@ async def migrate(
     moved: list[str] = []
     async with alone(database, patience) as engine:
         for each in every:
-            moved += await _move(engine, each, "head" if each is MICROKIT else target, patience)
+            moved += await _move(engine, each, "head" if each is MICROKIT else target, patience, forwards=forwards)
     return moved
 
 
@@ -92,7 +101,13 @@ async def prepare(database: Database, scripts: Path | None, *, service: str, run
             f"the database of {service} misses {len(stands.pending)} migrations (the next: {stands.pending[0]}); "
             f"run `microkit migrate {service}` first"
         )
-    await migrate(database, scripts)
+    try:
+        await migrate(database, scripts)
+    except ConfigurationError:
+        stands = await standing(database, scripts)
+        if not stands.newer or stands.broken or stands.pending:
+            raise
+        logger.warning("%s", stands.said(service))  # a newer version was quicker
 
 
 @asynccontextmanager
@@ -155,7 +170,9 @@ def sql(scripts: Path | None, dialect: str, current: dict[str, set[str]]) -> str
     return "\n".join(parts)
 
 
-async def _move(engine: AsyncEngine, scripts: Scripts, target: str, patience: float) -> list[str]:
+async def _move(
+    engine: AsyncEngine, scripts: Scripts, target: str, patience: float, *, forwards: bool = False
+) -> list[str]:
     async with engine.connect() as connection:
         try:
             current = (await connection.run_sync(current_of, [scripts]))[scripts.version_table]
@@ -166,6 +183,11 @@ async def _move(engine: AsyncEngine, scripts: Scripts, target: str, patience: fl
             raise ConfigurationError(
                 f"the database is at {', '.join(sorted(strangers))}, which {scripts.owner} does not know: "
                 "a newer version of the program has migrated it"
+            )
+        if forwards and scripts.behind(current, target):
+            raise ConfigurationError(
+                f"{target} is behind the database, which is at {', '.join(sorted(current)) or 'base'}: "
+                f"`microkit migrate down {scripts.owner} --to {target}` says what going back there loses"
             )
         await connection.rollback()
         if connection.dialect.name == "sqlite":
@@ -211,7 +233,13 @@ async def _move_server(connection: AsyncConnection, scripts: Scripts, target: st
             await connection.run_sync(run, _ENVIRONMENT, scripts, current, target)
         except DBAPIError as error:
             await connection.rollback()
-            if not is_kept_waiting(error):
+            if sqlstate(error) in _THERE_ALREADY:
+                raise ConfigurationError(
+                    f"the migrations of {scripts.owner} make what is there already: {error.orig}. One that was broken "
+                    "off outside of its transaction (autocommit_block) leaves what it had made, such as an index that "
+                    "is INVALID: drop that, and migrate again"
+                ) from error
+            if not is_kept_waiting(error) and sqlstate(error) != DEADLOCK_DETECTED:
                 raise
             if time.monotonic() > ends:
                 raise ConfigurationError(

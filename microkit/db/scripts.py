@@ -109,6 +109,10 @@ class Scripts:
                 return "base"
         return target if steps or at is None or not target.startswith("-") else at
 
+    def behind(self, current: set[str], target: str) -> bool:
+        """Whether to go from ``current`` to ``target`` is to go back."""
+        return target == "base" or target.startswith("-") or target in self.reached(current) - current
+
     def missing(self, current: set[str]) -> list[str]:
         """What a database at ``current`` has not seen, oldest first.
 

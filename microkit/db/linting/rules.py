@@ -15,13 +15,14 @@ from microkit.db.linting.finding import Judgement
 from microkit.db.linting.schema import (
     Column,
     Schema,
+    column_of,
     columns_in,
     dropped,
     index_columns,
     name_of,
-    tested_for_null,
     type_of,
 )
+from microkit.db.linting.unknown import comes_to_null
 
 _INTEGERS: Final = ("int2", "int4", "int8")
 _TEXTS: Final = ("varchar", "text")
@@ -64,11 +65,13 @@ def _altered(schema: Schema, table: str, command: Any) -> Iterator[Judgement]:
             yield from _constraint(schema, table, command.def_, ())
         case AlterTableType.AT_AddColumn:
             for constraint in command.def_.constraints or ():
-                yield from _constraint(schema, table, constraint, (command.def_.colname,))
+                if not _fulfilled(command.def_, constraint):
+                    yield from _constraint(schema, table, constraint, (command.def_.colname,))
         case AlterTableType.AT_DropConstraint:
             yield from _unique_dropped(schema, command.name)
         case AlterTableType.AT_AlterColumnType:
-            yield from _type(table, command.name, known, *type_of(command.def_.typeName))
+            plain = command.def_.raw_default is None and command.def_.collClause is None
+            yield from _type(table, command.name, known if plain else None, *type_of(command.def_.typeName))
         case AlterTableType.AT_SetNotNull if (table, command.name) not in schema.never_null:
             yield from _not_null(table, command.name, known)
 
@@ -147,16 +150,21 @@ def _constraint(schema: Schema, table: str, constraint: Any, column: tuple[str, 
             if not constraint.indexname and not (column and constraint.contype == ConstrType.CONSTR_UNIQUE):
                 nulls_alike = bool(constraint.nulls_not_distinct) or constraint.contype == ConstrType.CONSTR_PRIMARY
                 yield from _one_of_a_kind(schema, table, keys, nulls_alike=nulls_alike)
-        case ConstrType.CONSTR_CHECK if not column:
-            read = columns_in(constraint.raw_expr)
-            quiet = all(schema.left_empty(table, each) for each in read) and not tested_for_null(constraint.raw_expr)
-            if not quiet:
+        case ConstrType.CONSTR_CHECK:
+            empty = all(each in column or schema.left_empty(table, each) for each in columns_in(constraint.raw_expr))
+            if not (empty and comes_to_null(constraint.raw_expr)):  # NULL is as good as true
                 yield _refuses(table, "new-check", "rows that do not fulfil it")
         case ConstrType.CONSTR_FOREIGN if not column:
             keys = tuple(key.sval for key in constraint.fk_attrs or ())
             if not any(schema.left_empty(table, each) for each in keys):
                 parent = name_of(constraint.pktable)
                 yield _refuses(table, "new-foreign-key", f"rows without their {parent}, or deletes those of {parent}")
+
+
+def _fulfilled(column: Any, constraint: Any) -> bool:
+    """Whether it is a CHECK on the column's default, which the rows that are there are given, too."""
+    check = constraint.contype == ConstrType.CONSTR_CHECK
+    return check and column_of(column).default and set(columns_in(constraint.raw_expr)) <= {column.colname}
 
 
 def _refuses(table: str, rule: str, what: str) -> Judgement:

@@ -34,13 +34,16 @@ class Unique:
 
 @dataclass(slots=True)
 class Schema:
-    """``new_tables`` and ``new_columns`` are those of the release that is looked at: no older version knows them."""
+    """``new_tables`` and ``new_columns`` are those of the release that is looked at: no older version knows them.
+
+    ``never_null`` has the constraint that sees to it.
+    """
 
     tables: dict[str, dict[str, Column]] = field(default_factory=dict)
     indexes: dict[str, str] = field(default_factory=dict)
     unique: dict[str, Unique] = field(default_factory=dict)
     checks: dict[tuple[str, str], str] = field(default_factory=dict)
-    never_null: set[tuple[str, str]] = field(default_factory=set)
+    never_null: dict[tuple[str, str], str] = field(default_factory=dict)
     new_tables: set[str] = field(default_factory=set)
     new_columns: set[tuple[str, str]] = field(default_factory=set)
 
@@ -58,7 +61,8 @@ class Schema:
         """Follows one statement."""
         match statement:
             case ast.CreateStmt():
-                self._create(name_of(statement.relation), statement.tableElts or ())
+                if not (statement.if_not_exists and name_of(statement.relation) in self.tables):
+                    self._create(name_of(statement.relation), statement.tableElts or ())
             case ast.AlterTableStmt() if statement.objtype == ObjectType.OBJECT_TABLE:
                 for command in statement.cmds or ():
                     self._alter(name_of(statement.relation), command)
@@ -88,10 +92,11 @@ class Schema:
             keys = column or tuple(key.sval for key in constraint.keys or ())
             self.unique[constraint.conname or f"{table}_{'_'.join(keys)}_key"] = Unique(table, keys)
         if constraint.contype == ConstrType.CONSTR_CHECK and (column_name := tested_for_null(constraint.raw_expr)):
+            name = constraint.conname or f"{table}_{column_name}_check"
             if constraint.skip_validation:
-                self.checks[table, constraint.conname or ""] = column_name
+                self.checks[table, name] = column_name
             else:
-                self.never_null.add((table, column_name))
+                self.never_null[table, column_name] = name
 
     def _alter(self, table: str, command: Any) -> None:
         columns = self.tables.setdefault(table, {})
@@ -105,9 +110,14 @@ class Schema:
             case AlterTableType.AT_AddConstraint:
                 self._constrain(table, command.def_, ())
             case AlterTableType.AT_ValidateConstraint if column := self.checks.get((table, command.name)):
-                self.never_null.add((table, column))
+                self.never_null[table, column] = command.name
             case AlterTableType.AT_DropConstraint:
                 self.unique.pop(command.name, None)
+                self.checks.pop((table, command.name), None)
+                for pair in [
+                    pair for pair, name in self.never_null.items() if (pair[0], name) == (table, command.name)
+                ]:
+                    del self.never_null[pair]
             case AlterTableType.AT_AlterColumnType if known:
                 known.type, known.sizes = type_of(command.def_.typeName)
             case AlterTableType.AT_ColumnDefault if known:

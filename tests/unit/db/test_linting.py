@@ -33,6 +33,21 @@ BREAKING = {
     "op.create_unique_constraint('one_rank', 'shelf', ['rank'])": "new-unique",
     "op.create_check_constraint('positive', 'shelf', 'rank > 0', postgresql_not_valid=True)": "new-check",
     "op.create_foreign_key('on', 'book', 'shelf', ['shelf_id'], ['id'], postgresql_not_valid=True)": "new-foreign-key",
+    "op.add_column('shelf', sa.Column('a', sa.Integer))\nop.add_column('shelf', sa.Column('b', sa.Integer))\n"
+    "op.create_check_constraint('c', 'shelf', 'num_nonnulls(a, b) = 1', postgresql_not_valid=True)": "new-check",
+    "op.add_column('shelf', sa.Column('a', sa.Integer))\n"
+    "op.create_check_constraint('c', 'shelf', 'a IS NOT NULL AND a > 0', postgresql_not_valid=True)": "new-check",
+    "op.add_column('shelf', sa.Column('a', sa.Integer))\n"
+    "op.create_check_constraint('c', 'shelf', 'coalesce(a, 0) > 0', postgresql_not_valid=True)": "new-check",
+    "op.add_column('shelf', sa.Column('a', sa.Integer))\n"
+    "op.create_check_constraint('c', 'shelf', 'a IS DISTINCT FROM 0', postgresql_not_valid=True)": "new-check",
+    "op.create_check_constraint('c', 'shelf', 'false', postgresql_not_valid=True)": "new-check",
+    "op.execute('ALTER TABLE shelf ADD COLUMN a int CHECK (a IS NOT NULL)')": "new-check",
+    "op.execute('ALTER TABLE shelf ADD COLUMN a int CHECK (a < rank)')": "new-check",
+    "op.execute('ALTER TABLE shelf ADD COLUMN a int DEFAULT 1 CHECK (a < rank)')": "new-check",
+    "op.execute('ALTER TABLE shelf ALTER COLUMN name TYPE text USING left(name, 10)')": "type-changed",
+    "op.execute('ALTER TABLE shelf ALTER COLUMN name TYPE varchar(50) COLLATE \"C\"')": "type-changed",
+    "op.execute('CREATE TABLE IF NOT EXISTS book (id bigint)')\nop.execute('TRUNCATE book')": "truncate",
     "op.execute('TRUNCATE book')": "truncate",
     "op.drop_index('one_name', 'shelf')": "unique-dropped",
     "with op.get_context().autocommit_block():\n"
@@ -66,6 +81,11 @@ HARMLESS = [
     "    op.create_index('i', 'shelf', ['tag'], unique=True, postgresql_concurrently=True)",
     "op.add_column('book', sa.Column('on_id', sa.BigInteger))\n"
     "op.create_foreign_key('on', 'book', 'shelf', ['on_id'], ['id'], postgresql_not_valid=True)",
+    "op.add_column('shelf', sa.Column('a', sa.Integer))\nop.add_column('shelf', sa.Column('b', sa.Text))\n"
+    "op.create_check_constraint('c', 'shelf', \"a > 0 AND (b IN ('x', 'y') OR length(b) < 9)\", "
+    "postgresql_not_valid=True)",
+    "op.execute('ALTER TABLE shelf ADD COLUMN a int CHECK (a > 0)')",
+    "op.execute('ALTER TABLE shelf ADD COLUMN a int DEFAULT 1 CHECK (a > 0 AND a IS NOT NULL)')",
     "with op.batch_alter_table('shelf') as shelf:\n    shelf.add_column(sa.Column('room', sa.Text))",
 ]
 
@@ -114,6 +134,20 @@ def test_a_column_is_made_not_null_in_steps_that_nobody_waits_for(tmp_path: Path
     found = lint(chain(tmp_path, TABLES, add, validate, make))
 
     assert [(finding.revision, finding.judgement.rule) for finding in found] == [("0002", "new-check")]
+
+
+def test_a_check_that_was_dropped_again_does_not_keep_null_out(tmp_path: Path) -> None:
+    add = "op.execute('ALTER TABLE shelf ADD CONSTRAINT c CHECK (rank IS NOT NULL) NOT VALID')"
+    validate = "op.execute('ALTER TABLE shelf VALIDATE CONSTRAINT c')"
+    drop = "op.execute('ALTER TABLE shelf DROP CONSTRAINT c')"
+    make = "op.alter_column('shelf', 'rank', existing_type=sa.Integer, nullable=False)"
+
+    found = lint(chain(tmp_path, TABLES, add, validate, drop, make))
+
+    assert {(finding.revision, finding.judgement.rule) for finding in found} >= {
+        ("0005", "set-not-null"),
+        ("0005", "set-not-null-reads-the-table"),
+    }
 
 
 def test_a_contract_step_that_says_so_is_listed_and_accepted(tmp_path: Path) -> None:
