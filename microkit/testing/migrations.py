@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -19,6 +19,9 @@ Changes = Mapping[str, Collection[str]]
 """By table: columns whose values the scripts change on purpose."""
 
 Result = TypeVar("Result")
+
+_OWN: Final = ("microkit_version", "schema_contract")
+"""What may have rows in a database that is otherwise empty: how far microkit's own tables are."""
 
 
 async def check_migrations(
@@ -36,11 +39,12 @@ async def check_migrations(
 
     Raises:
         AssertionError: the first thing that is not so, as a sentence.
-        ConfigurationError: the service has no migrations, or more than one head.
+        ConfigurationError: the service has no migrations, or more than one head, or the database is in use.
     """
     scripts, tables = service.declared.migrations, service.declared.tables
     if scripts is None:
         raise ConfigurationError(f"{service.name} has no migrations: give Service(...) migrations=")
+    await _refuse_used(database)
     async with moving(database, MICROKIT) as move:
         await move("head")
     await check_scripts(of_service(scripts), [] if tables is None else [tables], database, rows=rows, changes=changes)
@@ -58,6 +62,7 @@ async def check_scripts(
     ordered = scripts.ordered
     if len(scripts.heads) > 1 or any(len(script.parents) > 1 for script in ordered):
         raise ConfigurationError(f"the migrations of {scripts.owner} are no single line: merge their heads first")
+    await _refuse_used(database)
     async with moving(database, scripts) as move:
         walk = _Walk(scripts, database, move, rows or {}, changes or {})
         await walk.begin()
@@ -66,11 +71,28 @@ async def check_scripts(
             await walk.fill()
             await walk.backwards(script)
             await walk.forwards(script)
+            if not all(each.rows for each in walk.contents.values()):  # it was taken back with its table
+                await walk.fill()
     if found := await drift(database, tables):
         raise AssertionError(f"the migrations of {scripts.owner} do not make the tables that are declared: {found}")
     async with moving(database, scripts) as walk.move:
         for script in reversed(ordered):
             await walk.backwards(script)
+
+
+async def _refuse_used(database: Database) -> None:
+    """Whatever is in it would be gone: all scripts are taken back."""
+
+    def used(connection: sa.Connection) -> list[str]:
+        tables = reflected(connection, _OWN).sorted_tables
+        return [table.name for table in tables if connection.execute(sa.select(table).limit(1)).first() is not None]
+
+    async with database.engine.connect() as connection:
+        if found := await connection.run_sync(used):
+            raise ConfigurationError(
+                f"the migrations are checked on an empty database, since all is taken back in the end; {database} "
+                f"has rows in {', '.join(found)}"
+            )
 
 
 @dataclass
@@ -115,11 +137,13 @@ class _Walk:
         await self.move(target)
         self.tables = await self._read(lambda connection: reflected(connection, self.others))
         after = self.contents = await self._read(lambda connection: contents(connection, self.tables))
+        forgotten = {name.strip() for name in (script.forgets or "").partition(":")[0].split(",")}
         for table, there in before.items():
-            if table not in after:
-                continue
-            lost = there.missing_from(after[table], self.changes.get(table, ()))
-            if lost and table not in (script.forgets or ""):
+            if table in after:
+                lost = there.missing_from(after[table], self.changes.get(table, ()))
+            else:  # on the way back it goes with the script that made it
+                lost = there.rows if way == "upgrade" else []
+            if lost and table not in forgotten:
                 raise AssertionError(
                     f"{script.file.name}: {way}() loses or changes {len(lost)} rows of {table}, such as {lost[0]}. "
                     f'Keep them; or say in the script what is lost, and why: forgets = "{table}: …"; or, where values '

@@ -36,7 +36,7 @@ def comes_to_null(expression: Any) -> bool:
         case ast.TypeCast():
             found = comes_to_null(expression.arg)
         case ast.BoolExpr():
-            found = all(comes_to_null(each) for each in expression.args)
+            found = all(comes_to_null(each) for each in expression.args or ())
         case ast.A_Expr() if expression.kind in _PLAIN:
             found = comes_to_null(expression.lexpr) or comes_to_null(expression.rexpr)
         case ast.A_Expr() if expression.kind in _LEFT:
@@ -44,6 +44,6 @@ def comes_to_null(expression: Any) -> bool:
         case ast.A_Expr() if expression.kind in (A_Expr_Kind.AEXPR_OP_ANY, A_Expr_Kind.AEXPR_OP_ALL):
             some = isinstance(expression.rexpr, ast.A_ArrayExpr) and bool(expression.rexpr.elements)
             found = some and comes_to_null(expression.lexpr)
-        case ast.FuncCall() if expression.funcname[-1].sval in _STRICT:
+        case ast.FuncCall() if expression.funcname and expression.funcname[-1].sval in _STRICT:
             found = any(comes_to_null(each) for each in expression.args or ())
     return found

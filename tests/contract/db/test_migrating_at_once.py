@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from microkit.db import Database
 from microkit.db.migration import migrate
@@ -174,3 +175,44 @@ async def test_who_waits_for_a_table_holds_nobody_up_and_says_so_in_the_end(post
         assert await going_on == ["library 0002"]
     await database.close()
     await reader.close()
+
+
+BROKEN_OFF = """
+import pathlib
+from alembic import op
+revision = "0001"
+down_revision = None
+again = pathlib.Path(__file__).with_name("again")
+def upgrade():
+    op.execute("CREATE TABLE half (id integer)")
+    if not again.exists():
+        again.touch()
+        op.execute("DO $$ BEGIN RAISE {condition}; END $$")
+"""
+
+
+async def test_a_script_that_the_server_ends_to_break_a_deadlock_is_tried_again(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    folder = written(tmp_path, SLEEPING)
+    script = BROKEN_OFF.format(condition="deadlock_detected")
+    (folder / "versions" / "0001_step.py").write_text(script, "utf-8")
+    database = Database(postgres_url, telemetry=Telemetry("migrating"))
+    async with asyncio.timeout(GENEROUS):
+        assert (await migrate(database, folder))[-1] == "library 0001"
+    await database.close()
+
+
+async def test_what_a_script_left_that_was_broken_off_outside_its_transaction_is_named(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    folder = written(tmp_path, SLEEPING)
+    script = BROKEN_OFF.format(condition="raise_exception").replace("    op.execute", "        op.execute", 1)
+    script = script.replace("def upgrade():\n", "def upgrade():\n    with op.get_context().autocommit_block():\n", 1)
+    (folder / "versions" / "0001_step.py").write_text(script, "utf-8")
+    database = Database(postgres_url, telemetry=Telemetry("migrating"))
+    with pytest.raises(DBAPIError):
+        await migrate(database, folder)
+    with pytest.raises(ConfigurationError, match=r'already: .*relation "half" already exists.* \(autocommit_block\)'):
+        await migrate(database, folder)
+    await database.close()

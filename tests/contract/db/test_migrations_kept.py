@@ -13,10 +13,13 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, text
 from microkit.choreography import tables as choreography
 from microkit.db import Database, contracts
 from microkit.db.linting import lint
+from microkit.db.migration import migrate
 from microkit.db.scripts import MICROKIT, Scripts
+from microkit.errors import ConfigurationError
 from microkit.outbox import tables as outbox
 from microkit.saga import tables as saga
-from microkit.testing.migrations import check_scripts
+from microkit.service import Service
+from microkit.testing.migrations import check_migrations, check_scripts
 from microkit.web import tables as web
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +64,13 @@ async def on_file(anyio_backend: str, sqlite_url: str, telemetry: Any) -> AsyncI
     await database.close()
 
 
+async def emptied(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        there = MetaData()
+        await connection.run_sync(there.reflect)
+        await connection.run_sync(there.drop_all)
+
+
 async def test_microkit_s_own_scripts_keep_rows_in_both_directions_and_make_the_declared_tables(
     database: Database,
 ) -> None:
@@ -103,6 +113,7 @@ async def test_a_step_that_changes_values_is_told_unless_it_is_meant(on_file: Da
         AssertionError, match=r"upgrade\(\) loses or changes 1 rows of shelf, such as .*'name': 'name \d'"
     ):
         await check_scripts(shouting, shelf("name", "size"), on_file)
+    await emptied(on_file)
     await check_scripts(shouting, shelf("name", "size"), on_file, changes={"shelf": ["name"]})
 
 
@@ -131,6 +142,43 @@ async def test_rows_that_cannot_be_made_up_are_asked_for(on_file: Database, tmp_
     )
     with pytest.raises(AssertionError, match=r"say in rows= what one may hold, as in rows=\{'book': lambda n"):
         await check_scripts(checked, shelf("name", "size"), on_file)
-    async with on_file.engine.begin() as connection:
-        await connection.execute(text("DELETE FROM shelf"))
+    await emptied(on_file)
     await check_scripts(checked, shelf("name", "size"), on_file, rows={"book": lambda _: {"state": "in"}})
+
+
+async def test_a_database_with_rows_is_left_alone(on_file: Database, tmp_path: Path) -> None:
+    idle = scripts(tmp_path, up="pass", down="pass")
+    await migrate(on_file, idle.folder)
+    async with on_file.engine.begin() as connection:
+        await connection.execute(text("INSERT INTO shelf (id, name) VALUES (1, 'dear to me')"))
+
+    service = Service("library", tables=shelf("name", "size")[0], migrations=idle.folder)
+    for check in (check_scripts(idle, shelf("name", "size"), on_file), check_migrations(service, on_file)):
+        with pytest.raises(ConfigurationError, match=r"on an empty database.* has rows in schema_version, shelf"):
+            await check
+
+    async with on_file.engine.connect() as connection:
+        assert await connection.scalar(text("SELECT name FROM shelf")) == "dear to me"
+
+
+async def test_a_step_that_drops_a_table_with_rows_says_so(on_file: Database, tmp_path: Path) -> None:
+    made = FIRST.partition("def upgrade():\n")[2].partition("def downgrade")[0].strip()
+    dropping = scripts(tmp_path, up="op.drop_table('shelf')", down=made)
+    with pytest.raises(AssertionError, match=r"0002_second\.py: upgrade\(\) loses or changes 2 rows of shelf"):
+        await check_scripts(dropping, [], on_file)
+
+
+@pytest.mark.parametrize("forgets", ["bookshelf: it is another table", "book: the shelf is not meant"])
+async def test_a_step_that_forgets_another_table_does_not_mean_this_one(
+    on_file: Database, tmp_path: Path, forgets: str
+) -> None:
+    made = FIRST.partition("def upgrade():\n")[2].partition("def downgrade")[0].strip()
+    dropping = scripts(tmp_path, up="op.drop_table('shelf')", down=made, extra=f'forgets = "{forgets}"')
+    with pytest.raises(AssertionError, match="rows of shelf"):
+        await check_scripts(dropping, [], on_file)
+
+
+async def test_a_step_that_forgets_two_tables_names_both(on_file: Database, tmp_path: Path) -> None:
+    made = FIRST.partition("def upgrade():\n")[2].partition("def downgrade")[0].strip()
+    dropping = scripts(tmp_path, up="op.drop_table('shelf')", down=made, extra='forgets = "book, shelf: read no more"')
+    await check_scripts(dropping, [], on_file)
