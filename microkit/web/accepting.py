@@ -20,7 +20,11 @@ AT_ONCE: Final = 1024
 """Connections of one turn: whom a turn of a second has kept waiting, and the next one has to tell to come later."""
 AT_ONCE_OF_SEVERAL: Final = 16
 _PAUSE: Final = 1.0
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LEFT: Final = frozenset(
+    {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ETIMEDOUT, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
+    | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+)
+"""What accept(2) says of one client. Everything else it would say of the next one, too."""
 
 
 class Acceptor:
@@ -42,7 +46,7 @@ class Acceptor:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        await asyncio.gather(*self._greetings)
+        await asyncio.gather(*self._greetings, return_exceptions=True)
 
     def _accept(self) -> None:
         for _ in range(self._at_once):
@@ -51,10 +55,10 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._wait(error)
-                    return
-                continue  # that client has left before it was met
+                if error.errno in _LEFT:
+                    continue
+                self._wait(error)
+                return
             connection.setblocking(False)
             task = self._loop.create_task(self._greet(connection))
             self._greetings.add(task)
@@ -69,7 +73,7 @@ class Acceptor:
             connection.close()
 
     def _wait(self, error: OSError) -> None:
-        """A process without free descriptors is asked by its listener without end."""
+        """A process without free descriptors, say, is asked by its listener without end."""
         _log.error("no connection can be taken for %g s: %s", _PAUSE, error.strerror)
         self._loop.remove_reader(self._listener)
         self._pause = self._loop.call_later(_PAUSE, self._loop.add_reader, self._listener, self._accept)

@@ -19,7 +19,10 @@ from microkit.web.openapi import document
 from microkit.web.route import Route, Surface
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
-_METRICS_HEADERS: Final[HeaderList] = [(b"content-type", CONTENT_TYPE.encode()), _NO_STORE]
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
+_METRICS_HEADERS: Final[HeaderList] = [(b"content-type", CONTENT_TYPE.encode()), _NO_STORE, _NO_SNIFFING]
+_DOCUMENT_HEADERS: Final[HeaderList] = [(b"content-type", JSON), _NO_SNIFFING]
+_STATUS_HEADERS: Final[HeaderList] = [(b"content-type", JSON), _NO_STORE, _NO_SNIFFING]
 _PAGE_HEADERS: Final[HeaderList] = [
     (b"content-type", b"text/html; charset=utf-8"),
     (
@@ -27,7 +30,7 @@ _PAGE_HEADERS: Final[HeaderList] = [
         b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
         b"; frame-ancestors 'none'",
     ),
-    (b"x-content-type-options", b"nosniff"),
+    _NO_SNIFFING,
     (b"referrer-policy", b"no-referrer"),
 ]
 
@@ -61,7 +64,7 @@ def builtin_routes(
         return Reply(200, _METRICS_HEADERS, text)
 
     async def openapi(_: Call) -> Reply:
-        return Reply(200, [(b"content-type", JSON)], document_of_service())
+        return Reply(200, _DOCUMENT_HEADERS, document_of_service())
 
     async def docs(call: Call) -> Reply:
         answer = await (own or openapi)(call)
@@ -88,14 +91,14 @@ def _of_events(surface: Surface) -> Mapping[str, Answer]:
     document_of_events = cache(lambda: orjson.dumps(written()))
 
     async def asyncapi(_: Call) -> Reply:
-        return Reply(200, [(b"content-type", JSON)], document_of_events())
+        return Reply(200, _DOCUMENT_HEADERS, document_of_events())
 
     return {"/asyncapi.json": asyncapi}
 
 
 def _status(good: bool, yes: str, no: str, **more: Any) -> Reply:
     body = orjson.dumps({"status": yes if good else no, **more})
-    return Reply(200 if good else 503, [(b"content-type", JSON), _NO_STORE], body)
+    return Reply(200 if good else 503, _STATUS_HEADERS, body)
 
 
 def _shown(report: PartReport) -> dict[str, Any]:

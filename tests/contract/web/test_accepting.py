@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from contextlib import ExitStack
 from typing import Any
@@ -50,28 +51,30 @@ def test_clients_that_come_in_one_long_turn_of_the_loop_are_all_let_in_within_fe
 
 
 class Short:
-    """A listener of a process without a free descriptor, until it has one again."""
+    """A listener that cannot accept, because its process has no free descriptor, say, until it can again."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, trouble: int) -> None:
         self._listener = listener
+        self._trouble = trouble
         self.refusals = 0
         self.full = True
 
     def accept(self) -> Any:
         if self.full:
             self.refusals += 1
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise OSError(self._trouble, os.strerror(self._trouble))
         return self._listener.accept()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
 
 
-def test_without_a_free_descriptor_it_waits_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("trouble", [errno.EMFILE, errno.EINVAL], ids=["no descriptor", "something else"])
+def test_who_cannot_accept_waits_and_goes_on(trouble: int, caplog: pytest.LogCaptureFixture) -> None:
     async def serve() -> int:
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
-        short = Short(listener)
+        short = Short(listener, trouble)
         met: asyncio.Queue[asyncio.Protocol] = asyncio.Queue()
 
         class Met(asyncio.Protocol):
@@ -92,4 +95,4 @@ def test_without_a_free_descriptor_it_waits_and_goes_on(caplog: pytest.LogCaptur
         return refusals
 
     assert uvloop.run(serve()) == 1, "it does not ask without end"
-    assert "no connection can be taken for 1 s: Too many open files" in caplog.text
+    assert f"no connection can be taken for 1 s: {os.strerror(trouble)}" in caplog.text

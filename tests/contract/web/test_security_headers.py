@@ -51,7 +51,7 @@ async def ask(anyio_backend: str, http: Any) -> Any:
         InlineRoute("GET", "/keys", cached, "member"),
         InlineRoute("DELETE", "/mine", nothing, "member", status=204),
     ]
-    server = Server(WebApp(Surface("told", routes=routes), telemetry=Telemetry("told"), verify=verify))
+    server = Server(WebApp(Surface("told", routes=routes, asyncapi=dict), telemetry=Telemetry("told"), verify=verify))
     await server.start()
     wire = http.wire_to(server)
 
@@ -103,3 +103,20 @@ async def test_the_page_of_operations_runs_nothing_and_stands_in_no_frame(ask: A
     assert "frame-ancestors 'none'" in policy
     assert "script" not in policy
     assert headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/docs",
+        "/openapi.json",
+        "/asyncapi.json",
+        "/metrics",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/health/startup",
+    ],
+)
+async def test_what_every_service_serves_is_what_it_says(path: str, ask: Any) -> None:
+    assert (await ask("GET", path))["x-content-type-options"] == "nosniff"
