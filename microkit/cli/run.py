@@ -43,16 +43,19 @@ def run(service: str, system: str | None) -> None:
             gc.enable()
             uvloop.run(_look_after(declared, settings, reference))
         else:
-            uvloop.run(_serve(Instance(declared.declared, settings, placement=placement), declared))
+            instance = Instance(declared.declared, settings, placement=placement)
+            # A worker is told to end by its supervisor, and by whoever tells all processes of the service: once is
+            # enough. What ends it at once is SIGKILL, which the supervisor sends when it is told twice.
+            uvloop.run(_serve(instance, declared, again=placement is None))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
         undo()
 
 
-async def _serve(instance: Instance, service: Service) -> None:
+async def _serve(instance: Instance, service: Service, *, again: bool) -> None:
     stop = asyncio.Event()
-    on_signals(stop)
+    on_signals(stop, again=again)
     began = time.monotonic()
     async with instance:
         settle()
@@ -82,10 +85,10 @@ async def _look_after(service: Service, settings: ServiceSettings, reference: st
     began = time.monotonic()
     command = [sys.executable, "-m", "microkit.cli", "run", service.name, "--system", reference]
     supervisor = Supervisor(service.declared, settings, command)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.roll)
     if not await _unless(stop, supervisor.start()):
         return
     try:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.roll)
         told = {"url": supervisor.url, "pid": os.getpid(), "workers": settings.workers}
         supervisor.telemetry.logger.info("ready", extra={**told, "seconds": round(time.monotonic() - began, 3)})
         await stop.wait()

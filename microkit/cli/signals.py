@@ -6,13 +6,14 @@ import asyncio
 import signal
 
 
-def on_signals(stop: asyncio.Event) -> None:
-    """The first SIGINT or SIGTERM sets ``stop``; the second cancels the current task, wherever it is."""
+def on_signals(stop: asyncio.Event, *, again: bool = True) -> None:
+    """The first SIGINT or SIGTERM sets ``stop``; the second cancels the current task, wherever it is, unless it is not
+    ``again`` listened to: so a process that two others may tell to end drains all the same."""
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
 
     def on_signal() -> None:
-        if stop.is_set() and main is not None:
+        if again and stop.is_set() and main is not None:
             main.cancel()
         stop.set()
 

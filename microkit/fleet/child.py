@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import aiohttp
@@ -23,6 +25,7 @@ Say = Callable[[str, str], None]
 _READY: Final = "/health/ready"
 _POLL: Final = 0.05
 _AT_ONCE: Final = 3.0
+_SHORTEST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 10.0
 _STEADY: Final = 30.0
 """Seconds after which a process that ends has not failed to start."""
@@ -43,7 +46,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self._away = 0.0
+        self._away: float | None = None
         self._last: deque[str] = deque(maxlen=5)
 
     @property
@@ -122,7 +125,7 @@ class Child:
             self._say(self.copy.name, line)
 
     async def _supervise(self, reading: asyncio.Task[None]) -> None:
-        pause = 0.5
+        pause = _SHORTEST_PAUSE
         while True:
             assert self._process is not None  # noqa: S101  it was started
             began = time.monotonic()
@@ -130,19 +133,38 @@ class Child:
             await reading
             if self._stopping.is_set():
                 return
-            pause = 0.5 if code == 0 or time.monotonic() - began > _STEADY else min(_LONGEST_PAUSE, pause * 2)
-            # One that was told to end by somebody else is replaced at once: that is a step of a rolling restart.
-            away, self._away = self._away, 0.0
-            wait = away if code in (0, -signal.SIGKILL) else max(away, pause)
+            # One that was told to end, here or by somebody else, is replaced at once: that is a step of a rolling
+            # restart. One that ends again and again is not.
+            steady = time.monotonic() - began > _STEADY
+            pause = _SHORTEST_PAUSE if steady else pause
+            asked = code in (0, -signal.SIGKILL)
+            away, self._away = self._away, None
+            if asked and away is not None:
+                wait = away
+            else:
+                wait = 0.0 if asked and steady else max(away or 0.0, pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             self._say(self.copy.name, f"the process {how}; a new one is started{f' in {wait:g} s' if wait else ''}")
-            try:
-                await asyncio.wait_for(self._stopping.wait(), wait)
-            except TimeoutError:
-                reading = await self._spawn()
-                self.restarts += 1
-            else:
+            if (spawned := await self._again(wait)) is None:
                 return
+            reading = spawned
+
+    async def _again(self, wait: float) -> asyncio.Task[None] | None:
+        """A new process after so many seconds, and who reads what it says; ``None`` when there is to be none."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
+            if self._stopping.is_set():
+                return None
+            try:
+                reading = await self._spawn()
+            except (OSError, subprocess.SubprocessError) as error:
+                wait = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, wait * 2))
+                self._say(self.copy.name, f"no process can be started ({error}); it is tried again in {wait:g} s")
+                continue
+            self.restarts += 1
+            return reading
 
     async def _end(self, by: signal.Signals, within: float) -> None:
         process = self._process

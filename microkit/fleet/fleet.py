@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -199,8 +200,8 @@ class Fleet:
                     try:
                         server.start()
                         self._server_restarts[name] += 1
-                    except ConfigurationError as error:
-                        self._say(name, str(error))
+                    except (ConfigurationError, OSError, subprocess.SubprocessError) as error:
+                        self._say(name, f"{server.name} cannot be started, which is tried again: {error}")
 
 
 def _is_gateway(mounts: object) -> bool:

@@ -75,8 +75,8 @@ class _Admin:
     async def last_words(self, request: Request) -> Response:
         process = request.path_params["process"]
         worker = next((slot.number for slot in self._instance.slots if slot.has(process)), None)
-        text = await request.body()
-        if worker is None or len(text) > _LONGEST_WORDS:
+        text = await _body(request, _LONGEST_WORDS)
+        if worker is None or text is None:
             return problem(404, "Not Found", f"there is no worker process {process}")
         self._instance.whole.told(process, text.decode(), worker=worker, last=True)
         return answered({"process": process})
@@ -86,7 +86,8 @@ class _Admin:
         told = [worker for worker in workers if "state" in worker]
         ready = any(worker["status"] != "down" for worker in told)
         whole = all(worker.get("status") == "up" for worker in workers)
-        state = "draining" if self._instance.stopping else "ready" if ready else "starting"
+        begun = any(slot.ready for slot in self._instance.slots)
+        state = "draining" if self._instance.stopping else "ready" if begun else "starting"
         document = {
             "status": "down" if not ready else "up" if whole else "degraded",
             "service": self._instance.declared.name,
@@ -112,8 +113,8 @@ class _Admin:
         return _levels(await self._ask("/log-level"))
 
     async def change_level(self, request: Request) -> Response:
-        body = await request.body()
-        if len(body) > _LONGEST_LEVEL:
+        body = await _body(request, _LONGEST_LEVEL)
+        if body is None:
             return problem(413, "Content Too Large", 'say {"level": "DEBUG"}')
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return problem(415, "Unsupported Media Type", 'send application/json, such as {"level": "DEBUG"}')
@@ -128,8 +129,17 @@ class _Admin:
         return answered({"workers": workers})
 
     async def _any(self, path: str) -> bool:
-        answers = await asyncio.gather(*(_ask(slot, path) for slot in self._instance.slots))
-        return any(answer is not None and answer.status == 200 for answer in answers)
+        """Whether one says yes; who answers nothing is waited for only while none has."""
+        asking = [asyncio.create_task(_ask(slot, path)) for slot in self._instance.slots]
+        try:
+            for asked in asyncio.as_completed(asking):
+                answer = await asked
+                if answer is not None and answer.status == 200:
+                    return True
+            return False
+        finally:
+            for task in asking:
+                task.cancel()
 
     async def _ask(self, path: str, method: str = "GET", body: bytes | None = None) -> list[Document]:
         slots = self._instance.slots
@@ -139,6 +149,16 @@ class _Admin:
 
 async def _ask(slot: Slot, path: str, method: str = "GET", body: bytes | None = None) -> Asked | None:
     return await slot.current.ask(method, path, body) if slot.current is not None else None
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """``None`` where it has more bytes; what is beyond them is not read."""
+    found = bytearray()
+    async for part in request.stream():
+        found += part
+        if len(found) > most:
+            return None
+    return bytes(found)
 
 
 def _told(slot: Slot, answer: Asked | None) -> Document:

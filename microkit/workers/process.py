@@ -29,6 +29,10 @@ class WorkerProcess:
         """Whether it was ready once."""
         self.heard = time.monotonic()
         """When it last answered."""
+        self.looks = 0
+        """How often its metrics were asked for."""
+        self.seen = 0
+        """The newest of these that were answered."""
         self._path = path
         self._process = process
         self._session = session_at(path, PATIENCE)
@@ -51,13 +55,14 @@ class WorkerProcess:
         """Its exit code, when it has ended; negative where a signal ended it."""
         return await self._process.wait()
 
-    async def ask(self, method: str, path: str, body: bytes | None = None) -> Asked | None:
-        """What its admin endpoints answer; ``None`` if nothing in time."""
+    async def ask(self, method: str, path: str, body: bytes | None = None, *, within: float = PATIENCE) -> Asked | None:
+        """What its admin endpoints answer; ``None`` if nothing ``within`` so many seconds."""
         if self._session.closed:
             return None
         headers = {"content-type": "application/json"} if body is not None else None
         with suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with self._session.request(method, path, data=body, headers=headers) as response:
+            patience = aiohttp.ClientTimeout(total=within)
+            async with self._session.request(method, path, data=body, headers=headers, timeout=patience) as response:
                 answer = Asked(response.status, await response.read())
                 self.heard = time.monotonic()
                 return answer
@@ -75,14 +80,18 @@ async def start(command: Sequence[str], number: int, name: str, folder: Path, li
     admin = admin_socket(path)
     with admin:
         place = Place(number, name, listener.fileno(), admin.fileno(), folder / SUPERVISOR)
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **place.environment()},
-            pass_fds=(listener.fileno(), admin.fileno()),
-            start_new_session=True,  # ^C in the terminal is for the supervisor
-            preexec_fn=ends_with_parent(signal.SIGTERM),
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **place.environment()},
+                pass_fds=(listener.fileno(), admin.fileno()),
+                start_new_session=True,  # ^C in the terminal is for the supervisor
+                preexec_fn=ends_with_parent(signal.SIGTERM),
+            )
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     return WorkerProcess(number, name, path, process)
 
 

@@ -27,7 +27,7 @@ from microkit.workers.admin import admin_app, app_of_workers
 from microkit.workers.known import Known
 from microkit.workers.merging import Whole
 from microkit.workers.place import admin_socket
-from microkit.workers.slot import Slot
+from microkit.workers.slot import NOT_STARTED, Slot, how_ended
 
 _DRAIN: Final = 1.0
 
@@ -56,8 +56,11 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._folder = Path()
         self._gathering = asyncio.Lock()
+        self._next: asyncio.Task[bytes] | None = None
+        self._gathers: set[asyncio.Task[bytes]] = set()
         self._rolling: asyncio.Task[None] | None = None
         self._roll_again = False
+        self._filled = False
         self._known: Known | None = None
         self._restarts = self.telemetry.metrics.counter(
             "microkit_worker_restarts_total", "Workers that had ended unasked and were started again."
@@ -95,21 +98,29 @@ class Supervisor:
             await self._fill(self.slots[:1])
             await self._fill(self.slots[1:])
             self._known.keep()
+            self._filled = True
+            if self._roll_again:
+                self.roll()
         except BaseException:
             await self._end_at_once()
             raise
 
     def roll(self) -> None:
         """Puts a new worker in the place of each, one after the other, none fewer at work meanwhile. A new one reads
-        code and settings anew; if the first does not start, the old ones stay."""
-        if self._rolling is None or self._rolling.done():
-            self._rolling = asyncio.create_task(self._roll())
-        else:
+        code and settings anew; if the first does not start, the old ones stay. While they start, or are being replaced
+        already, it is done afterwards; while they end, not at all."""
+        if self.stopping:
+            return
+        if not self._filled or (self._rolling is not None and not self._rolling.done()):
             self._roll_again = True
+        else:
+            self._rolling = asyncio.create_task(self._roll())
 
     async def stop(self) -> None:
         """Has all workers drain; returns when all have ended. Cancelled, it ends them at once."""
         self.stopping = True
+        for slot in self.slots:
+            slot.stay_empty()  # whoever else has told a worker to end, it is not started again
         try:
             if self._known is not None:
                 await self._known.forget()
@@ -119,42 +130,71 @@ class Supervisor:
                 self._listener.close()  # so that the port refuses as soon as no worker accepts any more
             await asyncio.gather(*(slot.ended() for slot in self.slots))
             if self._rolling is not None:
-                await self._rolling
+                await asyncio.gather(self._rolling, return_exceptions=True)
         finally:
             await self._end_at_once()
 
     async def gather(self) -> bytes:
         """The metrics of all workers, and of those that have ended, as Prometheus' text."""
+        if self._next is None:  # those that ask before it begins share one
+            self._next = asyncio.create_task(self._gathered())
+            self._gathers.add(self._next)
+            self._next.add_done_callback(self._gathers.discard)
+        return await asyncio.shield(self._next)
+
+    async def _gathered(self) -> bytes:
         async with self._gathering:  # what is asked first is also taken first
+            self._next = None
             await asyncio.gather(*(slot.look() for slot in self.slots))
             self.whole.told("supervisor", self.telemetry.exposition().decode(), worker=None)
             return self.whole.exposition()
 
     async def _fill(self, slots: Sequence[Slot]) -> None:
-        codes = await asyncio.gather(*(slot.fill() for slot in slots))
+        try:
+            codes = await asyncio.gather(*(slot.fill() for slot in slots))
+        except NOT_STARTED as error:
+            raise ConfigurationError(
+                f"{self.declared.name} does not start: no worker can be started ({error})"
+            ) from None
         for slot, code in zip(slots, codes, strict=True):
             if code is not None:
                 raise ConfigurationError(
-                    f"{self.declared.name} does not start: worker {slot.number} ended with code {code}, and has said "
-                    "why"
+                    f"{self.declared.name} does not start: worker {slot.number} {how_ended(code)}"
+                    + (", and has said why" if code >= 0 else ": by somebody else, or because there was no memory left")
                 )
 
     async def _roll(self) -> None:
         again = True
-        while again:
+        while again and not self.stopping:
             self._roll_again = False
-            for slot in self.slots:
-                if not await slot.replace():
-                    if self.stopping:
-                        return
-                    self.telemetry.logger.error("a new worker does not start: the old ones stay at work")
-                    return
-            self.telemetry.logger.info("all workers were replaced")
+            if await self._all_replaced():
+                self.telemetry.logger.info("all workers were replaced")
             again = self._roll_again
+
+    async def _all_replaced(self) -> bool:
+        for slot in self.slots:
+            try:
+                replaced = not self.stopping and await slot.replace()
+            except NOT_STARTED as error:
+                self.telemetry.logger.warning("a new worker cannot be started (%s): the old ones stay", error)
+                return False
+            if not replaced:
+                if not self.stopping:
+                    self.telemetry.logger.error("a new worker does not start: the old ones stay at work")
+                return False
+        return True
 
     async def _open_admin(self) -> None:
         settings = self.settings
-        inner = Server(app_of_workers(self), listener=admin_socket(self._folder / process.SUPERVISOR))
+        path = self._folder / process.SUPERVISOR
+        try:
+            listener = admin_socket(path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"no socket can be made at {path} ({error}): set TMPDIR to a folder with a short name that can be "
+                "written"
+            ) from None
+        inner = Server(app_of_workers(self), listener=listener)
         await inner.start()
         self._owned.push_async_callback(inner.stop, _DRAIN)
         if settings.admin_port is None:
@@ -187,8 +227,10 @@ class Supervisor:
         return await process.start(self._command, number, f"{next(self._names)}", self._folder, self._listener)
 
     async def _end_at_once(self) -> None:
-        if self._rolling is not None:
-            self._rolling.cancel()
+        going = [*self._gathers, *([self._rolling] if self._rolling is not None else [])]
+        for task in going:
+            task.cancel()
+        await asyncio.gather(*going, return_exceptions=True)
         await asyncio.gather(*(slot.kill() for slot in self.slots))
         await self._owned.aclose()
         await self.telemetry.close()

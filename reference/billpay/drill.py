@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -26,6 +27,8 @@ _PASSWORD: Final = "granite-lantern-93-willow"  # noqa: S105  of accounts that l
 _PAYMENTS_EVERY: Final = 100
 _READS: Final = {3: "/api/users/me", 7: "/api/payments?limit=5"}
 """By the last digit of a request's number."""
+_SIGN_IN_EVERY: Final = 300.0
+"""Seconds; a token lives for twice as long."""
 _PATIENCE: Final = 60.0
 _ENDING: Final = 180.0
 """Seconds in which every payment has come to its end."""
@@ -69,6 +72,7 @@ class BillLoad:
         self._payee = next(iter(DEMO_PROVIDERS.values()))
         self._entering: set[int] = set()
         self._paying: dict[int, _Person] = {}
+        self._staying: asyncio.Task[None] | None = None
 
     async def prepare(self, door: Door) -> None:
         for number in range(PEOPLE):
@@ -78,6 +82,15 @@ class BillLoad:
             self._people.append(_Person(email))
             await _sign_in(door, self._people[-1])
         await asyncio.gather(*(self._fund(door, person) for person in self._people))
+        self._staying = asyncio.create_task(self._stay_signed_in(door))
+
+    async def _stay_signed_in(self, door: Door) -> None:
+        """Tokens live for minutes, and drills for longer."""
+        while True:
+            for person in self._people:
+                await asyncio.sleep(_SIGN_IN_EVERY / PEOPLE)
+                with suppress(MicrokitError):  # the token that is there lives until the next time
+                    await _sign_in(door, person)
 
     async def _fund(self, door: Door, person: _Person) -> None:
         wallet = Outgoing("POST", "/api/payments/wallet", None, person.headers)
@@ -115,9 +128,17 @@ class BillLoad:
             self._people[number % PEOPLE].bill = body["id"]
 
     async def verify(self, door: Door, acknowledged: Collection[int]) -> Verdict:
+        try:
+            return await self._verified(door, acknowledged)
+        finally:
+            if self._staying is not None:
+                self._staying.cancel()
+                await asyncio.gather(self._staying, return_exceptions=True)
+
+    async def _verified(self, door: Door, acknowledged: Collection[int]) -> Verdict:
         found = _Found()
         for person in self._people:
-            await _sign_in(door, person)  # tokens live for minutes, and drills for longer
+            await _sign_in(door, person)
         # Payments first: bills change until the last of them has ended.
         settled = [payment for person in self._people for payment in await _payments(door, person, found)]
         told = {str(event["key"]) for event in await door.events("payment.payments") if _is(event, "PaymentSettled")}

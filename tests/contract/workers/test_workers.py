@@ -82,7 +82,8 @@ async def test_three_workers_count_as_one_and_what_a_killed_one_counted_stays(tm
         under_way = [asyncio.create_task(running.get(f"{running.url}/slow")) for _ in range(6)]
         await running.until_active(6)
         last = await running.pids()
-        running.send(signal.SIGTERM)
+        for pid in [running.process.pid, *last]:  # all are told, as by who tells every process of a service
+            os.kill(pid, signal.SIGTERM)
         assert [status for status, _ in await asyncio.gather(*under_way)] == [200] * 6
         assert await running.ended() == 0
         await until_gone(last)
