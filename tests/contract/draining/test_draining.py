@@ -74,7 +74,7 @@ async def hello() -> str:
 @alpha.get("/slow", allow=ANYONE)
 async def slow() -> str:
     (HERE / "request").touch()
-    await asyncio.sleep(2)
+    await asyncio.sleep(1)
     return "slow"
 
 @alpha.post("/say", allow=ANYONE)
@@ -144,8 +144,8 @@ async def running(folder: Path, bus: str, workers: int) -> AsyncIterator[Alpha]:
         "ALPHA_BUS_URL": bus,
         "ALPHA_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/alpha.db",
         "ALPHA_MIGRATE_ON_START": "true",
-        "ALPHA_DRAIN_DELAY": "500ms",
-        "ALPHA_SHUTDOWN_TIMEOUT": "5s",
+        "ALPHA_DRAIN_DELAY": "300ms",
+        "ALPHA_SHUTDOWN_TIMEOUT": "3s",
     }
     async with service_process(folder, told, workers) as (process, lines), aiohttp.ClientSession() as session:
         yield Alpha(folder, process, f"http://127.0.0.1:{port}", session, lines)

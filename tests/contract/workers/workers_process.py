@@ -119,7 +119,7 @@ class Load:
     answers: list[int] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
-    async def send(self, url: str, stop: asyncio.Event, most: int = 1_000_000) -> None:
+    async def send(self, url: str, stop: asyncio.Event, most: int = 1_000_000, *, pause: float = 0.0) -> None:
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
             while not stop.is_set() and len(self.answers) + len(self.broken) < most:
@@ -129,13 +129,14 @@ class Load:
                         self.answers.append(answer.status)
                 except aiohttp.ClientError as error:
                     self.broken.append(f"{type(error).__name__}: {error}")
+                await asyncio.sleep(pause)
 
     @asynccontextmanager
     async def on(self, url: str, lines: int = 3) -> AsyncIterator[None]:
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for _ in range(lines):
-                group.create_task(self.send(url, stop))
+                group.create_task(self.send(url, stop, pause=0.01))  # a new worker needs the processor, too
             try:
                 yield
             finally:
@@ -190,7 +191,7 @@ async def service_process(
 
 
 @asynccontextmanager
-async def run(folder: Path, workers: int = 3, env: Mapping[str, str] | None = None) -> AsyncIterator[Run]:
+async def run(folder: Path, workers: int, env: Mapping[str, str] | None = None) -> AsyncIterator[Run]:
     """``microkit run alpha`` with so many workers, ready."""
     port, admin = free_ports(2)
     system_in(folder, port)

@@ -92,10 +92,10 @@ class Slot:
         self.current: Any = None
         self.looking = asyncio.Event()
         self.said = said
-        self.while_filled: Any = lambda: None
+        self.over = asyncio.Event()
+        self.over.set()
 
     async def fill(self) -> None:
-        self.while_filled()
         self.ready = True
 
     async def replace(self) -> bool:
@@ -114,9 +114,11 @@ class Slot:
     def end(self) -> None:
         self.said.append(f"end {self.number}")
 
-    async def ended(self) -> None: ...
+    async def ended(self) -> None:
+        await self.over.wait()
 
-    async def kill(self) -> None: ...
+    async def kill(self) -> None:
+        self.said.append(f"killed {self.number}")
 
 
 def with_slots(monkeypatch: pytest.MonkeyPatch) -> tuple[Supervisor, list[str]]:
@@ -151,7 +153,20 @@ async def test_no_worker_is_put_anywhere_from_the_moment_it_is_told_to_end(monke
             supervisor.roll()
 
         monkeypatch.setattr(known, "forget", forget)
-    assert said == ["no more in 1", "no more in 2", "forgotten", "end 1", "end 2"]
+    assert said[:-2] == ["no more in 1", "no more in 2", "forgotten", "end 1", "end 2"]
+
+
+async def test_told_twice_to_end_it_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, said = with_slots(monkeypatch)
+    await supervisor.start()
+    slots: Any = supervisor.slots
+    slots[1].over.clear()
+    stopping = asyncio.create_task(supervisor.stop())
+    await until(said, "end 2")
+    assert "killed 2" not in said
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    assert said[-2:] == ["killed 1", "killed 2"]
 
 
 async def test_a_replacement_that_failed_does_not_make_the_end_fail(
