@@ -65,7 +65,7 @@ async def serve(url: str, shedding: bool) -> None:
     telemetry = Telemetry("overloaded", log_level="CRITICAL")
     database = Database(url, telemetry=telemetry, pool_size=POOL, max_overflow=0)
     await database.start()
-    limits = Limits(shedding=shedding)
+    limits = Limits(shedding=shedding, queue=PATIENCE)
     routes = [InlineRoute("GET", f"/{kind.__name__}", kind, ANYONE) for kind in (cpu, small, db)]
     app = WebApp(
         Surface("overloaded", routes=routes), telemetry=telemetry, database=database, limits=limits, access_log=False

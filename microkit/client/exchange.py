@@ -12,6 +12,7 @@ from typing import Final
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.connector import Connection
 from aiohttp.typedefs import LooseHeaders
 from multidict import CIMultiDict
 from yarl import URL
@@ -22,6 +23,10 @@ from microkit.errors import BadGateway
 
 NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 """Errors after which the other side has certainly seen nothing of the request."""
+
+_LATE: Final = 0.05
+"""Seconds; where a timer comes so much later than it was to, the event loop has turns in which no connection is made in
+time, however near the other side: a burst of work, or a machine with more to do than it can."""
 
 
 class AnswerTooBig(BadGateway, status=502):
@@ -79,10 +84,7 @@ class Exchange:
         headers.update(wire.headers)
         loop = asyncio.get_running_loop()
         request = Request(wire.method, url, headers=headers, data=wire.body, loop=loop, session=self._session)
-        try:
-            connection = await self._connector.connect(request, traces=[], timeout=self._timeout)
-        except TimeoutError:
-            raise aiohttp.ConnectionTimeoutError(f"no connection to {url.host} in time") from None
+        connection = await self._connect(request, loop)
         try:
             protocol = connection.protocol
             assert protocol is not None  # noqa: S101  a connection just made has one
@@ -98,6 +100,19 @@ class Exchange:
             connection.close()
             raise
         return response
+
+    async def _connect(self, request: Request, loop: asyncio.AbstractEventLoop) -> Connection:
+        """A connection; where none stood in time while this loop was late itself, that says nothing of the other side,
+        and it is asked once or twice more."""
+        for patience in (2, 1, 0):
+            began = loop.time()
+            try:
+                return await self._connector.connect(request, traces=[], timeout=self._timeout)
+            except TimeoutError:
+                late = loop.time() - began - (self._timeout.sock_connect or 0.0)
+                if late < _LATE or not patience:
+                    break
+        raise aiohttp.ConnectionTimeoutError(f"no connection to {request.url.host} in time") from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()

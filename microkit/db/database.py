@@ -112,14 +112,17 @@ class Database:
         """Whether some transactions are sent to a copy."""
 
     @property
-    def expected_wait(self) -> float:
-        """Seconds that a transaction which began now would wait for its connection; 0 where nobody waits."""
-        return self._writers.expected_wait
+    def reads_apart(self) -> bool:
+        """Whether transactions that only read have connections of their own, and wait for no writer."""
+        return self._readers is not self._writers
 
-    @property
-    def typical_use(self) -> float:
+    def expected_wait(self, *, read_only: bool = False) -> float:
+        """Seconds that a transaction which began now would wait for its connection; 0 where nobody waits."""
+        return (self._readers if read_only else self._writers).expected_wait
+
+    def typical_use(self, *, read_only: bool = False) -> float:
         """Seconds for which a transaction keeps its connection, on average."""
-        return self._writers.typical_use
+        return (self._readers if read_only else self._writers).typical_use
 
     def pools(self) -> list[PoolState]:
         """How the pools are: where there is one connection that writes, it has a pool of its own."""

@@ -106,7 +106,7 @@ class WebApp:
                 depth=self.limits.depth,
             )
             answers[route.method, route.path] = endpoint.answer
-            served = Served(route.path, endpoint.answer, route.timeout, transacts=route.transacts)
+            served = Served(route.path, endpoint.answer, route.timeout, transacts=route.transaction)
             self._table.add(route.method, route.path, served)
         own = answers.get(("GET", "/openapi.json"))
         for path, answer in builtin_routes(self.surface, routes, self.health, self.telemetry, own).items():

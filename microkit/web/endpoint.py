@@ -20,7 +20,7 @@ from microkit.web.binding import Binding
 from microkit.web.call import JSON, Call, HeaderList, Reply
 from microkit.web.idempotency import Idempotency, Identity
 from microkit.web.rate_limits import RateLimits
-from microkit.web.route import Route
+from microkit.web.route import Route, Transacts
 from microkit.web.sent import FRAMING, check_sendable
 from microkit.web.shedding import CRITICAL, PRIORITY
 
@@ -45,7 +45,7 @@ class Served:
     answer: Answer
     timeout: float | None = None
     quiet: bool = False
-    transacts: bool = False
+    transacts: Transacts | None = None
 
 
 class Endpoint:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 from starlette.responses import Response
@@ -20,6 +20,10 @@ from microkit.injection import bare
 from microkit.page import PageRequest
 from microkit.resilience.rate import Limit
 from microkit.web.schema import types_within
+
+Transacts = Literal["reads", "writes"]
+"""What a request does in the database, where it takes a connection of it: those that read may have a queue of their
+own, as with SQLite, whose one writer keeps nobody from reading."""
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -123,6 +127,13 @@ class Route:
     def transacts(self) -> bool:
         """Whether the handler takes a ``Transaction``."""
         return any(bare(one) is Transaction for one in get_type_hints(self.handler, include_extras=True).values())
+
+    @property
+    def transaction(self) -> Transacts | None:
+        """What its transaction does, where the handler takes one."""
+        if not self.transacts:
+            return None
+        return "reads" if self.safe else "writes"
 
     @property
     def remembered(self) -> bool:

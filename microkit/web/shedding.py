@@ -20,6 +20,7 @@ from microkit.web.access import Access, bearer
 from microkit.web.call import HeaderList, Reply
 from microkit.web.limits import Limits
 from microkit.web.problems import PROBLEM_HEADERS
+from microkit.web.route import Transacts
 
 CRITICAL: Final = b"critical"
 """The value of ``Request-Priority`` that goes before others. It is believed of services of the system only."""
@@ -41,29 +42,36 @@ class ServiceOverloaded(Unavailable, status=503, title="The service has more to 
 class _DatabaseQueue:
     """The queue before the database's connections: bounded by time as the gate's is, and looked at from outside."""
 
-    def __init__(self, database: Database, patience: float) -> None:
+    def __init__(self, database: Database, patience: float, *, read_only: bool) -> None:
         self._database = database
+        self._read_only = read_only
         self._patience = Patience(patience)
         self._since = 0.0
         self._came = self._refused = 0
         self._least = math.inf
 
     def too_long(self, *, critical: bool = False) -> bool:
-        """Whether who came now would wait for too long."""
-        wait = self._database.expected_wait
+        """Whether who came now would wait for too long. It may be asked more than once for a request."""
+        wait = self._wait()
         patience = self._patience
         if patience.overloaded:
             self._review(wait)
-        if wait <= (patience.most if critical else patience.seconds):
-            return False
+        return wait > (patience.most if critical else patience.seconds)
+
+    def let_in(self) -> None:
+        """A request goes on to the database."""
+        self._came += 1
+
+    def refuse(self) -> None:
+        """A request does not, because it would wait for too long."""
+        patience = self._patience
         if not patience.overloaded:
-            self._since, self._came, self._refused, self._least = time.monotonic(), 1, 0, wait
+            self._since, self._came, self._refused, self._least = time.monotonic(), 0, 0, self._wait()
+        self._came += 1
         self._refused += 1
         patience.lost(self._tight())
-        return True
 
     def _review(self, wait: float) -> None:
-        self._came += 1
         self._least = min(self._least, wait)
         if (now := time.monotonic()) - self._since < INTERVAL:
             return
@@ -72,8 +80,11 @@ class _DatabaseQueue:
         self._patience.review(self._came, self._refused, self._tight(), standing=self._least > 0.0)
         self._since, self._came, self._refused, self._least = now, 0, 0, math.inf
 
+    def _wait(self) -> float:
+        return self._database.expected_wait(read_only=self._read_only)
+
     def _tight(self) -> float:
-        return max(LEAST, self._database.typical_use)
+        return max(LEAST, self._database.typical_use(read_only=self._read_only))
 
 
 class Entrance:
@@ -82,7 +93,12 @@ class Entrance:
     def __init__(self, limits: Limits, telemetry: Telemetry, access: Access, database: Database | None) -> None:
         self._on = limits.shedding
         self._gate = gate = Gate(most=limits.concurrency, patience=limits.queue)
-        self._database = _DatabaseQueue(database, limits.queue) if database is not None else None
+        self._database: dict[Transacts | None, _DatabaseQueue] = {}
+        if database is not None:
+            writes = _DatabaseQueue(database, limits.queue, read_only=False)
+            apart = database.reads_apart
+            reads = _DatabaseQueue(database, limits.queue, read_only=True) if apart else writes
+            self._database = {"reads": reads, "writes": writes}
         self._access = access
         self._body = orjson.dumps(ServiceOverloaded("Come back as Retry-After says").document())
         metrics = telemetry.metrics
@@ -99,24 +115,34 @@ class Entrance:
             lambda: gate.overloaded
         )
 
-    def enter_now(self, waited: float, *, transacts: bool) -> bool:
+    def enter_now(self, waited: float, *, transacts: Transacts | None) -> bool:
         """Whether a request that has been there for ``waited`` seconds may go on at once."""
         if not self._on:
             return True
-        if transacts and self._database is not None and self._database.too_long():
-            return False
-        return self._gate.enter_now(waited)
+        if (queue := self._database.get(transacts)) is None:
+            return self._gate.enter_now(waited)
+        if queue.too_long() or not self._gate.enter_now(waited):
+            return False  # enter() counts it
+        queue.let_in()
+        return True
 
-    async def enter(self, waited: float, headers: Mapping[bytes, bytes], *, transacts: bool) -> Reply | None:
+    async def enter(
+        self, waited: float, headers: Mapping[bytes, bytes], *, transacts: Transacts | None
+    ) -> Reply | None:
         """Waits for a place where that makes sense; what to answer where it does not."""
         critical = PRIORITY in headers and headers[PRIORITY] == CRITICAL and await self._is_service(headers)
         why: Why = "database"
-        if not (transacts and self._database is not None and self._database.too_long(critical=critical)):
+        queue = self._database.get(transacts)
+        if queue is not None and queue.too_long(critical=critical):
+            queue.refuse()
+        else:
             try:
                 await self._gate.enter(waited, critical=critical)
             except Overloaded as error:
                 why = error.reason
             else:
+                if queue is not None:
+                    queue.let_in()
                 return None
         self._shed(why).inc()
         return self._refusal(headers)

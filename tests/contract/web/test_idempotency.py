@@ -368,7 +368,8 @@ class LosesCommits:
         self._committed = committed
         self._lost = False
         self.dialect = database.dialect
-        self.expected_wait = self.typical_use = 0.0
+        self.reads_apart = database.reads_apart
+        self.expected_wait, self.typical_use = database.expected_wait, database.typical_use
 
     async def run(self, work: Callable[[Transaction], Awaitable[Any]], **options: Any) -> Any:
         if self._lost:
