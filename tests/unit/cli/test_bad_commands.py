@@ -198,18 +198,20 @@ def test_a_reader_that_has_gone_ends_the_command_in_silence(command: Command) ->
 def test_where_nothing_can_be_printed_it_says_so(command: Command) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("here is no /dev/full")
-    said = failed(shell(command, "$M doctor --system tiny:system --json > /dev/full"), 1)
+    said = failed(shell(command, "$M config show alpha --system tiny:system --json > /dev/full"), 1)
     assert said == "No space left on device: see that there is room, and that this user may write there"
 
 
 @pytest.mark.parametrize(
     ("line", "env"),
     [
-        ("$M doctor alpha --system tiny:system >&-", {}),
-        ("$M doctor alpha --system tiny:system", {"COLUMNS": "10", "NO_COLOR": "1", "TERM": "dumb"}),
-        ("$M doctor alpha --system tiny:system", {"PYTHONIOENCODING": "ascii"}),
+        ("$M config show alpha --system tiny:system >&-", {}),
+        (
+            "$M doctor alpha --system tiny:system",
+            {"COLUMNS": "10", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "ascii"},
+        ),
     ],
-    ids=["stdout is closed", "ten columns", "ASCII"],
+    ids=["stdout is closed", "ten columns of ASCII"],
 )
 def test_any_terminal_will_do(command: Command, line: str, env: dict[str, str]) -> None:
     done = shell(command, line, **env)
