@@ -44,6 +44,9 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
+    from microkit.redaction import redact_text  # noqa: PLC0415  as above
+
+    sentence = redact_text(sentence)
     try:
         if "--json" in sys.argv:
             sys.stdout.write(json.dumps({"ok": False, "error": sentence}) + "\n")

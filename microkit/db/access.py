@@ -32,7 +32,7 @@ class Access:
             self._logger.error("the database gives no connection: %s", said_of_opening(error))
 
     def given(self) -> None:
-        """One was had."""
+        """One was opened."""
         self.lost = False
         if self._open:
             self._open = False

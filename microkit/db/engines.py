@@ -16,6 +16,7 @@ from microkit.db.options import DEFAULT, PoolOptions
 from microkit.db.pool import Driver
 from microkit.db.transaction import Dialect
 from microkit.errors import ConfigurationError, MissingExtra
+from microkit.redaction import redact_text
 
 _EXAMPLES = "sqlite+aiosqlite:///billing.db or postgresql+asyncpg://user:password@host:5432/billing"
 
@@ -113,4 +114,4 @@ def _sqlite(url: URL, limits: Limits, foreign_keys: bool) -> Engines:
 
 
 def _where(url: URL) -> str:
-    return url.render_as_string(hide_password=True)
+    return redact_text(url.render_as_string(hide_password=True))  # it may be in the query as well

@@ -100,7 +100,7 @@ class Pool:
         metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending)
         kept = engine.sync_engine.pool
         metrics.limited(most=size, idle=kept.size() if isinstance(kept, QueuePool) else 0)
-        _time_opening(engine.sync_engine, metrics.created)
+        _watch_opening(engine.sync_engine, metrics.created, access)
 
     @property
     def idle(self) -> int:
@@ -181,7 +181,7 @@ class Pool:
         self.metrics.used(seconds)
 
 
-def _time_opening(engine: Engine, observe: Callable[[float], None]) -> None:
+def _watch_opening(engine: Engine, observe: Callable[[float], None], access: Access) -> None:
     @event.listens_for(engine, "do_connect")
     def begins(dialect: object, record: Any, args: object, options: object) -> None:
         record.info["began"] = time.monotonic()
@@ -191,6 +191,8 @@ def _time_opening(engine: Engine, observe: Callable[[float], None]) -> None:
         began = record.info.pop("began", None)
         if began is not None:
             observe(time.monotonic() - began)
+        if access.lost:  # one that was idle says nothing about whether the server gives others
+            access.given()
 
 
 class Instead(Protocol):
@@ -287,8 +289,6 @@ class Lease:
                 access.refused(error)
                 raise DatabaseUnavailable("The database takes no connections", headers={"Retry-After": "1"}) from error
             raise
-        if access.lost:
-            access.given()
         return made
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
@@ -27,7 +27,7 @@ _LAST: Final = object()
 class SqliteConnection(aiosqlite.Connection):
     """``path`` and ``options`` are those of :func:`sqlite3.connect`. Awaited, it is opened."""
 
-    def __init__(self, path: str, **options: Any) -> None:
+    def __init__(self, path: str, options: Mapping[str, Any]) -> None:
         self._file: sqlite3.Connection | None = None
 
         def connect() -> sqlite3.Connection:
@@ -91,7 +91,7 @@ class SqliteConnections:
 
     async def connect(self, path: str, **options: Any) -> SqliteConnection:
         """Opens one more."""
-        made = SqliteConnection(path, **options)
+        made = SqliteConnection(path, options)
         self._made.add(made)
         opened = await made
         assert opened is made  # noqa: S101  as aiosqlite's types do not say

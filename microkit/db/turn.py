@@ -34,9 +34,14 @@ async def alone(database: Database, patience: float = PATIENCE) -> AsyncIterator
     the transaction.
 
     Raises:
-        ConfigurationError: another process went on migrating for ``patience`` seconds.
+        ConfigurationError: another went on migrating for ``patience`` seconds.
     """
-    while not _ALEMBIC.acquire(blocking=False):  # noqa: ASYNC110  a lock of the process, not of one loop
+    ends = time.monotonic() + patience
+    while not _ALEMBIC.acquire(blocking=False):  # a lock of the process, not of one loop
+        if time.monotonic() > ends:
+            raise ConfigurationError(
+                f"another migration in this process has been under way for {patience:.0f} s: look whether it is stuck"
+            )
         await asyncio.sleep(_POLL)
     try:
         async with database.administration(patience) as engine:

@@ -31,7 +31,8 @@ def scan(folder: Path) -> dict[str, Any]:
         check=False,
         timeout=240,
     )
-    found: dict[str, Any] = json.loads(ended.stdout or "{}")
+    # A second document may follow the findings: what was looked at, in numbers.
+    found: dict[str, Any] = json.JSONDecoder().raw_decode(ended.stdout.decode() or "{}")[0]
     assert ended.returncode == (200 if found.get("findings") else 0), ended.stderr.decode()
     return found
 

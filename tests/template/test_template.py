@@ -167,7 +167,7 @@ def test_it_asks_for_the_microkit_that_the_template_is_part_of(project: Path) ->
 
     # By its URL: the bare name is another project's on the public index.
     assert {one.url for one in wanted if one.name == "microkit"} == {ROOT.as_uri()}
-    assert extras == {"postgres", "testing"}
+    assert extras == {"lint", "postgres", "testing"}
     assert extras <= offered.keys()
     assert described["description"] == "Parts, and what they're worth."
 

@@ -19,13 +19,14 @@ _OURS: Final = {
     "enable.auto.commit": "an offset is committed when its message was acknowledged",
     "enable.auto.offset.store": "an offset is committed when its message was acknowledged",
     "enable.idempotence": "idempotence=false is the way to send without it, in order all the same",
-    "max.in.flight": "a retried send must not overtake another",
-    "max.in.flight.requests.per.connection": "a retried send must not overtake another",
     "group.id": "the group is the subscription's",
     "message.timeout.ms": "delivery_timeout bounds a send",
     "delivery.timeout.ms": "delivery_timeout bounds a send",
     "partitioner": "keys are placed as Java's clients place them",
 }
+_IN_FLIGHT: Final = ("max.in.flight", "max.in.flight.requests.per.connection")
+_MOST_IN_FLIGHT: Final = 5
+"""Requests whose order an idempotent producer's broker keeps."""
 _UNDERSCORED: Final = ("sasl_", "security_", "ssl_")
 """How properties begin that other clients and people write so: ``security_protocol``."""
 _DOTLESS: Final = frozenset({"debug", "log_level", "retries"})
@@ -61,6 +62,11 @@ class KafkaOptions:
         for name in self.client:
             if name in _OURS:
                 raise ConfigurationError(f"bus_url: {name} cannot be set, because {_OURS[name]}")
+            if name in _IN_FLIGHT and not (self.idempotence and _in_order(self.client[name])):
+                raise ConfigurationError(
+                    f"bus_url: {name} is at most {_MOST_IN_FLIGHT}, and not for idempotence=false to say, "
+                    "because a retried send must not overtake another"
+                )
         if self.delivery_timeout <= 0:
             raise ConfigurationError("bus_url: delivery_timeout is more than 0; an example: 30s")
 
@@ -101,6 +107,13 @@ class KafkaOptions:
         if parts.scheme == "kafka+ssl" and "SSL" not in client["security.protocol"].upper():
             raise ConfigurationError("bus_url: kafka+ssl:// is TLS; leave security.protocol out, or write kafka://")
         return cls(servers, client, **own)
+
+
+def _in_order(value: object) -> bool:
+    try:
+        return 1 <= int(str(value)) <= _MOST_IN_FLIGHT
+    except ValueError:
+        return False
 
 
 def _field(name: str, value: str) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -58,27 +58,45 @@ class _Line:
 
     It is retired as a whole: when a batch is not confirmed in time, or the client says that it will send nothing more,
     everything on the line fails, so that no later message of a key overtakes one that was given up. The next batch gets
-    a new line.
+    a new line. ``reason`` says why it was retired.
     """
 
     def __init__(self, config: Mapping[str, Any], logger: logging.Logger) -> None:
         self.client = Producer(dict(config), logger=logger)
         self.retired = False
+        self.reason = ""
         self.ended = threading.Event()
+        self._sending = threading.Lock()
         threading.Thread(target=self._serve, name="kafka-producer", daemon=True).start()
 
-    def retire(self) -> None:
-        """Fails what is not confirmed. Does not block."""
-        if not self.retired:
-            self.retired = True
-            self.client.purge(in_queue=True, in_flight=True, blocking=False)
+    def send(self, message: Message, report: Callable[[KafkaError | None, object], None]) -> None:
+        """Hands a message over. What was handed over is reported: the line's thread ends when nothing is left.
+
+        Raises:
+            ConnectionError: the line is retired.
+            BufferError: as much is under way as is allowed.
+            KafkaException: the client refuses it.
+            TypeError, ValueError: it cannot be written as a record.
+        """
+        key, headers = encode(message.key), headers_of(message)
+        with self._sending:
+            if self.retired:
+                raise ConnectionError(self.reason)
+            self.client.produce(message.topic, message.value, key, on_delivery=report, headers=headers)
+
+    def retire(self, reason: str) -> None:
+        """Fails what is not confirmed, for that reason unless there was one before. Does not block."""
+        with self._sending:
+            if not self.retired:
+                self.retired, self.reason = True, reason
+                self.client.purge(in_queue=True, in_flight=True, blocking=False)
 
     def _serve(self) -> None:
         while not (self.retired and not len(self.client)):
             try:
                 self.client.poll(0.2)
-            except KafkaException:  # a fatal error: a broker that was killed may have forgotten the client's sequence
-                self.retire()
+            except KafkaException as error:  # fatal: a broker that was killed may have forgotten the client's sequence
+                self.retire(str(reason_of(error.args[0])))
         del self.client  # its end takes a moment, which is this thread's
         self.ended.set()
 
@@ -99,7 +117,7 @@ class KafkaProducer:
         line, batch = self._line(), _Batch(loop)
         # Once handed over, a batch is out of its caller's hands. The bound holds for a cancelled call too: what it left
         # behind must not arrive after what is sent in its place.
-        timer = loop.call_later(self._timeout, line.retire)
+        timer = loop.call_later(self._timeout, line.retire, f"not confirmed within {self._timeout:g} s")
         self._pending.add(batch)
         batch.future.add_done_callback(lambda _done: self._over(batch, timer))
         refused: dict[int, Exception] = {}
@@ -117,7 +135,7 @@ class KafkaProducer:
             await asyncio.wait([batch.future for batch in self._pending], timeout=_GRACE)
         line, self._current = self._current, None
         if line is not None:
-            line.retire()
+            line.retire("the bus was closed")
             await asyncio.to_thread(line.ended.wait, _GRACE)
 
     def _over(self, batch: _Batch, timer: asyncio.TimerHandle) -> None:
@@ -138,32 +156,24 @@ class KafkaProducer:
                 await asyncio.sleep(0)
             cause = stuck.get((message.topic, message.key)) if stuck else None
             while cause is None:
-                if line.retired:
-                    cause = ConnectionError(f"not confirmed within {self._timeout:g} s")
-                    break
                 try:
-                    line.client.produce(
-                        message.topic,
-                        message.value,
-                        encode(message.key),
-                        on_delivery=partial(batch.report, index),
-                        headers=headers_of(message),
-                    )
+                    line.send(message, partial(batch.report, index))
                     batch.handed += 1
                     break
                 except BufferError:  # as much is under way as is allowed
                     await asyncio.sleep(_FULL_PAUSE)
                 except KafkaException as error:
                     cause = reason_of(error.args[0])
-                except (TypeError, ValueError) as error:  # it cannot be written as a record
+                except (ConnectionError, TypeError, ValueError) as error:
                     cause = error
             if cause is not None:
                 refused[index] = stuck[message.topic, message.key] = cause
 
     def _fail(self, line: _Line, batch: _Batch, messages: Sequence[Message], refused: Mapping[int, Exception]) -> None:
-        if any(is_over(error) for error in batch.failed.values()):
-            line.retire()
-        failed = {**refused, **{index: self._cause(error) for index, error in batch.failed.items()}}
+        over = next((error for error in batch.failed.values() if is_over(error)), None)
+        if over is not None:
+            line.retire(str(reason_of(over)))
+        failed = {**refused, **{index: self._cause(line, error) for index, error in batch.failed.items()}}
         lanes: dict[tuple[str, str], Exception] = {}
         for index, message in enumerate(messages):
             name = (message.topic, message.key)
@@ -175,6 +185,6 @@ class KafkaProducer:
             raise ConnectionError(f"none of {len(messages)} messages was confirmed: {failed[0]}")
         raise PublishFailed(dict(sorted(failed.items())))
 
-    def _cause(self, error: KafkaError) -> Exception:
+    def _cause(self, line: _Line, error: KafkaError) -> Exception:
         purged = error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: SLF001  its own name
-        return ConnectionError(f"not confirmed within {self._timeout:g} s") if purged else reason_of(error)
+        return ConnectionError(line.reason) if purged else reason_of(error)

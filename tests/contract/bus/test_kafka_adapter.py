@@ -373,8 +373,10 @@ async def test_sending_without_a_sequence_keeps_the_order(own_server: KafkaServe
 def test_what_would_let_a_send_overtake_another_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="idempotence=false is the way"):
         connect("kafka://127.0.0.1:9092?enable.idempotence=false")
-    with pytest.raises(ConfigurationError, match="must not overtake"):
-        connect("kafka://127.0.0.1:9092?max.in.flight.requests.per.connection=5")
+    for said in ("max.in.flight=6", "max.in.flight.requests.per.connection=0", "idempotence=false&max.in.flight=1"):
+        with pytest.raises(ConfigurationError, match="must not overtake"):
+            connect(f"kafka://127.0.0.1:9092?{said}")
+    connect("kafka://127.0.0.1:9092?max.in.flight.requests.per.connection=5")
 
 
 @pytest.mark.parametrize("code", [KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH])

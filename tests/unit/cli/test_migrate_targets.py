@@ -44,9 +44,9 @@ class House:
         text = STEP.format(number=number, before=before, says=says)
         (self.versions / f"{number:04}_step.py").write_text(text)
 
-    def __call__(self, *arguments: str) -> Ended:
+    def __call__(self, *arguments: str, **env: str) -> Ended:
         sys.modules.pop("house", None)
-        return self.command.here("migrate", *arguments, "--system", "house:system", "--json")
+        return self.command.here("migrate", *arguments, "--system", "house:system", "--json", env=env)
 
     @property
     def at(self) -> list[str]:
@@ -119,3 +119,11 @@ def test_the_job_of_a_version_that_does_not_survive_ends_badly(house: House) -> 
     done = house("up", "shelves")
     assert done.code == 1
     assert "does not survive shelves 0004 (shelf 3 is read no more)" in done.document["error"]
+
+
+def test_an_error_shows_no_password_of_a_url(house: House) -> None:
+    url = "postgresql+asyncpg://127.0.0.1:1/house?user=u&password=s3cret-s3cret"
+    failed = house("status", "shelves", SHELVES_DATABASE_URL=url)
+    assert failed.code == 1
+    assert "127.0.0.1:1/house" in failed.err
+    assert "s3cret" not in failed.out + failed.err

@@ -13,6 +13,7 @@ from microkit.cli.steady import YOUNG, settle
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     before = gc.get_threshold()
+    gc.enable()  # whatever another test of this process has left
     yield
     gc.unfreeze()
     gc.set_threshold(*before)

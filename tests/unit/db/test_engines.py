@@ -41,6 +41,13 @@ def test_a_url_that_names_none_is_refused_with_an_example_and_without_its_passwo
     assert "S3cret" not in str(caught.value)
 
 
+def test_where_a_database_is_says_no_password() -> None:
+    for url in ("postgresql://u:s3cret@h/d", "postgresql://h/d?user=u&password=s3cret"):
+        where = make(url, LIMITS, application="test").where
+        assert where.startswith("postgresql+asyncpg://")
+        assert "s3cret" not in where
+
+
 class Without(importlib.abc.MetaPathFinder):
     def __init__(self, package: str) -> None:
         self.package = package

@@ -267,7 +267,9 @@ async def test_in_production_no_table_is_made_and_no_database_chosen_unasked(
             pytest.fail("it must not run")
 
     monkeypatch.setenv("LISTENER_DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/own.db")
-    with pytest.raises(ConfigurationError, match="microkit migrate listener"):
+    with pytest.raises(
+        ConfigurationError, match=r"listener has tables and no migrations: in production no table is made"
+    ):
         async with run_system(slow_listener(), tmp_path):
             pytest.fail("it must not run")
 
