@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.contract.workers.workers_process import ALL, Load, Run, run
+from tests.contract.workers.workers_process import ALL, Load, Run, run, system_in
 
 pytestmark = pytest.mark.anyio
 
@@ -115,6 +115,15 @@ async def test_each_worker_is_replaced_under_load_and_nobody_notices(tmp_path: P
             while "a new worker does not start: the old ones stay at work" not in running.messages():
                 await asyncio.sleep(0.05)
         assert await running.pids() == before
+        # Told to end while they are being replaced, all end in order.
+        system_in(tmp_path, int(running.url.rpartition(":")[2]))
+        running.send(signal.SIGHUP)
+        await asyncio.sleep(0.3)
+        running.send(signal.SIGTERM)
+        running.send(signal.SIGHUP)
+        assert await running.ended() == 0
+        assert not [line for line in running.lines if "Traceback" in line]
+        await until_gone(before)
 
 
 @pytest.mark.parametrize(
