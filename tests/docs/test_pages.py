@@ -18,12 +18,23 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.xdist_group("the ports of README and tutorial")
 @pytest.mark.parametrize("page", RUN, ids=name)
 def test_every_block_of_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     runnable = [block for block in blocks(page) if block.language in {"python", "console"} and block.not_run is None]
 
     assert len(Walkthrough(page, tmp_path).follow()) >= len(runnable)
+
+
+def test_pages_that_start_a_system_do_so_on_ports_of_their_own() -> None:
+    """So they can be followed at the same time, by several readers on one machine, and beside billpay."""
+    users: dict[str, list[str]] = {}
+    for page in RUN:
+        if any(block.background_until for block in blocks(page)):
+            for port in set(re.findall(r"port[= ](\d{4})\b", page.read_text(encoding="utf-8"))):
+                users.setdefault(port, []).append(name(page))
+
+    assert len(users) >= 6
+    assert {port: pages for port, pages in users.items() if len(pages) > 1 or port.startswith("3")} == {}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -26,7 +26,7 @@ def pasted(mark: str) -> str:
     return found[1]
 
 
-pytestmark = pytest.mark.xdist_group("the ports of README and tutorial")
+pytestmark = pytest.mark.xdist_group("the ports of the README")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -15,10 +15,6 @@ from reference.billpay.payment.service import service as payment_service
 from reference.billpay.user.service import service as user_service
 from tests.reference.billpay.people import Billpay, WayToHorizon
 
-PATIENT: dict[str, object] = {"database_pool_timeout": 60.0, "request_timeout": 60.0, "queue_patience": 60.0}
-"""Four services share one event loop here, and the machine with other tests: fifty payments at once may take their
-time. That some would be told to come back is tried elsewhere."""
-
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
@@ -57,7 +53,7 @@ async def shared_billpay(
             "user": {},
         }
         for service in settings:
-            settings[service] |= PATIENT | database_urls.get(service, {})
+            settings[service] |= database_urls.get(service, {})
         async with run_system(system, tmp_path_factory.mktemp("billpay"), settings=settings) as running:
             way.target = running.urls["ledger"]
             yield Billpay(running, way)
