@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from microkit.db import Database
+from microkit.db import Database, migration
 from microkit.db.migration import migrate
 from microkit.errors import ConfigurationError
 from microkit.telemetry import Telemetry
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 PROCESS = Path(__file__).with_name("migrating.py")
 ROOT = Path(__file__).parents[3]
 GENEROUS = 120.0
+in_full = pytest.mark.skipif(os.environ.get("MICROKIT_FAULTS") != "full", reason="the full form of the fault tests")
 
 # It has made a table when it says that it is in the middle, and goes on when it is told to.
 STEP = """
@@ -45,6 +46,11 @@ def downgrade():
     op.drop_table("half")
 """
 SLEEPING, IN_A_STATEMENT = "time.sleep(0.02)", "op.execute('SELECT pg_sleep(3600)')"
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration, "_PAUSE", 0.2)
 
 
 @pytest.fixture
@@ -104,6 +110,7 @@ async def rows(url: str) -> list[Any]:
         await database.close()
 
 
+@in_full
 async def test_of_two_processes_one_does_the_work_and_the_other_finds_it_done(database_url: str, folder: Path) -> None:
     async with process(database_url, folder) as one, process(database_url, folder) as two:
         await until(lambda: began(folder) > 0)
@@ -129,6 +136,7 @@ async def test_one_that_is_killed_in_the_middle_leaves_nothing_and_the_one_that_
     assert await rows(database_url) == [1]
 
 
+@in_full
 async def test_the_server_ends_the_statement_of_a_process_that_was_killed(postgres_url: str, tmp_path: Path) -> None:
     folder = written(tmp_path, IN_A_STATEMENT)
     async with process(postgres_url, folder) as killed:
@@ -153,6 +161,7 @@ async def test_who_waits_too_long_for_another_is_told_so(database: Database, dat
         assert (await done(one))[-1] == "library 0001"
 
 
+@pytest.mark.usefixtures("short_pauses")
 async def test_who_waits_for_a_table_holds_nobody_up_and_says_so_in_the_end(postgres_url: str, tmp_path: Path) -> None:
     folder = written(tmp_path, SLEEPING)
     (folder / "versions" / "go").touch()
@@ -191,6 +200,7 @@ def upgrade():
 """
 
 
+@pytest.mark.usefixtures("short_pauses")
 async def test_a_script_that_the_server_ends_to_break_a_deadlock_is_tried_again(
     postgres_url: str, tmp_path: Path
 ) -> None:

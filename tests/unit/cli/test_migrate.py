@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.unit.cli.command import Command
+from tests.unit.cli.command import Command, Ended
 
 PURSE = """
 from pathlib import Path
@@ -37,14 +38,20 @@ def downgrade():
 
 
 @pytest.fixture
-def purse(command: Command) -> Command:
+def purse(command: Command) -> Iterator[Command]:
     (command.folder / "purse.py").write_text(PURSE)
-    return command
+    yield command
+    sys.modules.pop("purse", None)
+
+
+def here(command: Command, *arguments: str) -> Ended:
+    sys.modules.pop("purse", None)
+    return command.here(*arguments, "--system", "purse:system")
 
 
 def told(command: Command, *arguments: str) -> tuple[int, Any]:
-    done = command.run("migrate", *arguments, "--system", "purse:system", "--json")
-    return done.returncode, json.loads(done.stdout)
+    done = here(command, "migrate", *arguments, "--json")
+    return done.code, done.document
 
 
 def test_a_script_is_drafted_checked_run_shown_and_taken_back(purse: Command) -> None:
@@ -75,11 +82,11 @@ def test_what_an_older_version_would_not_survive_ends_a_pipeline_unless_the_scri
     script = purse.folder / "coins" / "migrations" / "versions" / "0002_less.py"
     script.write_text(CONTRACT.format(says=""))
 
-    refused = purse.run("migrate", "lint", "--system", "purse:system")
-    assert refused.returncode == 1
-    assert "refused  coins 0002 (0002_less.py): breaks, squawk:ban-drop-column" in refused.stdout
-    assert "Instead: stop using it now; drop it in a release after the last version that uses it" in refused.stdout
-    assert "1 refused, 0 accepted in the migrations of coins." in refused.stdout
+    refused = here(purse, "migrate", "lint")
+    assert refused.code == 1
+    assert "refused  coins 0002 (0002_less.py): breaks, squawk:ban-drop-column" in refused.out
+    assert "Instead: stop using it now; drop it in a release after the last version that uses it" in refused.out
+    assert "1 refused, 0 accepted in the migrations of coins." in refused.out
     script.write_text(CONTRACT.format(says='contract = "nobody has read it since 1.2"'))
     code, accepted = told(purse, "lint", "coins")
     assert (code, accepted["ok"]) == (0, True)
@@ -96,5 +103,5 @@ def test_a_version_that_is_too_old_for_its_database_is_told_so(purse: Command) -
     _, shown = told(purse, "status", "coins")
     assert shown["newer"] == ["coins 0002"]
     assert "one as old as this does not survive coins 0002 (nobody reads the value)" in shown["said"]
-    found = json.loads(purse.run("doctor", "coins", "--system", "purse:system", "--json").stdout)
-    assert [each["verdict"] for each in found["findings"] if each["what"] == "migrations"] == ["error"]
+    found = here(purse, "doctor", "coins", "--json").document["findings"]
+    assert [each["verdict"] for each in found if each["what"] == "migrations"] == ["error"]
