@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SqliteConnection]]:
     found: list[SqliteConnection] = []
 
     class Noted(SqliteConnection):
-        def __init__(self, path: str, **options: object) -> None:
-            super().__init__(path, **options)
+        def __init__(self, path: str, options: Mapping[str, Any]) -> None:
+            super().__init__(path, options)
             found.append(self)
 
     monkeypatch.setattr(module, "SqliteConnection", Noted)
