@@ -90,8 +90,8 @@ async def _refuse_used(database: Database) -> None:
     async with database.engine.connect() as connection:
         if found := await connection.run_sync(used):
             raise ConfigurationError(
-                f"the migrations are checked on an empty database, since all is taken back in the end; {database.where} "
-                f"has rows in {', '.join(found)}"
+                f"the migrations are checked on an empty database, since all is taken back in the end; "
+                f"{database.where} has rows in {', '.join(found)}"
             )
 
 

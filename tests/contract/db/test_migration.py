@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text, inspect, text
 
 from microkit.choreography import tables as choreography
-from microkit.db import Database, contracts
+from microkit.db import Database, contracts, migration
 from microkit.db.migration import create_tables, drift, migrate, pending, revise
 from microkit.db.scripts import FRAMEWORK, Scripts
 from microkit.errors import ConfigurationError
@@ -190,6 +192,22 @@ async def test_a_database_that_a_newer_program_migrated_is_used_and_not_touched(
     assert await pending(database, scripts) == []
     with pytest.raises(ConfigurationError, match=r"is at 0002, which library .* does not know"):
         await migrate(database, scripts)
+
+
+async def test_a_service_that_starts_while_a_newer_version_migrates_goes_on(
+    database: Database, scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = Path(shutil.copytree(scripts, tmp_path / "newer" / "migrations"))
+    write(newer, "0003_third", 'revision = "0003"\ndown_revision = "0002"\ndef upgrade():\n    pass\n')
+
+    async def overtaken(database: Database, folder: Path) -> list[str]:
+        await migrate(database, newer)
+        return await migrate(database, folder)
+
+    monkeypatch.setattr(migration, "migrate", overtaken)
+    await migration.prepare(database, scripts, service="library", run=True, logger=logging.getLogger("library"))
+
+    assert "the database of library is at library % ü;: 0003, which this version does not know: a newer" in caplog.text
 
 
 async def test_an_unknown_target_and_a_folder_without_scripts_are_refused(
