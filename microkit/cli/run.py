@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable
+from contextlib import ExitStack
 
 import uvloop
 
@@ -32,25 +33,25 @@ def run(service: str, system: str | None) -> None:
         MicrokitError: it cannot go on; whoever supervises it starts a new process.
     """
     placement = placed()
-    gc.disable()  # what loads stays: looking for garbage in it makes a start an eighth dearer for the neighbours
-    reference, found = load_system(system)
-    declared = find_service(found, service)
-    settings = declared.settings()
-    undo = configure(sys.stdout, format=settings.log_format)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # that a database is new is no news
-    try:
-        if settings.workers > 1 and placement is None:
-            gc.enable()
-            uvloop.run(_look_after(declared, settings, reference))
-        else:
-            instance = Instance(declared.declared, settings, placement=placement)
-            # A worker is told to end by its supervisor, and by whoever tells all processes of the service: once is
-            # enough. What ends it at once is SIGKILL, which the supervisor sends when it is told twice.
-            uvloop.run(_serve(instance, declared, again=placement is None))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        undo()
+    with ExitStack() as undone:
+        gc.disable()  # what loads stays: looking for garbage in it makes a start an eighth dearer for the neighbours
+        undone.callback(gc.enable)
+        reference, found = load_system(system)
+        declared = find_service(found, service)
+        settings = declared.settings()
+        undone.callback(configure(sys.stdout, format=settings.log_format))
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # that a database is new is no news
+        try:
+            if settings.workers > 1 and placement is None:
+                gc.enable()
+                uvloop.run(_look_after(declared, settings, reference))
+            else:
+                instance = Instance(declared.declared, settings, placement=placement)
+                # A worker is told to end by its supervisor, and by whoever tells all processes of the service: once is
+                # enough. What ends it at once is SIGKILL, which the supervisor sends when it is told twice.
+                uvloop.run(_serve(instance, declared, again=placement is None))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
 
 async def _serve(instance: Instance, service: Service, *, again: bool) -> None:
