@@ -37,7 +37,7 @@ from microkit.web import InlineRoute, Limits, Server, Surface, WebApp
 KINDS = ("cpu", "small", "db")
 PATIENCE = 1.0
 CALM = 0.3
-WARM_UP = 4.0
+WARM_UP = 10.0
 OVER = 3.0
 MOST_CONNECTIONS = 2_000
 POOL = 10
@@ -65,7 +65,7 @@ async def serve(url: str, shedding: bool) -> None:
     telemetry = Telemetry("overloaded", log_level="CRITICAL")
     database = Database(url, telemetry=telemetry, pool_size=POOL, max_overflow=0)
     await database.start()
-    limits = Limits(shedding=shedding, queue=PATIENCE)
+    limits = Limits(shedding=shedding)
     routes = [InlineRoute("GET", f"/{kind.__name__}", kind, ANYONE) for kind in (cpu, small, db)]
     app = WebApp(
         Surface("overloaded", routes=routes), telemetry=telemetry, database=database, limits=limits, access_log=False

@@ -108,7 +108,7 @@ class Gate:
     that are ``critical`` go before the others and keep that patience under load, too. A gate belongs to one event loop.
     """
 
-    def __init__(self, *, most: int = 1000, patience: float = 3.0) -> None:
+    def __init__(self, *, most: int = 1000, patience: float = 1.0) -> None:
         self.in_flight = 0
         self.limit = float(most)
         self._most = most

@@ -152,7 +152,7 @@ class ServiceSettings(BaseSettings):
         1000, ge=1, description="requests worked on at once at most; under load it shrinks by itself"
     )
     queue_patience: Duration = Field(
-        3.0, description="longest wait of a request for its turn in a burst; under load it is shorter"
+        1.0, description="longest wait of a request for its turn in a burst; under load it is shorter"
     )
     load_shedding: bool = Field(True, description="answer 503 at once to what cannot be done in time")
     rate_limits: RateLimits = Field(

@@ -31,6 +31,6 @@ class Limits:
     keep_alive: float = 75.0
     connections: int = 10_000
     concurrency: int = 1000
-    queue: float = 3.0
+    queue: float = 1.0
     shedding: bool = True
     allowed_hosts: tuple[str, ...] = ("*",)

@@ -32,6 +32,8 @@ Why = Literal["queue", "concurrency", "database"]
 _LARGE_BODY: Final = 64 * 1024
 _FORGOTTEN: Final = 2.0
 """Seconds without a request after which an overload of the database is over."""
+_ONE_WRITER: Final = 3
+"""As many times the patience has a request where one transaction writes at a time: with SQLite, on a laptop."""
 _LATEST: Final = 3
 """Seconds after which the last of those that were refused are asked to come again."""
 
@@ -95,7 +97,8 @@ class Entrance:
         self._gate = gate = Gate(most=limits.concurrency, patience=limits.queue)
         self._database: dict[Transacts | None, _DatabaseQueue] = {}
         if database is not None:
-            writes = _DatabaseQueue(database, limits.queue, read_only=False)
+            patience = limits.queue * (_ONE_WRITER if database.dialect == "sqlite" else 1)
+            writes = _DatabaseQueue(database, patience, read_only=False)
             apart = database.reads_apart
             reads = _DatabaseQueue(database, limits.queue, read_only=True) if apart else writes
             self._database = {"reads": reads, "writes": writes}

@@ -21,6 +21,7 @@ class Queue:
     """A database before which one waits for ``wait`` seconds, and a clock."""
 
     reads_apart = False
+    dialect = "postgresql"
 
     def __init__(self) -> None:
         self.wait = 0.0
