@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -177,45 +178,48 @@ async def test_one_that_lost_its_lease_takes_no_other_along(bench: Bench) -> Non
         assert await bench.effects(story.id) == ["keep", "note"]
 
 
+class Troubled:
+    """The database of an engine's local steps, with ``trouble`` after each COMMIT that several of them share."""
+
+    def __init__(self, engine: SagaEngine, trouble: Callable[[int], Awaitable[None]]) -> None:
+        self.shared = 0
+        self._trouble = trouble
+        local = engine._runner._local
+        self._database = local._database
+        local._database = self  # type: ignore[assignment]  # ``run`` is all that it uses of one
+
+    async def run(self, work: Any, **options: Any) -> Any:
+        result = await self._database.run(work, **options)
+        if isinstance(result, list) and len(result) > 1:
+            self.shared += 1
+            await self._trouble(self.shared)
+        return result
+
+
 async def test_a_commit_of_unknown_outcome_repeats_no_effect(bench: Bench, sizes: list[int]) -> None:
+    async def unknown(number: int) -> None:
+        if number <= 3:
+            raise CommitUnknown
+
     seats = Seats(bench)
     async with bench.engine(seats.saga) as engine:
-        local = engine._runner._local
-        database, unknown = local._database, 0
-
-        class Unsure:
-            async def run(self, work: Any, **options: Any) -> Any:
-                nonlocal unknown
-                result = await database.run(work, **options)
-                if isinstance(result, list) and len(result) > 1 and unknown < 3:
-                    unknown += 1
-                    raise CommitUnknown
-                return result
-
-        local._database = Unsure()  # type: ignore[assignment]  # all that it uses of one
+        troubled = Troubled(engine, unknown)
         stories = await seats.run_with(engine)
     await _check(bench, stories)
-    assert unknown > 0
+    assert troubled.shared > 0
 
 
 async def test_a_slow_commit_is_not_taken_for_a_lock(bench: Bench, sizes: list[int], hurried: None) -> None:
     """Cut off it stands all the same, and then its sagas would wait until their leases run out."""
+
+    async def slow(number: int) -> None:
+        if number == 1:
+            await asyncio.sleep(0.5)  # it is committed, and the answer is on its way
+
     seats = Seats(bench)
     async with bench.engine(seats.saga) as engine:
-        local = engine._runner._local
-        database, slow = local._database, 0
-
-        class Slow:
-            async def run(self, work: Any, **options: Any) -> Any:
-                nonlocal slow
-                result = await database.run(work, **options)
-                if isinstance(result, list) and len(result) > 1 and not slow:
-                    slow += 1
-                    await asyncio.sleep(0.5)  # it is committed, and the answer is on its way
-                return result
-
-        local._database = Slow()  # type: ignore[assignment]  # all that it uses of one
+        troubled = Troubled(engine, slow)
         async with asyncio.timeout(25):  # a lease lasts for 30
             stories = await seats.run_with(engine)
     await _check(bench, stories)
-    assert slow
+    assert troubled.shared > 0
