@@ -41,6 +41,8 @@ def start(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Start:
             # A hundred requests at once may take their time on a slow machine.
             "database_pool_timeout": 60.0,
             "request_timeout": 60.0,
+            # With that much time a caller would wait out a 429, whose minute may be shorter by now.
+            "clients": {"user": {"attempts": 1}},
             **settings,
         }
         async with service.instance(found) as instance:
