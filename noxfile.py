@@ -57,9 +57,9 @@ def arch(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite, on SQLite and on PostgreSQL. Not what has a session of its own: ``types``, ``template``, ``kills``."""
+    """The suite, on SQLite and on PostgreSQL. What has a session of its own is left to it."""
     install(session, "dev")
-    apart = [f"--ignore=tests/{folder}" for folder in ("typing", "template", "faults")]
+    apart = [f"--ignore=tests/{part}" for part in ("typing", "template", "faults", "docs/test_pages.py")]
     session.run("pytest", *WORKERS, *apart, *session.posargs)
 
 
@@ -75,9 +75,14 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Builds the documentation; a broken link is an error. ``nox -s docs -- serve`` shows it while one writes."""
+    """Builds the documentation, where a broken link is an error, and does what every page says, block by block.
+
+    ``nox -s docs -- serve`` shows it while one writes.
+    """
     install(session, "dev")
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+    if not session.posargs:
+        session.run("pytest", *WORKERS, "tests/docs/test_pages.py")
 
 
 @nox.session
