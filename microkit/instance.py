@@ -274,6 +274,8 @@ class Instance:
     async def _go(self, server: Server, parts: Parts) -> None:
         await server.start()
         self._url = server.url
+        if parts.verifier is not None:
+            parts.verifier.prepare()  # not sooner: the issuer may be this very service
         if parts.relay is not None:
             await parts.relay.start()
         for worker in parts.workers:

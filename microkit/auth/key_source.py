@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Mapping
 from typing import Final, Protocol
@@ -19,10 +20,16 @@ logger = logging.getLogger(__name__)
 
 _MAX_BYTES: Final = 256 * 1024
 _MAX_KEYS: Final = 100
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 30.0
 
 
 class KeySource(Protocol):
     """The public keys of one issuer."""
+
+    def prepare(self) -> None:
+        """Begins to load what must be loaded, so that the issuer need not be there when the first token comes."""
+        ...
 
     async def find(self, kid: str) -> PyJWK | None:
         """The key with this id, ``None`` where the issuer has none.
@@ -43,6 +50,9 @@ class FixedKeys:
     def __init__(self, document: object) -> None:
         self._keys = read_key_set(document)
 
+    def prepare(self) -> None:
+        return
+
     async def find(self, kid: str) -> PyJWK | None:
         return self._keys.get(kid)
 
@@ -51,7 +61,7 @@ class FixedKeys:
 
 
 class RemoteKeys:
-    """Keys at a JWKS URL, loaded when first asked for.
+    """Keys at a JWKS URL, loaded by :meth:`prepare`, or when first asked for.
 
     They are loaded again every ``max_age`` seconds, in the background, and when an unknown id is asked for, at most
     every ``retry_after`` seconds. While the issuer is away, the last keys that were loaded stay in force.
@@ -67,8 +77,35 @@ class RemoteKeys:
         self._keys: dict[str, PyJWK] | None = None
         self._asked_at = self._loaded_at = float("-inf")
         self._loading: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._asked_for = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether no keys have been loaded yet."""
+        return self._keys is None
+
+    @property
+    def loading(self) -> bool:
+        """Whether they are being loaded."""
+        return self._loading is not None
+
+    def prepare(self) -> None:
+        if self._preparing is None:
+            self._preparing = asyncio.create_task(self._until_loaded(), name="prepare JWKS")
+
+    async def _until_loaded(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._keys is None:
+            await asyncio.shield(self._start())
+            if self._keys is None:
+                if not self._asked_for:
+                    self._asked_at = float("-inf")  # whoever comes first may ask again at once
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, no secret
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def find(self, kid: str) -> PyJWK | None:
+        self._asked_for = True
         known = self._keys
         if known is None:
             # Nothing can be verified yet, so ask again soon; a second apart, that a dead issuer is not hammered.
@@ -82,9 +119,11 @@ class RemoteKeys:
         return self._keys.get(kid)
 
     async def close(self) -> None:
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
+        tasks = [task for task in (self._preparing, self._loading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _stale(self) -> bool:
         now = time.monotonic()
@@ -113,7 +152,9 @@ class RemoteKeys:
                 self._keys = _usable(orjson.loads(await _read(response)))
             self._loaded_at = time.monotonic()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, UnusableKey) as error:
-            logger.warning("no keys from %s: %s", self._url, str(error) or type(error).__name__)
+            # Services of a system start in any order: it is no trouble yet where nobody has brought a token.
+            level = logging.WARNING if self._asked_for else logging.INFO
+            logger.log(level, "no keys from %s: %s", self._url, str(error) or type(error).__name__)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -90,6 +90,11 @@ class Verifier:
         self._seen[token] = _Seen(principal, min(principal.expires_at or trusted_until, trusted_until))
         return principal
 
+    def prepare(self) -> None:
+        """Begins to load the issuers' keys."""
+        for source in self._sources():
+            source.prepare()
+
     async def close(self) -> None:
         """Ends the loading of keys."""
         for source in self._sources():

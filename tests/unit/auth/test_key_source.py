@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -76,6 +77,65 @@ async def test_keys_are_loaded_when_first_asked_for_and_then_kept(
         assert found is not None
         assert found.algorithm_name == "EdDSA"
     assert endpoint.asked == 1
+
+
+async def test_keys_that_were_prepared_are_there_when_the_issuer_has_gone(
+    endpoint: Endpoint, session: aiohttp.ClientSession
+) -> None:
+    keys = RemoteKeys(endpoint.url, session, retry_after=0.0)
+    verifier = Verifier({ISSUER: keys}, audience="billpay")
+    verifier.prepare()
+    await endpoint.arrived.wait()
+    async with asyncio.timeout(60):
+        while keys.empty:
+            await asyncio.sleep(0.001)
+    endpoint.status = 500
+    token = Issuer(ISSUER, audience="billpay", keys=[endpoint.key]).sign("8c1d").value
+    assert (await verifier.verify(token)).subject == "8c1d"
+    assert endpoint.asked == 1
+    await verifier.close()
+
+
+async def test_an_issuer_that_starts_later_is_asked_until_it_answers_and_nobody_is_warned(
+    endpoint: Endpoint, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint.status = 503
+    keys = RemoteKeys(endpoint.url, session)
+    keys.prepare()
+    async with asyncio.timeout(60):
+        while endpoint.asked < 2:
+            await asyncio.sleep(0.001)
+        endpoint.status = 200
+        while keys.empty:
+            await asyncio.sleep(0.001)
+    assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == []
+    await keys.close()
+
+
+async def test_what_could_not_be_prepared_is_asked_for_by_the_first_token_at_once(
+    endpoint: Endpoint, session: aiohttp.ClientSession
+) -> None:
+    endpoint.status = 503
+    keys = RemoteKeys(endpoint.url, session)
+    keys.prepare()
+    async with asyncio.timeout(60):
+        await endpoint.arrived.wait()
+        while keys.loading:
+            await asyncio.sleep(0.001)
+    endpoint.status = 200
+    assert await keys.find(endpoint.key.kid) is not None
+    await keys.close()
+
+
+async def test_closing_ends_the_preparation(endpoint: Endpoint, session: aiohttp.ClientSession) -> None:
+    endpoint.status = 503
+    keys = RemoteKeys(endpoint.url, session)
+    keys.prepare()
+    await endpoint.arrived.wait()
+    await keys.close()
+    asked = endpoint.asked
+    await asyncio.sleep(1.2)  # twice the pause before the next try
+    assert endpoint.asked == asked
 
 
 async def test_a_hundred_first_calls_at_once_load_the_keys_once(

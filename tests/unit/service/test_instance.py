@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import aiohttp
 import pytest
+from aiohttp import web
 from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -34,6 +35,7 @@ from microkit import (
     get,
     post,
 )
+from microkit.auth import Issuer, Principal, SigningKey
 from microkit.bus.memory import MemoryBus
 from microkit.message import Message
 from microkit.outbox.tables import DEAD, outbox
@@ -475,3 +477,43 @@ async def test_production_is_warned_where_addresses_are_asked_for_and_no_proxy_i
     settings = {"port": 0, "environment": environment, "allowed_hosts": ["a.example"], "trusted_proxies": trusted}
     async with telling().instance(settings):
         assert ("TELLING_TRUSTED_PROXIES is empty" in caplog.text) is warned
+
+
+class Whoami(Contract, service="guarded", prefix="/whoami", allow="member"):
+    @get("")
+    async def ask(self) -> str: ...
+
+
+async def test_who_started_while_the_issuer_was_there_takes_tokens_after_it_has_gone() -> None:
+    """A gateway that was restarted must not depend on the user service being there when the first token comes."""
+    key = SigningKey.generate()
+    service = Service("guarded")
+
+    @service.handles(Whoami.ask)
+    async def ask(principal: Principal) -> str:
+        return principal.subject
+
+    issuer = web.Application()
+    asked = asyncio.Event()
+
+    async def keys(_: web.Request) -> web.Response:
+        asked.set()
+        return web.json_response({"keys": [key.public_jwk()]})
+
+    issuer.router.add_get("/keys", keys)
+    runner = web.AppRunner(issuer)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    settings = {
+        "port": 0,
+        "auth_issuer": "https://user.example",
+        "auth_audience": "notes",
+        "auth_jwks_url": f"http://127.0.0.1:{runner.addresses[0][1]}/keys",
+    }
+    async with service.instance(settings) as instance:
+        await asyncio.wait_for(asked.wait(), 60)
+        await runner.cleanup()  # once what is under way has been answered
+        token = Issuer("https://user.example", audience="notes", keys=[key]).sign("ada", roles=["member"]).value
+        headers = {"Authorization": f"Bearer {token}"}
+        async with aiohttp.request("GET", f"{instance.url}/whoami", headers=headers) as response:
+            assert (response.status, await response.json()) == (200, "ada")
