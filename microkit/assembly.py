@@ -270,6 +270,7 @@ class Assembly:
             internals=self._exposes_internals(),
             limits=declared.rate_limits(settings),
             metrics=self._placement.metrics if self._placement is not None else None,
+            ready=self._placement.ready if self._placement is not None else None,
             asyncapi=self._events() if declared.sent() or declared.heard() else None,
         )
         return WebApp(

@@ -13,7 +13,7 @@ class Placement:
     are asked for; both listen already. Whoever placed it makes it known to a registry.
 
     ``metrics`` gives the text of all workers' metrics together. ``last_words`` is given this one's own at its end, so
-    that nothing that it counted is lost.
+    that nothing that it counted is lost. ``ready`` says whether one of them is ready: who asks on the port means all.
     """
 
     number: int
@@ -21,3 +21,4 @@ class Placement:
     admin: socket.socket
     metrics: Callable[[], Awaitable[bytes]]
     last_words: Callable[[bytes], Awaitable[None]]
+    ready: Callable[[], Awaitable[bool]]

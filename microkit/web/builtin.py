@@ -44,15 +44,18 @@ def builtin_routes(
     async def live(_: Call) -> Reply:
         return _status(await health.live(), "up", "down")
 
+    async def one_ready() -> bool:
+        return await health.ready() or (surface.ready is not None and await surface.ready())
+
     async def ready(_: Call) -> Reply:
-        return _status(await health.ready(), "ready", "not ready", state=health.state)
+        return _status(await one_ready(), "ready", "not ready", state=health.state)
 
     async def startup(_: Call) -> Reply:
         return _status(health.started, "started", "starting")
 
     async def parts(_: Call) -> Reply:
         reports = await health.report()
-        up = await health.ready()
+        up = await one_ready()
         shown = {name: _shown(report) for name, report in reports.items()}
         whole = "up" if all(report.up for report in reports.values()) else "degraded"
         return _status(

@@ -73,7 +73,8 @@ class Surface:
     """Everything that one service serves, and what it is called.
 
     Without ``internals`` there is no ``/metrics``, and ``/health`` names no parts: for a port that the outside reaches.
-    ``metrics`` is asked for the text of ``/metrics`` where it is not this process' own.
+    ``metrics`` is asked for the text of ``/metrics`` where it is not this process' own, and ``ready`` where this process
+    is not ready: whether another is that serves the same on the same port.
     """
 
     service: str
@@ -86,6 +87,7 @@ class Surface:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     """Rate limits, by an operation's name (``Billing.create``) or an inline route's (``POST /path``)."""
     metrics: Callable[[], Awaitable[bytes]] | None = None
+    ready: Callable[[], Awaitable[bool]] | None = None
     asyncapi: Callable[[], Mapping[str, Any]] | None = None
     """Writes the document of its events, where it has some."""
 

@@ -16,7 +16,7 @@ from microkit.declared import Declared
 from microkit.telemetry.metrics import CONTENT_TYPE
 from microkit.workers.asking import Asked
 from microkit.workers.merging import Whole
-from microkit.workers.place import LAST_WORDS, METRICS
+from microkit.workers.place import LAST_WORDS, METRICS, READY
 from microkit.workers.slot import Slot
 
 Document = dict[str, Any]
@@ -38,11 +38,13 @@ class Instance(Protocol):
 
 
 def app_of_workers(instance: Instance) -> Starlette:
-    """What the workers ask: for the metrics of all. And where each leaves its own when it ends."""
+    """What the workers ask: for the metrics of all, and whether one is ready. And where each leaves its own when it
+    ends."""
     admin = _Admin(instance)
     return Starlette(
         routes=[
             Route(METRICS, admin.metrics),
+            Route(READY, admin.ready),
             Route(f"{LAST_WORDS}{{process}}", admin.last_words, methods=["POST"]),
         ]
     )
@@ -55,7 +57,7 @@ def admin_app(instance: Instance, *, loopback: bool) -> Starlette:
         routes=[
             Route("/health", admin.health),
             Route("/health/live", admin.live),
-            Route("/health/ready", admin.ready),
+            Route(READY, admin.ready),
             Route(METRICS, admin.metrics),
             Route("/log-level", admin.read_level, methods=["GET"]),
             Route("/log-level", admin.change_level, methods=["PUT"]),
@@ -101,7 +103,7 @@ class _Admin:
         return answered(document, 200 if ready else 503)
 
     async def ready(self, _: Request) -> Response:
-        ready = await self._any("/health/ready")
+        ready = await self._any(READY)
         return answered({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     async def live(self, _: Request) -> Response:

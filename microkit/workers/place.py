@@ -20,6 +20,7 @@ _BACKLOG: Final = 64
 
 LAST_WORDS: Final = "/last-words/"
 METRICS: Final = "/metrics"
+READY: Final = "/health/ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,11 @@ class Place:
         if answer is None or answer.status != 200:
             raise Unavailable("The metrics of all workers cannot be had: the process that adds them up does not answer")
         return answer.body
+
+    async def ready(self) -> bool:
+        """Whether one of the workers is."""
+        answer = await self._ask("GET", READY)
+        return answer is not None and answer.status == 200
 
     async def last_words(self, text: bytes) -> None:
         """Leaves the last count with the supervisor, if that is still there."""
@@ -79,7 +85,7 @@ def placed() -> Placement | None:
     for inherited in (listener, own):
         inherited.setblocking(False)
         os.set_inheritable(inherited.fileno(), False)
-    return Placement(place.number, listener, own, place.metrics, place.last_words)
+    return Placement(place.number, listener, own, place.metrics, place.last_words, place.ready)
 
 
 def admin_socket(path: Path) -> socket.socket:

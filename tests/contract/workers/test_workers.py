@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from microkit.testing.consul import ConsulServer
 from tests.contract.workers.workers_process import ALL, Load, Run, run, system_in
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +38,19 @@ async def until_gone(pids: list[int]) -> None:
             await asyncio.sleep(0.02)
 
 
+def registered_at(consul: ConsulServer) -> dict[str, str]:
+    return {"ALPHA_DISCOVERY_URL": f"{consul.url}?check=http"}
+
+
+async def until_registered(consul: ConsulServer, running: Run) -> None:
+    """Returns when the registry knows the one port that all share, and nothing else."""
+    async with asyncio.timeout(60):
+        while not consul.agent.services:
+            await asyncio.sleep(0.02)
+    (entry,) = consul.agent.services.values()
+    assert (f"http://{entry.address}:{entry.port}", entry.passing) == (running.url, True)
+
+
 async def until_refused(running: Run) -> None:
     async with asyncio.timeout(60):
         while True:
@@ -47,8 +61,9 @@ async def until_refused(running: Run) -> None:
 
 
 async def test_two_workers_count_as_one_and_what_a_killed_one_counted_stays(tmp_path: Path) -> None:
-    async with run(tmp_path, 2) as running:
+    async with ConsulServer() as consul, run(tmp_path, 2, registered_at(consul)) as running:
         first = await running.pids()
+        await until_registered(consul, running)
         load = Load()
         await asyncio.gather(*(load.send(f"{running.url}/hello", asyncio.Event(), 100) for _ in range(4)))
         sent = len(load.answers)
@@ -78,6 +93,8 @@ async def test_two_workers_count_as_one_and_what_a_killed_one_counted_stays(tmp_
         scraped = await running.scraped(admin=True)
         assert scraped["microkit_worker_restarts_total"] == 1
         assert any("worker 2 was ended by SIGKILL" in message for message in running.messages())
+        await consul.run_checks()
+        await until_registered(consul, running)
 
         # And all are drained: what is under way is answered, the port refuses what comes later.
         under_way = [asyncio.create_task(running.get(f"{running.url}/slow")) for _ in range(6)]
@@ -89,6 +106,8 @@ async def test_two_workers_count_as_one_and_what_a_killed_one_counted_stays(tmp_
         assert await running.ended() == 0
         await until_gone(last)
         await until_refused(running)
+        # The registry was told once that the instance is there, and once that it is not.
+        assert (consul.agent.services, consul.requests["PUT /v1/agent/service"]) == ({}, 2)
     assert sockets_of(running) == []
 
 
