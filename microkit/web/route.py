@@ -73,8 +73,8 @@ class Surface:
     """Everything that one service serves, and what it is called.
 
     Without ``internals`` there is no ``/metrics``, and ``/health`` names no parts: for a port that the outside reaches.
-    ``metrics`` is asked for the text of ``/metrics`` where it is not this process' own, and ``ready`` where this process
-    is not ready: whether another is that serves the same on the same port.
+    ``metrics`` is asked for the text of ``/metrics`` where it is not this process' own, and ``ready``, where this
+    process is not ready, whether another is that serves the same on the same port.
     """
 
     service: str
