@@ -54,7 +54,7 @@ class Running:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    async def raw(self, request: bytes, *, wait: float = 5.0) -> bytes:
+    async def raw(self, request: bytes, *, wait: float = 30.0) -> bytes:
         """Everything that comes back for ``request`` as it is, until the gateway closes or nothing more comes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:

@@ -46,10 +46,12 @@ def shelf() -> Shelf:
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[CacheStore]:
+async def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CacheStore]:
     if request.param == "memory":
         yield MemoryStore(1_000_000)
     else:
+        # A server that answers late is one that is away, and then nothing is kept: not what these tests are about.
+        monkeypatch.setattr("microkit.gateway.caching.redis.PATIENCE", 30.0)
         url = request.getfixturevalue("valkey_server").url
         found = RedisStore(url, prefix=f"{uuid4().hex}:")
         yield found

@@ -89,7 +89,7 @@ class Front:
     name: str
     port: int
 
-    def raw(self, data: bytes, *, wait: float = 10.0, source: str = "127.0.0.1") -> bytes:
+    def raw(self, data: bytes, *, wait: float = 30.0, source: str = "127.0.0.1") -> bytes:
         """Everything that comes back, until the door closes or nothing more comes."""
         with socket.create_connection(("127.0.0.1", self.port), wait, (source, 0)) as one:
             one.sendall(data)

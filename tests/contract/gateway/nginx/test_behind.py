@@ -120,7 +120,7 @@ def test_a_request_with_two_readings_changes_nothing_for_the_next_client(
     front = doors.by_name["nginx"]
     doors.services.seen.clear()
     ending = b"GET /bills/end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    received = front.raw(b"POST /bills HTTP/1.1\r\nHost: a\r\n" + attack + SMUGGLED + ending, wait=1.0)
+    received = front.raw(b"POST /bills HTTP/1.1\r\nHost: a\r\n" + attack + SMUGGLED + ending)
     answers = received.count(b'"service"')
     # As many as the services saw: nothing went in beside what nginx took for a request and answered to its sender.
     assert len(doors.services.seen) == answers
