@@ -145,7 +145,9 @@ async def test_of_two_in_a_deadlock_one_is_run_again(postgres: Database) -> None
     await asyncio.gather(postgres.run(lambda tx: work(tx, 1, 2)), postgres.run(lambda tx: work(tx, 2, 1)))
     async with postgres.transaction(read_only=True) as tx:
         assert await tx.scalars(text("SELECT name FROM coin ORDER BY id")) == ["a!!", "b!!"]
-    assert tries == 3
+    # On a busy server the one that is run again may have its first row before the other has woken up for it, and the
+    # two are in a deadlock once more.
+    assert tries >= 3
 
 
 async def test_idle_connections_that_the_server_closed_are_not_even_noticed(postgres: Database) -> None:
