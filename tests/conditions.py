@@ -1,4 +1,5 @@
-"""Conditions that a test makes for real: a disk that is full, a folder that nobody may write in."""
+"""Conditions that a test makes for real, a disk that is full or a folder that nobody may write in, and one that it
+finds: how much of the machine it gets."""
 
 from __future__ import annotations
 
@@ -48,6 +49,15 @@ def fill(folder: Path) -> None:
 
 def make_room(folder: Path) -> None:
     (folder / BALLAST).unlink()
+
+
+def waited_for_a_core() -> float:
+    """Seconds for which this thread would have run since it began, and other processes did; 0.0 where the system does
+    not tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def _mount(*arguments: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -16,10 +16,26 @@ from microkit.contract import ANYONE
 from microkit.db import Database, Transaction
 from microkit.telemetry import Telemetry
 from microkit.web import InlineRoute, Limits, Server, Surface, WebApp
+from tests.conditions import waited_for_a_core
 
 pytestmark = pytest.mark.anyio
 
 AT_ONCE = 100
+
+MOST_WAITED = 0.1
+"""Seconds: a machine on which this process waits for a core for longer takes the requests' time, and it is right then
+to refuse some."""
+
+
+async def undisturbed(work: Callable[[], Awaitable[Counter[int]]]) -> Counter[int]:
+    """What was answered; of the first run in which nothing was refused, or in which the machine had time for it."""
+    for _ in range(20):
+        before = waited_for_a_core()
+        found = await work()
+        if 503 not in found or waited_for_a_core() - before < MOST_WAITED:
+            return found
+        await asyncio.sleep(2.0)  # by then whoever was asked to come again may, and an overload is forgotten
+    pytest.skip("the machine has no time for a burst of requests")
 
 
 @asynccontextmanager
@@ -63,8 +79,11 @@ async def test_a_hundred_requests_at_once_are_all_answered(path: str, database_u
             async with client.post(url + path) as answer:
                 return answer.status
 
+        async def burst() -> Counter[int]:
+            return Counter(await asyncio.gather(*(ask() for _ in range(AT_ONCE))))
+
         for _ in range(3):
-            assert Counter(await asyncio.gather(*(ask() for _ in range(AT_ONCE)))) == {200: AT_ONCE}
+            assert await undisturbed(burst) == {200: AT_ONCE}
 
 
 async def test_fifty_clients_that_each_wait_for_their_answer_are_no_overload(database_url: str) -> None:
@@ -80,4 +99,7 @@ async def test_fifty_clients_that_each_wait_for_their_answer_are_no_overload(dat
                     found[answer.status] += 1
             return found
 
-        assert sum(await asyncio.gather(*(ask() for _ in range(50))), Counter()) == {200: 500}
+        async def fifty() -> Counter[int]:
+            return sum(await asyncio.gather(*(ask() for _ in range(50))), Counter())
+
+        assert await undisturbed(fifty) == {200: 500}
