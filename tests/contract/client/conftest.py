@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from microkit.client import open_session
 from microkit.web import Server
+from tests.contract.client.hosts import Fleet, Host, Make
 
 
 @dataclass
@@ -74,3 +76,17 @@ async def recorder_url(recorder: Recorder) -> AsyncIterator[str]:
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with open_session() as opened:
         yield opened
+
+
+@pytest.fixture
+async def fleet(session: aiohttp.ClientSession) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+
+        async def make(size: int, **settings: Any) -> Fleet:
+            hosts = [Host(chr(ord("a") + number)) for number in range(size)]
+            for host in hosts:
+                await host.server.start()
+                stack.push_async_callback(host.server.stop, 0.1)
+            return Fleet(hosts, session, settings)
+
+        yield make

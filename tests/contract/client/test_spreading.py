@@ -13,7 +13,7 @@ from microkit.client import HttpCaller, Policies, Upstream
 from microkit.discovery.memory import MemoryRegistry
 from microkit.discovery.port import Endpoint
 from microkit.telemetry import Telemetry
-from tests.contract.client.test_guarding import Echo, Host
+from tests.contract.client.hosts import Echo, Host
 
 pytestmark = pytest.mark.anyio
 
