@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,6 +70,11 @@ class Drill:
             if not doors:
                 raise ConfigurationError(
                     f"No process of {self._gateway} runs behind {self._console}: start `microkit up --real` first"
+                )
+            if not self._plan.kill and (alone := _alone(processes)):
+                self._tell(
+                    f"One process alone: {', '.join(alone)}. Requests that need it while it is restarted may fail; "
+                    f"with two they do not: microkit up --real {' '.join(f'--scale {name}=2' for name in alone)}"
                 )
             async with Front(doors, self._console) as front:
                 self._tell("Preparing the load.")
@@ -173,3 +179,9 @@ async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
             return response.status == 200
     except (aiohttp.ClientError, TimeoutError):
         return False
+
+
+def _alone(processes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Services of which there is one process. Workers of its own do not help: they end with it."""
+    found = Counter(process["service"] for process in processes if process["kind"] == "service")
+    return [name for name, number in found.items() if number == 1]

@@ -17,6 +17,7 @@ import aiohttp
 
 from microkit.errors import ConfigurationError
 from microkit.fleet.copies import Copy
+from microkit.fleet.killing import kill
 from microkit.servers.process import ends_with_parent
 
 Say = Callable[[str, str], None]
@@ -79,7 +80,7 @@ class Child:
         pid = self.pid
         if pid is not None:
             self._away = away
-            os.kill(pid, by)
+            _send(pid, by)
         return pid
 
     async def stop(self, within: float) -> None:
@@ -170,12 +171,21 @@ class Child:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        process.send_signal(by)
+        _send(process.pid, by)
         try:
             await asyncio.wait_for(process.wait(), within)
         except TimeoutError:
-            process.kill()
+            kill(process.pid)
             await process.wait()
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    """To workers of its own the process passes on what it is told; SIGKILL nobody is told."""
+    if number is signal.SIGKILL:
+        kill(pid)
+    else:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -24,6 +21,7 @@ from microkit.web import Server
 from microkit.web.server import listening, reached_at
 from microkit.workers import process
 from microkit.workers.admin import admin_app, app_of_workers
+from microkit.workers.folder import socket_folder
 from microkit.workers.known import Known
 from microkit.workers.merging import Whole
 from microkit.workers.place import admin_socket
@@ -89,8 +87,7 @@ class Supervisor:
             self._listener = listening(settings.host, settings.port)
             self._owned.callback(self._listener.close)
             self.url = reached_at(settings.host, self._listener.getsockname()[1])
-            self._folder = _folder()
-            self._owned.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder = self._owned.enter_context(socket_folder())
             await self._open_admin()
             self._known = await Known.opened(self, self._owned)
             self.slots += [self._slot(number) for number in range(1, settings.workers + 1)]
@@ -256,12 +253,3 @@ def check(declared: Declared, settings: ServiceSettings) -> None:
             f"{key('database_url')} is a database in memory, and each of the {several} would have one of its own: name "
             f"a file or a PostgreSQL server, or set {key('workers')}=1"
         )
-
-
-def _folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix=f"microkit-{os.getpid()}-"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"no folder can be made for the sockets of the workers ({error}): set TMPDIR to one that can be written"
-        ) from None

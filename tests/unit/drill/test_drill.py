@@ -31,6 +31,7 @@ class Scripted:
     restarts: Counter[str] = field(default_factory=Counter)
     away: list[float] = field(default_factory=list)
     ended_by: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def app(self) -> Starlette:
         return Starlette(
@@ -43,9 +44,12 @@ class Scripted:
         )
 
     async def fleet(self, _: Request) -> Response:
-        gateway = {"name": "gateway", "kind": "service", "service": "gateway", "url": self.url, "pid": 1}
-        server = {"name": "redis", "kind": "server", "service": None, "url": "", "pid": 2}
-        processes = [{**process, "restarts": self.restarts[str(process["name"])]} for process in (gateway, server)]
+        gateway: dict[str, Any] = {"name": "gateway", "kind": "service", "service": "gateway", "url": self.url}
+        server = {"name": "redis", "kind": "server", "service": None, "url": ""}
+        others = [{**gateway, "name": f"{name}-{n}", "service": name} for n, name in enumerate(self.others, 1)]
+        processes = [
+            {**process, "restarts": self.restarts[str(process["name"])]} for process in (gateway, *others, server)
+        ]
         return JSONResponse({"processes": processes})
 
     async def end(self, request: Request) -> Response:
@@ -147,3 +151,20 @@ async def test_a_system_in_one_process_cannot_be_drilled() -> None:
     with pytest.raises(ConfigurationError, match="microkit up --real"):
         await Drill(server.url, Things(), Plan(), tell=lambda _: None).run()
     await server.stop(1)
+
+
+async def test_of_whom_there_is_one_process_it_is_said_that_a_restart_is_noticed(scripted: Scripted) -> None:
+    said: list[str] = []
+    scripted.others = ["till", "till"]
+    await Drill(scripted.url, Things(), Plan(restarts=1), tell=said.append).run()
+    assert said[0] == (
+        "One process alone: gateway. Requests that need it while it is restarted may fail; with two they do not: "
+        "microkit up --real --scale gateway=2"
+    )
+    said.clear()
+    scripted.others = ["gateway", "till"]
+    await Drill(scripted.url, Things(), Plan(restarts=1), tell=said.append).run()
+    assert said[0].startswith("One process alone: till.")
+    said.clear()
+    await Drill(scripted.url, Things(), Plan(restarts=1, kill=True), tell=said.append).run()
+    assert said[0] == "Preparing the load."

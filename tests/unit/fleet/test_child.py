@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +95,19 @@ async def test_where_no_process_can_be_started_it_is_tried_again(
             await asyncio.sleep(0.005)
     await alpha.stop(30)
     assert [line.partition(" (")[0] for line in said[1:]] == ["no process can be started"] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say whose children there are")
+async def test_a_kill_takes_the_workers_along_that_would_drain(
+    said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the end of a container does: a drill that lets them finish would have shown nothing."""
+    worker = f"trap 'echo drained > {tmp_path}/drained' TERM; echo worker; for _ in $(seq 1200); do sleep 0.05; done"
+    alpha = child(said, monkeypatch, f'sh -c "{worker.replace("$", chr(92) + "$")}" & wait')
+    session: Any = None
+    await alpha.start(session, 30)
+    await until_said(said, "worker")
+    alpha.end(signal.SIGKILL, 600)
+    await until_said(said, "was ended by SIGKILL")  # which is said when the worker has closed their log, too
+    await alpha.stop(30)
+    assert not [*tmp_path.iterdir()]  # noqa: ASYNC240  nothing else happens
