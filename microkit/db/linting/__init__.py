@@ -20,6 +20,7 @@ try:
 
     from microkit.db.linting.rules import judged
     from microkit.db.linting.schema import Schema, dropped, name_of
+    from microkit.db.linting.statements import Progress, judged_alone
 except ImportError as error:
     if error.name == "pglast":
         raise MissingExtra("microkit migrate lint", "lint") from error
@@ -67,7 +68,7 @@ class _Reader:
         self._schema = schema
         self._each = each
         self._remarks = remarks
-        self._altered: set[str] = set()
+        self._progress = Progress()
 
     def read(self) -> Iterator[tuple[str, Judgement]]:
         for number, statement in enumerate(self._each.statements):
@@ -80,17 +81,12 @@ class _Reader:
             if not parsed or not all(self._new(each) for each in parsed):
                 yield from ((statement, judgement) for judgement in known)
             for each in parsed:
-                yield from ((statement, judgement) for judgement in judged(self._schema, each, altered=self._altered))
-                self._follow(each)
+                yield from ((statement, judgement) for judgement in judged(self._schema, each))
+                yield from ((statement, judgement) for judgement in judged_alone(self._schema, each, self._progress))
+                self._progress.passed(self._schema, each)
+                self._schema.apply(each)
         if self._each.trouble is not None:
             yield f"(after {len(self._each.statements)} statements)", _unread(self._each.trouble)
-
-    def _follow(self, statement: Any) -> None:
-        self._schema.apply(statement)
-        if isinstance(statement, ast.TransactionStmt):
-            self._altered.clear()
-        if isinstance(statement, ast.AlterTableStmt):
-            self._altered.add(name_of(statement.relation))
 
     def _new(self, statement: Any) -> bool:
         """Whether all that it touches is of this release, so that no older version knows it."""

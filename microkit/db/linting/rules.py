@@ -28,8 +28,8 @@ _INTEGERS: Final = ("int2", "int4", "int8")
 _TEXTS: Final = ("varchar", "text")
 
 
-def judged(schema: Schema, statement: Any, *, altered: set[str]) -> Iterator[Judgement]:
-    """What is wrong with a statement; ``altered`` are the tables that its transaction has changed already."""
+def judged(schema: Schema, statement: Any) -> Iterator[Judgement]:
+    """What is wrong with a statement."""
     match statement:
         case ast.IndexStmt() if statement.unique:
             yield from _unique_index(schema, statement)
@@ -41,12 +41,6 @@ def judged(schema: Schema, statement: Any, *, altered: set[str]) -> Iterator[Jud
                 yield from _unique_dropped(schema, name)
         case ast.TruncateStmt():
             yield from _emptied(schema, [name_of(relation) for relation in statement.relations or ()])
-        case ast.UpdateStmt() | ast.DeleteStmt() if (table := name_of(statement.relation)) in altered:
-            yield Judgement(
-                "locks", "rows-in-the-transaction-of-a-change",
-                f"{table} has been altered in this transaction, so that all who use it wait until its rows are done",
-                "put the rows into a script of their own after this one, in batches",
-            )  # fmt: skip
 
 
 def _emptied(schema: Schema, tables: Sequence[str]) -> Iterator[Judgement]:

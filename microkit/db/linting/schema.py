@@ -11,6 +11,7 @@ from pglast.enums.parsenodes import AlterTableType, ConstrType, ObjectType
 from pglast.enums.primnodes import NullTestType
 from pglast.visitors import Visitor
 
+_DEFAULT = "public"
 _UNIQUE = (ConstrType.CONSTR_PRIMARY, ConstrType.CONSTR_UNIQUE, ConstrType.CONSTR_EXCLUSION)
 
 
@@ -150,14 +151,16 @@ class Schema:
 
 
 def name_of(relation: Any) -> str:
-    """``schema.table``, or ``table``."""
-    return f"{relation.schemaname}.{relation.relname}" if relation.schemaname else str(relation.relname)
+    """``schema.table``, or ``table`` in the schema where tables are if nothing else is said."""
+    elsewhere = relation.schemaname not in (None, "", _DEFAULT)
+    return f"{relation.schemaname}.{relation.relname}" if elsewhere else str(relation.relname)
 
 
 def dropped(statement: Any) -> list[str]:
     """What a DROP names."""
     return [
-        ".".join(part.sval for part in each) if isinstance(each, tuple) else str(each) for each in statement.objects
+        ".".join(part.sval for part in each).removeprefix(f"{_DEFAULT}.") if isinstance(each, tuple) else str(each)
+        for each in statement.objects
     ]
 
 

@@ -64,6 +64,12 @@ _BREAKS: Final = {
     "ban-drop-type": ("a version that names the type fails", f"drop it {_LATER}"),
     "ban-drop-database": ("everything is gone", "do not"),
     "ban-truncate-cascade": ("tables that nobody named lose their rows", "delete what nobody needs, in batches"),
+    "ban-set-schema": ("a version that looks for it in its schema fails", f"leave it; or move it {_LATER}"),
+    "ban-alter-identity": ("a version that leaves the column out, or fills it, may fail", f"change it {_LATER}"),
+    "ban-alter-domain-with-add-constraint": (
+        "a version that writes what does not fulfil it fails, and who uses the type waits until all rows are read",
+        f"first release a version that never does; add it {_LATER}",
+    ),
 }  # fmt: skip
 
 _CONCURRENTLY: Final = (
@@ -90,6 +96,10 @@ _LOCKS: Final = {
         "nobody can read or write the table while the index is built",
         "build a unique index CONCURRENTLY, then ADD CONSTRAINT … UNIQUE USING INDEX",
     ),
+    "ban-drop-constraint": (  # a unique one is another matter, and told by what was there before
+        "everybody waits for the table, and rows may come that a version did not expect",
+        'say locks = "…", and why no version minds',
+    ),
     "adding-field-with-default": (
         "every row is written anew, since the default is another for each, and nobody can read or write the table",
         "add it nullable and without a default, fill it in batches, and set the default after",
@@ -113,7 +123,9 @@ def squawked(scripts: Sequence[Sequence[str]]) -> list[list[tuple[int, Judgement
             for statement in statements:
                 lines.append(lines[-1] + statement.count("\n") + 1)
             starts.append(lines)
-            Path(folder, f"{number}.sql").write_text("".join(f"{each}\n" for each in statements), "utf-8")
+            # What is accepted is said in the script, where the database is told of it, and not in a comment.
+            text = "".join(f"{each}\n" for each in statements).replace("squawk-ignore", "squawk ignore")
+            Path(folder, f"{number}.sql").write_text(text, "utf-8")
         files = [str(Path(folder, f"{number}.sql")) for number in range(len(scripts))]
         found: list[list[tuple[int, Judgement]]] = [[] for _ in scripts]
         for each in _run(files) if files else []:
@@ -143,4 +155,6 @@ def _judgement(each: dict[str, object]) -> Judgement:
         return Judgement("breaks", name, *_BREAKS[rule])
     if rule in _LOCKS:
         return Judgement("locks", name, *_LOCKS[rule])
+    if rule.startswith("ban-drop-"):
+        return Judgement("breaks", name, "a version that uses it fails", f"stop using it now; drop it {_LATER}")
     return Judgement("locks", name, str(each["message"]), str(each.get("help") or "see squawkhq.com/docs"))

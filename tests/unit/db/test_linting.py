@@ -87,6 +87,58 @@ HARMLESS = [
     "op.execute('ALTER TABLE shelf ADD COLUMN a int CHECK (a > 0)')",
     "op.execute('ALTER TABLE shelf ADD COLUMN a int DEFAULT 1 CHECK (a > 0 AND a IS NOT NULL)')",
     "with op.batch_alter_table('shelf') as shelf:\n    shelf.add_column(sa.Column('room', sa.Text))",
+    # A new table may be filled, changed and indexed at will; rows that stand in the script are soon written.
+    "op.create_table('room', sa.Column('id', sa.BigInteger, primary_key=True))\n"
+    "op.execute('ALTER TABLE public.room ADD COLUMN n serial')\nop.execute('UPDATE room SET n = 1')\n"
+    "op.execute('INSERT INTO room (id) VALUES (1)')\nop.execute('DELETE FROM room')",
+    "op.add_column('shelf', sa.Column('x', sa.Text))\nop.execute('INSERT INTO book (id) VALUES (1)')\n"
+    "op.execute(\"SELECT setval('shelf_id_seq', 7)\")",
+]
+
+# Whatever was there before. In one chain: the later ones change nothing that these are about.
+EACH = [
+    ("op.execute('DROP TRIGGER t ON shelf')", "breaks", "dropped"),
+    ("op.execute('DROP OWNED BY bob')", "breaks", "drop-owned"),
+    ("op.execute('REVOKE ALL ON shelf FROM bob')", "breaks", "revoke"),
+    ("op.execute('ALTER TABLE shelf ENABLE ROW LEVEL SECURITY')", "breaks", "right-to-rows"),
+    ("op.execute('ALTER TABLE shelf OWNER TO bob')", "breaks", "right-to-rows"),
+    ("op.execute('CREATE RULE r AS ON INSERT TO shelf DO INSTEAD NOTHING')", "breaks", "rule"),
+    ("op.execute('DELETE FROM shelf')", "breaks", "all-rows-deleted"),
+    ("op.execute('ALTER TABLE shelf SET SCHEMA other')", "breaks", "squawk:ban-set-schema"),
+    ("op.execute('DROP VIEW names')", "breaks", "squawk:ban-drop-view"),
+    ("op.execute('DROP FUNCTION f()')", "breaks", "squawk:ban-drop-function"),
+    (
+        "op.execute('-- squawk-ignore ban-drop-column\\nALTER TABLE book DROP COLUMN x')",
+        "breaks",
+        "squawk:ban-drop-column",
+    ),
+    ("op.execute(\"UPDATE shelf SET name = ''\")", "locks", "all-rows-at-once"),
+    ("op.execute('ALTER TABLE shelf ADD COLUMN n serial')", "locks", "written-anew"),
+    ("op.execute('ALTER TABLE shelf SET UNLOGGED')", "locks", "written-anew"),
+    ("op.execute('CLUSTER shelf USING one_name')", "locks", "written-anew"),
+    ("with op.get_context().autocommit_block():\n    op.execute('VACUUM FULL shelf')", "locks", "written-anew"),
+    ("op.execute('LOCK TABLE public.shelf IN ACCESS EXCLUSIVE MODE')", "locks", "lock-table"),
+    ("op.execute('REFRESH MATERIALIZED VIEW m')", "locks", "refresh"),
+    ("op.create_index('k', 'shelf', ['rank'], postgresql_concurrently=True)", "locks", "outside-of-transactions"),
+    (
+        "op.add_column('shelf', sa.Column('y', sa.Text))\nop.execute('UPDATE book SET shelf_id = 1 WHERE id = 1')",
+        "locks",
+        "rows-in-the-transaction-of-a-change",
+    ),
+    (
+        "op.add_column('shelf', sa.Column('z', sa.Text))\nop.execute('INSERT INTO book (id) SELECT id FROM shelf')",
+        "locks",
+        "rows-in-the-transaction-of-a-change",
+    ),
+    (
+        "op.add_column('book', sa.Column('w', sa.Text))\n"
+        'op.execute("WITH d AS (UPDATE shelf SET rank = 1 WHERE id = 1 RETURNING id) SELECT count(*) FROM d")',
+        "locks",
+        "rows-in-the-transaction-of-a-change",
+    ),
+    ("op.execute('DO $$ BEGIN ALTER TABLE shelf DROP COLUMN name; END $$')", "unread", "unread"),
+    ("op.execute('SELECT drop_what_is_old()')", "unread", "unread"),
+    ("op.execute('CREATE TRIGGER t BEFORE INSERT ON shelf FOR EACH ROW EXECUTE FUNCTION f()')", "unread", "unread"),
 ]
 
 
@@ -119,6 +171,14 @@ def test_what_an_older_version_does_not_survive_is_told(step: str, rule: str, tm
 @pytest.mark.parametrize(("step", "rule"), LOCKING.items(), ids=list(LOCKING))
 def test_what_holds_others_up_is_told(step: str, rule: str, tmp_path: Path) -> None:
     assert rule in rules(lint(chain(tmp_path, TABLES, step)), "locks")
+
+
+def test_each_statement_is_told_of_that_holds_others_up_or_cannot_be_survived_or_read(tmp_path: Path) -> None:
+    found = lint(chain(tmp_path, TABLES, *(step for step, _, _ in EACH)))
+
+    told = {(finding.revision, finding.judgement.kind, finding.judgement.rule) for finding in found}
+    missed = [step for number, (step, kind, rule) in enumerate(EACH, 2) if (f"{number:04}", kind, rule) not in told]
+    assert missed == []
 
 
 @pytest.mark.parametrize("step", HARMLESS)
