@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
+import aiohttp
 import orjson
 import pytest
 from pydantic import BaseModel, Field
@@ -17,10 +18,15 @@ from pydantic import BaseModel, Field
 from microkit import context
 from microkit.auth.principal import Principal
 from microkit.contract import ANYONE, Contract, Header, get, post
+from microkit.db import Database
+from microkit.db.migration import create_tables
 from microkit.errors import NotFound, Unauthorized
 from microkit.page import Page, PageRequest
 from microkit.telemetry import Telemetry
-from microkit.web import InlineRoute, Limits, Server, Surface, WebApp
+from microkit.web import InlineRoute, Limits, Mount, Server, Surface, WebApp
+from microkit.web.tables import metadata
+from tests.contract.web.charging import charge_tables
+from tests.contract.web.serving import Running, Serve
 
 
 class NewThing(BaseModel):
@@ -194,3 +200,28 @@ def http() -> Any:
     found.request, found.post_json, found.things_app = request, post_json, things_app  # type: ignore[attr-defined]
     found.wire_to, found.read_answer = wire_to, read_answer  # type: ignore[attr-defined]
     return found
+
+
+@pytest.fixture
+async def serve(anyio_backend: str) -> AsyncIterator[Serve]:
+    running: list[Running] = []
+
+    async def serve(*routes: InlineRoute, mounts: tuple[Mount, ...] = (), **options: Any) -> Running:
+        telemetry = options.pop("telemetry", None) or Telemetry("tried")
+        app = WebApp(Surface("tried", routes=routes, mounts=mounts), telemetry=telemetry, **options)
+        server = Server(app)
+        await server.start()
+        running.append(Running(app, server, aiohttp.ClientSession(server.url)))
+        return running[-1]
+
+    yield serve
+    for one in running:
+        await one.client.close()
+        await one.server.stop(5)
+
+
+@pytest.fixture
+async def charged(database: Database) -> Database:
+    await create_tables(database, metadata)
+    await create_tables(database, charge_tables)
+    return database
