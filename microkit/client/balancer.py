@@ -111,8 +111,8 @@ class Balancer:
         self.review()
 
     def pick(self, avoid: Collection[Instance] = ()) -> Instance | None:
-        """The instance to call; ``None`` where every breaker is open. Not one of ``avoid`` if another can be called,
-        and not the last of them if any other can."""
+        """The instance to call; ``None`` where every breaker is open. Not one of ``avoid`` if another can be called;
+        else none that took no connection when last asked, and not the last of them, if any other can."""
         now = self._clock()
         if now >= self._review_at:
             self.review()
@@ -137,7 +137,8 @@ class Balancer:
                 one, two = others[int(self._draw() * len(others))], others[int(self._draw() * len(others))]
                 return one if one.cost(now) <= two.cost(now) else two
         *_, last = avoid
-        again = [instance for instance in self._all if instance is not last] or self._all
+        there = [instance for instance in self._all if not instance.away] or self._all
+        again = [instance for instance in there if instance is not last] or there
         return min(again, key=lambda instance: instance.cost(now), default=None)
 
     def last_resort(self, tried: Collection[Instance]) -> Instance | None:

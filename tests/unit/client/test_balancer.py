@@ -223,6 +223,16 @@ def test_what_is_to_be_avoided_is_chosen_only_where_nobody_else_is(clock: Clock)
     assert not bench.balancer.others(everybody)
 
 
+def test_one_that_took_no_connection_is_asked_again_after_all_that_did(clock: Clock) -> None:
+    bench = Bench(clock, 2)
+    bench.all_answer()
+    bench[1].away = True
+    assert set(bench.picked(100, (bench[1], bench[0]))) == {0}, "it failed last, and somebody is there"
+    assert set(bench.picked(100, (bench[1],))) == {0}
+    bench[0].away = True
+    assert set(bench.picked(100, (bench[1], bench[0]))) == {1}, "nobody is there: not the last again"
+
+
 def near(bench: Bench, times: int = 4000) -> float:
     found = bench.picked(times)
     instances = list(bench.balancer.instances)
