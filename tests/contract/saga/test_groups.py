@@ -179,7 +179,7 @@ async def test_after_a_crash_only_the_branches_that_had_not_ended_run_again(hall
     saga = journey(hall)
     never = asyncio.Event()
     hall.scripts = {"book_car": [partial(_wait, never)]}
-    async with hall.engine(saga, lease=1.0) as engine:
+    async with hall.engine(saga) as engine:
         saga_id = await begin(hall, saga)
 
         async def two_are_done() -> bool:
@@ -191,7 +191,8 @@ async def test_after_a_crash_only_the_branches_that_had_not_ended_run_again(hall
         for run in engine._runs.values():
             run.task.cancel()
         engine._loops = []
-    async with hall.engine(saga, lease=1.0):
+    await hall.later()
+    async with hall.engine(saga):
         story = await hall.until_rest(saga_id)
 
     assert story.status == "completed"

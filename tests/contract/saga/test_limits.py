@@ -186,7 +186,7 @@ async def test_a_rate_may_refuse_and_may_count_each_key(bench: Bench) -> None:
 async def test_a_saga_whose_version_is_gone_is_parked_and_goes_on_when_it_is_back(bench: Bench) -> None:
     old, new = bench.trip(version=1), bench.trip(version=2)
     parked, at_once = await bench.begin(old), uuid4()
-    async with bench.engine(new, stranger_after=0.2):
+    async with bench.engine(new, lease=3.0, stranger_after=0.2):  # it looks three times a lease
         await bench.begin(new, saga_id=at_once)
         story = await bench.until(parked, "stuck")
         assert (await bench.until_rest(at_once)).status == "completed"

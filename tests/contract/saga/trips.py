@@ -134,6 +134,18 @@ class Bench:
         finally:
             await engine.stop(timeout=5)
 
+    async def later(self) -> None:
+        """An hour goes by for what is written: leases have run out, pauses and waits for an event are over.
+
+        Not for sagas that an engine works on, unless it is a paused one.
+        """
+        async with self.database.transaction() as tx:
+            for column in ("saga.next_at", "saga_wait.due"):
+                table, name = column.split(".")
+                on_sqlite = tx.dialect == "sqlite"
+                earlier = f"datetime({name}, '-1 hour')" if on_sqlite else f"{name} - interval '1 hour'"
+                await tx.execute(sa.text(f"UPDATE {table} SET {name} = {earlier} WHERE {name} IS NOT NULL"))
+
     async def begin(self, saga: Saga[Trip], state: Trip | None = None, *, saga_id: UUID | None = None) -> UUID:
         """Starts a saga in a transaction of its own."""
         return await self.database.run(lambda tx: saga.start(tx, state or Trip(), saga_id=saga_id))
