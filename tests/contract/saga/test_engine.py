@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
-from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -14,19 +12,16 @@ from microkit import context
 from microkit.context import WorkContext, working
 from microkit.db import Database, Transaction
 from microkit.db.transaction import Published
-from microkit.errors import Conflict, DefinitionError, NotFound, Unavailable
+from microkit.errors import Conflict, DefinitionError, NotFound
 from microkit.message import Event
 from microkit.page import PageRequest
-from microkit.saga import Failure, Saga, SagaEngine, StepNotYet, StepRefused, pivot, retriable
-from microkit.saga.operations import Operator, resume
+from microkit.saga import Saga, SagaEngine, StepRefused, pivot, retriable
 from microkit.saga.tables import Status
-from microkit.saga.view import list_sagas, show_saga
+from microkit.saga.view import list_sagas
 from microkit.telemetry import Telemetry
-from tests.contract.saga.trips import AT_ONCE, Bench, Deed, Trip, history
+from tests.contract.saga.trips import AT_ONCE, Bench, Trip, history
 
 pytestmark = pytest.mark.anyio
-
-OPERATOR = Operator("ada")
 
 
 async def test_steps_happen_in_order_and_their_state_travels(bench: Bench) -> None:
@@ -43,136 +38,6 @@ async def test_steps_happen_in_order_and_their_state_travels(bench: Bench) -> No
         ("tell", "action", 1, "done"),
     ]
     assert await bench.effects() == ["seat", "tell"]
-
-
-async def test_a_refused_pivot_compensates_in_reverse_and_tells_each_compensation_why(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["pay"] = [StepRefused("The card has expired", type="expired")]
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    why = Failure("pay", "The card has expired", "expired")
-    assert story.status == "compensated"
-    assert story.failure is not None
-    assert (story.failure.step, story.failure.reason, story.failure.type) == ("pay", "The card has expired", "expired")
-    assert history(story)[2:] == [
-        ("pay", "action", 1, "refused"),
-        ("room", "undo", 1, "done"),
-        ("seat", "undo", 1, "done"),
-    ]
-    assert [(name, step.failure) for name, step in bench.calls[3:]] == [("free_room", why), ("free_seat", why)]
-    assert await bench.effects() == ["seat", "free_seat"]
-
-
-async def test_a_local_step_that_raises_leaves_nothing_and_is_tried_again(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["seat"] = [OSError("first"), OSError("second")]
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert story.status == "completed"
-    assert history(story)[:3] == [
-        ("seat", "action", 1, "failed"),
-        ("seat", "action", 2, "failed"),
-        ("seat", "action", 3, "done"),
-    ]
-    assert story.steps[0].error == "OSError: first"
-    assert await bench.effects() == ["seat", "tell"]
-
-
-async def test_every_attempt_of_a_step_has_one_idempotency_key_and_its_undo_another(bench: Bench) -> None:
-    keys: list[str | None] = []
-
-    async def look() -> None:
-        keys.append(context.current().idempotency_key)
-
-    trip = bench.trip()
-    bench.scripts = {"room": [Unavailable(), look], "pay": [StepRefused("no")], "free_room": [OSError(), look]}
-    async with bench.engine(trip):
-        saga_id = await bench.begin(trip)
-        await bench.until_rest(saga_id)
-
-    told = [step.idempotency_key for name, step in bench.calls if name in ("room", "free_room")]
-    assert told == [f"{saga_id}:room"] * 2 + [f"{saga_id}:room:undo"] * 2
-    assert keys == [f"{saga_id}:room", f"{saga_id}:room:undo"]
-
-
-async def test_a_step_that_keeps_failing_is_undone_with_those_before_it(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["room"] = [Unavailable("away")] * 4
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert story.status == "compensated"
-    assert story.failure is not None
-    assert story.failure.reason == "gave up after 4 attempts: away"
-    assert bench.called() == ["seat", "room", "room", "room", "room", "free_room", "free_seat"]
-
-
-async def test_a_compensation_that_fails_is_tried_again_until_it_holds(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts = {"pay": [StepRefused("no")], "free_seat": [OSError(), OSError(), OSError()]}
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert story.status == "compensated"
-    assert bench.called()[3:] == ["free_room", *["free_seat"] * 4]
-    assert await bench.effects() == ["seat", "free_seat"]
-
-
-async def test_a_compensation_that_never_holds_is_stuck_until_somebody_resumes_it(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts = {"pay": [StepRefused("no")], "free_room": [OSError("door")] * 5}
-    async with bench.engine(trip) as engine:
-        saga_id = await bench.begin(trip)
-        story = await bench.until_rest(saga_id)
-
-        assert (story.status, story.direction, story.step) == ("stuck", "undo", "room")
-        assert story.error == "OSError: door"
-        assert b'microkit_saga_ended_total{saga="trip",status="stuck"} 1.0' in bench.telemetry.exposition()
-        assert engine.health().ok
-
-        await bench.database.run(lambda tx: resume(tx, saga_id, OPERATOR))
-        story = await bench.until(saga_id, "compensated")
-
-    assert bench.called().count("free_room") == 6
-    assert await bench.effects() == ["seat", "free_seat"]
-
-
-async def test_a_pivot_elsewhere_that_never_answers_is_stuck_and_undoes_nothing(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["pay"] = [TimeoutError()] * 4
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert (story.status, story.direction, story.step) == ("stuck", "action", "pay")
-    assert await bench.effects() == ["seat"]
-
-
-async def test_an_attempt_is_cut_off_at_its_timeout(bench: Bench) -> None:
-    deadlines: list[float | None] = []
-
-    async def hang() -> None:
-        deadlines.append(context.remaining())
-        await asyncio.Event().wait()
-
-    trip = bench.trip(timeout=0.05)
-    bench.scripts["room"] = [hang]
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert history(story)[1:3] == [("room", "action", 1, "timed-out"), ("room", "action", 2, "done")]
-    assert deadlines[0] is not None
-    assert deadlines[0] <= 0.05  # what the step calls is given no longer than the step itself
-
-
-async def test_a_step_that_cancels_itself_has_failed_and_the_engine_goes_on(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["room"] = [asyncio.CancelledError()]
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert history(story)[1:3] == [("room", "action", 1, "failed"), ("room", "action", 2, "done")]
 
 
 async def test_a_saga_of_a_rolled_back_transaction_never_runs(bench: Bench) -> None:
@@ -327,28 +192,6 @@ async def test_of_one_name_the_longest_due_is_claimed_first(bench: Bench) -> Non
     assert [step.saga_id for _, step in bench.calls] == ids
 
 
-async def test_a_saga_that_waits_holds_no_place(bench: Bench) -> None:
-    """A retry lies in the table until it is due; the engine's one place is free for others meanwhile."""
-    went_on = asyncio.Event()
-
-    async def go_on() -> None:
-        went_on.set()
-
-    async def not_yet() -> None:
-        if not went_on.is_set():
-            raise OSError("not yet")
-
-    waiting = Saga("waiting", Trip, [retriable(bench.remote("wait"), timeout=5)])
-    quick = Saga("quick", Trip, [retriable(bench.remote("quick"), timeout=5)])
-    bench.scripts = {"wait": [not_yet] * 19, "quick": [go_on]}
-    async with bench.engine(waiting, quick, concurrency=1):
-        first = await bench.begin(waiting)
-        await bench.until_rest(await bench.begin(quick))
-        story = await bench.until_rest(first)
-
-    assert story.status == "completed"
-
-
 async def test_a_list_shows_the_newest_first_a_page_at_a_time(bench: Bench) -> None:
     trip = bench.trip()
     ids = []
@@ -369,20 +212,6 @@ async def test_a_list_shows_the_newest_first_a_page_at_a_time(bench: Bench) -> N
     assert stuck.items == []
 
 
-async def test_only_a_stuck_saga_can_be_resumed(bench: Bench) -> None:
-    trip = bench.trip()
-    async with bench.engine(trip):
-        saga_id = await bench.begin(trip)
-        await bench.until_rest(saga_id)
-
-    with pytest.raises(Conflict, match="has ended: it is completed"):
-        await bench.database.run(lambda tx: resume(tx, saga_id, OPERATOR))
-    with pytest.raises(NotFound):
-        await bench.database.run(lambda tx: resume(tx, uuid4(), OPERATOR))
-    with pytest.raises(NotFound):
-        await bench.database.run(lambda tx: show_saga(tx, uuid4()))
-
-
 async def test_an_attempt_under_way_is_shown(bench: Bench) -> None:
     began, go = asyncio.Event(), asyncio.Event()
 
@@ -401,91 +230,6 @@ async def test_an_attempt_under_way_is_shown(bench: Bench) -> None:
 
     assert history(story) == [("seat", "action", 1, "done"), ("room", "action", 1, "under-way")]
     assert story.steps[-1].ended_at is None
-
-
-def not_yet(times: int) -> list[Deed]:
-    return [StepNotYet("others are before it", after=0.01) for _ in range(times)]
-
-
-async def test_a_step_whose_turn_has_not_come_is_called_again_and_uses_up_no_attempt(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    trip = bench.trip()
-    bench.scripts = {"seat": not_yet(6), "pay": [*not_yet(3), Unavailable("away"), *not_yet(6)], "tell": not_yet(6)}
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert story.status == "completed"
-    assert history(story) == [
-        ("seat", "action", 1, "done"),
-        ("room", "action", 1, "done"),
-        ("pay", "action", 1, "failed"),
-        ("pay", "action", 2, "done"),
-        ("tell", "action", 1, "done"),
-    ]
-    assert [step.attempt for name, step in bench.calls if name == "pay"] == [1] * 4 + [2] * 7
-    assert await bench.effects() == ["seat", "tell"]
-    warned = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
-    assert warned == ["saga step failed: away"]
-
-
-async def test_while_it_waits_people_see_for_what_and_since_when(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["pay"] = [StepNotYet("others are before it", after=3600)]
-    async with bench.engine(trip):
-        saga_id = await bench.begin(trip)
-        async with asyncio.timeout(120):
-            while (story := await bench.story(saga_id)).not_yet_since is None:
-                await asyncio.sleep(0.01)
-
-    assert (story.status, story.step, story.attempts, story.error) == ("running", "pay", 0, "others are before it")
-    assert story.next_at is not None
-    assert story.next_at >= story.not_yet_since + timedelta(seconds=3600)
-
-
-async def test_a_compensation_may_wait_for_its_turn_too(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts = {"pay": [StepRefused("no")], "free_room": not_yet(6), "free_seat": not_yet(6)}
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert story.status == "compensated"
-    assert story.not_yet_since is None
-    assert history(story)[3:] == [("room", "undo", 1, "done"), ("seat", "undo", 1, "done")]
-
-
-async def test_a_step_that_says_not_yet_beyond_its_patience_has_failed(bench: Bench) -> None:
-    trip = bench.trip(patience=0.001)
-    bench.scripts["room"] = not_yet(20)
-    async with bench.engine(trip):
-        story = await bench.until_rest(await bench.begin(trip))
-
-    assert story.status == "compensated"
-    assert story.failure is not None
-    assert re.match(r"gave up after 4 attempts: still not yet after \d+ s: others are before it", story.failure.reason)
-    assert bench.called() == ["seat", *["room"] * 5, "free_room", "free_seat"]
-
-
-async def test_the_wait_for_its_turn_outlives_the_process(bench: Bench) -> None:
-    trip = bench.trip()
-    bench.scripts["pay"] = [StepNotYet(after=0.2)]
-    async with bench.engine(trip):
-        saga_id = await bench.begin(trip)
-        async with asyncio.timeout(120):
-            while bench.scripts["pay"]:
-                await asyncio.sleep(0.005)
-    async with bench.engine(trip):
-        story = await bench.until_rest(saga_id)
-
-    assert story.status == "completed"
-    assert [step.attempt for name, step in bench.calls if name == "pay"] == [1, 1]
-
-
-def test_a_wait_is_between_a_hundredth_of_a_second_and_an_hour() -> None:
-    for nonsense in (0, -1, 3601, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"from 0\.01 to 3,600 seconds"):
-            StepNotYet(after=nonsense)
 
 
 async def test_metrics_tell_how_sagas_end_from_zero_on(bench: Bench) -> None:
