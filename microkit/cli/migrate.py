@@ -17,6 +17,7 @@ from microkit.cli.load import find_service, load_system
 from microkit.db import Database
 from microkit.db.migration import migrate, revise
 from microkit.db.migration import sql as as_sql
+from microkit.db.options import PoolOptions
 from microkit.db.scripts import Scripts, of_service, sets
 from microkit.db.standing import Standing, standing
 from microkit.db.turn import PATIENCE
@@ -225,8 +226,10 @@ async def _with_database(
 @asynccontextmanager
 async def _opened(service: Service, url: str | None) -> AsyncIterator[Database]:
     telemetry = Telemetry(service.name, exporter="none")
-    where = url or service.settings().database_url.get_secret_value()
-    database = Database(where, telemetry=telemetry)
+    settings = service.settings()
+    where = url or settings.database_url.get_secret_value()
+    options = PoolOptions(pgbouncer=settings.database_pgbouncer and url is None)
+    database = Database(where, telemetry=telemetry, options=options)
     try:
         await database.start()
         yield database

@@ -24,6 +24,7 @@ from microkit.cli.remote import remote_desk
 from microkit.console.desk import Desk, LocalDesk, Post
 from microkit.db import Database
 from microkit.db.migration import pending
+from microkit.db.options import PoolOptions
 from microkit.declared import Declared, topics_of
 from microkit.errors import ConfigurationError
 from microkit.redaction import redact_text
@@ -126,11 +127,12 @@ class _Opening:
         declared = [each for each in where.services() if each.declared.sagas or each.declared.processes]
         if not declared:
             raise ConfigurationError(f"{where.service or 'The system'} has no sagas and follows no processes")
-        urls = {each.name: self._database_url(each.name, each.settings()) for each in declared}
+        settings = {each.name: each.settings() for each in declared}
+        urls = {name: self._database_url(name, given) for name, given in settings.items()}
         return [
             Store(
                 each.name,
-                await self._database(urls[each.name], each.declared),
+                await self._database(urls[each.name], each.declared, pooled=settings[each.name].database_pgbouncer),
                 each.declared.sagas,
                 each.declared.processes,
             )
@@ -179,7 +181,8 @@ class _Opening:
         url = _bus_url(settings)
         if self._about != "outbox" and not url.startswith(_IN_MEMORY):
             return replace(post, bus=await self._bus(url))
-        return replace(post, database=await self._database(self._database_url(declared.name, settings), declared))
+        url, pooled = self._database_url(declared.name, settings), settings.database_pgbouncer
+        return replace(post, database=await self._database(url, declared, pooled=pooled))
 
     def _database_url(self, service: str, settings: ServiceSettings) -> str:
         if "database_url" in settings.origin.places:
@@ -194,12 +197,13 @@ class _Opening:
             await started(found, url)
         return found
 
-    async def _database(self, url: str, declared: Declared | None) -> Database:
+    async def _database(self, url: str, declared: Declared | None, *, pooled: bool = False) -> Database:
         _check_file(url)
         name = declared.name if declared is not None else "microkit"
         telemetry = Telemetry(name, exporter="none")
         self._owned.push_async_callback(telemetry.close)
-        database = Database(url, telemetry=telemetry, pool_size=2, max_overflow=0)
+        options = PoolOptions(pgbouncer=pooled)
+        database = Database(url, telemetry=telemetry, pool_size=2, max_overflow=0, options=options)
         self._owned.push_async_callback(database.close)
         await database.start()
         if await pending(database, None):

@@ -82,6 +82,8 @@ class Database:
         self.dialect: Dialect = made.dialect
         self.engine: AsyncEngine = made.write
         self.tables = tables
+        self.pooled = options.pgbouncer and made.dialect == "postgresql"
+        """Whether a pooler stands between, so that a session is nobody's own."""
         self.outbox_writer: OutboxWriter | None = None
         self.where = made.where
         """Its URL without the password, for messages."""
@@ -193,7 +195,8 @@ class Database:
             yield self.engine  # in memory: another engine would see another database
             return
         limits = engines.Limits(2, _DAY, patience)
-        made = engines.make(self._url, limits, application=self._application, foreign_keys=False)
+        options = PoolOptions(pgbouncer=self.pooled)
+        made = engines.make(self._url, limits, application=self._application, foreign_keys=False, options=options)
         try:
             yield made.write
         finally:

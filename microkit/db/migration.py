@@ -18,6 +18,7 @@ from typing import Final
 from sqlalchemy import Connection, MetaData, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import NullPool
 
 from microkit.db.database import Database
 from microkit.db.failure import DEADLOCK_DETECTED, is_busy, is_kept_waiting, sqlstate
@@ -223,7 +224,8 @@ def _refuse_busy(error: DBAPIError, patience: float) -> None:
 async def _move_server(connection: AsyncConnection, scripts: Scripts, target: str, patience: float) -> None:
     from microkit.db.alembic_calls import move as run  # noqa: PLC0415  as above
 
-    await _end_with_us(connection)
+    if not isinstance(connection.engine.pool, NullPool):  # a pooler would pass it on to others
+        await _end_with_us(connection)
     event.listen(connection.sync_connection, "begin", _bound_waits)
     ends = time.monotonic() + patience
     while True:

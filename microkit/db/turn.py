@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from microkit.db.database import Database
@@ -24,6 +24,11 @@ _ALEMBIC: Final = threading.Lock()
 # The key of PostgreSQL's advisory lock: "microkit" as a number.
 _ADVISORY: Final = int.from_bytes(b"microkit")
 _POLL: Final = 0.1  # seconds between two looks
+_IN_SESSION: Final = text("SELECT pg_try_advisory_lock(:key)")
+# Idle in it for as long as the scripts take, whatever the server allows others; no snapshot is held.
+_IN_TRANSACTION: Final = text(
+    "SELECT pg_try_advisory_xact_lock(:key) FROM set_config('idle_in_transaction_session_timeout', '0', true)"
+)
 
 
 @asynccontextmanager
@@ -31,7 +36,8 @@ async def alone(database: Database, patience: float = PATIENCE) -> AsyncIterator
     """An engine without time limits, while no other process migrates and nobody else in this one does.
 
     A process that is killed gives its turn back: PostgreSQL ends the session that held the lock, and SQLite's lock is
-    the transaction.
+    the transaction. So it is behind a pooler, where a session is lent to others who would keep the lock, or take it a
+    second time: one server connection stays in that transaction meanwhile, and another one works.
 
     Raises:
         ConfigurationError: another went on migrating for ``patience`` seconds.
@@ -47,7 +53,10 @@ async def alone(database: Database, patience: float = PATIENCE) -> AsyncIterator
         async with database.administration(patience) as engine:
             if database.dialect == "postgresql":
                 async with engine.connect() as keeper:
-                    await _take_turn(await keeper.execution_options(isolation_level="AUTOCOMMIT"), patience)
+                    if database.pooled:
+                        await _take_turn(keeper, patience, _IN_TRANSACTION)
+                    else:
+                        await _take_turn(await keeper.execution_options(isolation_level="AUTOCOMMIT"), patience)
                     yield engine
             else:
                 yield engine
@@ -55,16 +64,17 @@ async def alone(database: Database, patience: float = PATIENCE) -> AsyncIterator
         _ALEMBIC.release()
 
 
-async def _take_turn(keeper: AsyncConnection, patience: float) -> None:
+async def _take_turn(keeper: AsyncConnection, patience: float, ask: TextClause = _IN_SESSION) -> None:
     # Asked for again and again instead of waited for: a waiting statement holds a snapshot, and CREATE INDEX
     # CONCURRENTLY in the script of the one who has the lock would wait for it for ever.
     ends = time.monotonic() + patience
-    while not await keeper.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY}):
+    while not await keeper.scalar(ask, {"key": _ADVISORY}):
         if time.monotonic() > ends:
             raise ConfigurationError(
                 f"another process has been migrating this database for {patience:.0f} s ({await _holder(keeper)}): "
                 "wait until it has ended, and look whether it is stuck"
             )
+        await keeper.rollback()  # which sends nothing where there is no transaction
         await asyncio.sleep(_POLL)
 
 

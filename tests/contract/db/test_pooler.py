@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from microkit.db import Database, Transaction
 from microkit.db.failure import DatabaseUnavailable
-from microkit.db.migration import create_tables
+from microkit.db.migration import create_tables, migrate
 from microkit.db.options import PoolOptions
 from microkit.errors import ConfigurationError
 from microkit.telemetry import Telemetry
@@ -57,6 +57,46 @@ async def test_many_transactions_share_few_server_connections(
             assert len(await tx.scalars(select(coin.id))) == 40
             assert await tx.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
         await database.close()
+
+
+STEP = """
+from alembic import op
+revision = "0001"
+down_revision = None
+def upgrade():
+    op.execute("CREATE TABLE turn AS SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+"""
+TURN = text("SELECT pg_advisory_lock(:key)").bindparams(key=int.from_bytes(b"microkit"))
+LEFT = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+
+
+async def test_migrations_take_turns_and_leave_neither_a_lock_nor_a_setting_with_the_pooler(
+    postgres_url: str, postgres_cluster: Any, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    scripts = tmp_path / "till" / "migrations"
+    (scripts / "versions").mkdir(parents=True)
+    (scripts / "versions" / "0001_turn.py").write_text(STEP, "utf-8")
+    straight = Database(postgres_url, telemetry=Telemetry("other", exporter="none"))
+    async with pooled(socket_of(postgres_cluster), 3) as (_, port):
+        database = Database(through(postgres_url, port), telemetry=telemetry, options=PoolOptions(pgbouncer=True))
+        async with straight.engine.connect() as other:
+            await other.execute(TURN)
+            with pytest.raises(ConfigurationError, match="another process has been migrating"):
+                await migrate(database, scripts, patience=0.2)
+            await other.rollback()
+            await other.invalidate()
+
+        assert (await migrate(database, scripts))[-1] == "till 0001"
+
+        async with database.transaction(read_only=True) as tx:
+            assert await tx.scalar(text("SELECT count(*) FROM turn")) == 1, "it had its turn"
+            assert await tx.scalar(LEFT) == 0
+        for _ in range(3):  # whichever server connection it is
+            async with database.transaction(read_only=True) as tx:
+                assert await tx.scalar(text("SHOW client_connection_check_interval")) == "0"
+                assert await tx.scalar(text("SHOW lock_timeout")) == "0"
+        await database.close()
+    await straight.close()
 
 
 async def test_without_the_setting_the_pooler_refuses_and_the_sentence_says_what_it_said(
