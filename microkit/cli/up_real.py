@@ -18,6 +18,7 @@ from microkit.cli.holding import DRAINING, UpOptions
 from microkit.cli.load import load_system
 from microkit.cli.servers_given import check_bus
 from microkit.cli.signals import on_signals
+from microkit.cli.stream import LogStream
 from microkit.console import fleet_api
 from microkit.console.api import api
 from microkit.console.fleet import FleetSeen
@@ -47,6 +48,8 @@ class UpReal:
         self._reference, self._system = load_system(system)
         self._options = options
         self._out = Console(file=options.log_stream, soft_wrap=True)
+        names = {service.name for service in self._system.services}
+        self._log = LogStream(options.log_stream, names, json=options.json)
 
     def run(self) -> None:
         """Runs until it is told to end.
@@ -70,7 +73,7 @@ class UpReal:
             self._say("Starting the servers and the services: a process each.")
             os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", _TRACE_DELAY)
             fleet = await owned.enter_async_context(
-                Fleet.running(self._system, self._reference, self._wanted(console, lock), self._line)
+                Fleet.running(self._system, self._reference, self._wanted(console, lock), self._log.line)
             )
             await owned.enter_async_context(seen.following(fleet))
             admin = {child.copy.name: child.copy.admin_url for child in fleet.children if child.copy.admin_url}
@@ -111,13 +114,6 @@ class UpReal:
             announcement.write_json()
         else:
             announcement.print_tables(self._out)
-
-    def _line(self, name: str, line: str) -> None:
-        """One line of a process, as it came; those of second copies are told apart."""
-        stream = self._options.log_stream
-        names = {service.name for service in self._system.services}
-        stream.write(f"{line}\n" if name in names else f"{name}: {line}\n")
-        stream.flush()
 
     def _say(self, sentence: str) -> None:
         if not self._options.json:

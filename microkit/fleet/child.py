@@ -165,6 +165,8 @@ class Child:
                 self._say(self.copy.name, f"no process can be started ({error}); it is tried again in {wait:g} s")
                 continue
             self.restarts += 1
+            if self._stopping.is_set():  # it was told so while this one was made, which has done nothing yet
+                await self._end(signal.SIGKILL, 0)
             return reading
 
     async def _end(self, by: signal.Signals, within: float) -> None:

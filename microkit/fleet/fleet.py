@@ -178,13 +178,18 @@ class Fleet:
     async def _stop(self) -> None:
         """The gateway first, so that nothing new comes in; then all others together. Cancelled, all at once."""
         door = {service.name for service in self.system.services if _is_gateway(service.declared.mounts)}
+        failed: list[BaseException] = []
         try:
             for outer in (True, False):
                 ending = [child for child in self.children if (child.copy.service in door) is outer]
-                await asyncio.gather(*(child.stop(self._patience(child.copy)) for child in ending))
+                stopping = (child.stop(self._patience(child.copy)) for child in ending)
+                ended = await asyncio.gather(*stopping, return_exceptions=True)  # the trouble of one is not another's
+                failed += [error for error in ended if error is not None]
         except asyncio.CancelledError:  # it is told a second time
             await asyncio.gather(*(child.stop_now() for child in self.children))
             raise
+        for error in failed:
+            raise error
 
     def _patience(self, copy: Copy) -> float:
         """Seconds that a process may take to drain: its phases, each bounded by its own settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from microkit.errors import ConfigurationError, MissingExtra
-from microkit.servers.process import ServerProcess
+from microkit.servers.process import ServerProcess, ends_with_parent
 
 _USER: Final = "microkit"
 _PROTOCOL: Final = 196608  # 3.0
@@ -56,16 +57,24 @@ class PostgresServer(ServerProcess):
 
     def start(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (self.folder / "data" / "PG_VERSION").exists():
+        data = self.folder / "data"
+        if not data.is_dir() or not any(data.iterdir()):
             self._make()
         if (misfit := data_misfit(self.folder)) is not None:
             raise ConfigurationError(misfit)
+        if not (data / "global" / "pg_control").exists():
+            raise ConfigurationError(
+                f"the data in {data} are not whole (global/pg_control is missing): put a backup there, or move the "
+                "folder away to begin anew"
+            )
         super().start()
 
     def _make(self) -> None:
+        """Under another name until it is whole: whoever is killed meanwhile leaves nothing that is taken for data."""
         account = self.account()
-        data = self.folder / "data"
-        data.mkdir(mode=0o700, exist_ok=True)
+        data = self.folder / "data.new"
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir(mode=0o700)
         with os.fdopen(os.open(self._password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
         if account is not None:
@@ -80,9 +89,12 @@ class PostgresServer(ServerProcess):
             ],
             text=True, capture_output=True, check=False, cwd="/",
             user=account, group=account, extra_groups=None if account is None else [],
+            preexec_fn=ends_with_parent(signal.SIGKILL),
         )  # fmt: skip
         if done.returncode:
             raise ConfigurationError(f"PostgreSQL's data cannot be made in {data}: {done.stderr.strip()[-500:]}")
+        data.replace(self.folder / "data")
+        _sync(self.folder)
 
     def command(self) -> Sequence[str | Path]:
         return [
@@ -140,6 +152,15 @@ def _account() -> int:
         raise ConfigurationError("PostgreSQL does not run as root, and no account can be made for it: run as a user")
     found: int = entry.pw_uid
     return found
+
+
+def _sync(folder: Path) -> None:
+    """What its files are called stays so, whatever happens to the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _let_pass(path: Path) -> None:

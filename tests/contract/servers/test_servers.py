@@ -113,6 +113,29 @@ async def test_postgresql_has_its_databases_again_after_a_crash_and_wants_its_pa
         server.stop()
 
 
+def test_data_that_were_half_made_when_all_was_killed_are_made_anew(folder: Path) -> None:
+    command = "import sys, pathlib as p; from microkit.servers.postgres import *; PostgresServer(p.Path(sys.argv[1]))"
+    making = subprocess.Popen(
+        [sys.executable, "-c", f"{command}._make()", folder / "pg"], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    (folder / "pg").mkdir()
+    while making.poll() is None and not [*folder.glob("pg/*/PG_VERSION")]:
+        time.sleep(0.002)
+    os.killpg(making.pid, signal.SIGKILL)
+    assert making.wait() == -signal.SIGKILL
+    server = PostgresServer(folder / "pg")
+    server.start()
+    server.stop()
+
+
+def test_data_that_are_not_whole_are_not_touched(folder: Path) -> None:
+    (folder / "pg" / "data").mkdir(parents=True)
+    (folder / "pg" / "data" / "something").touch()
+    with pytest.raises(ConfigurationError, match=r"are not whole .*: put a backup there, or move the folder away"):
+        PostgresServer(folder / "pg").start()
+    assert [*(folder / "pg" / "data").iterdir()] == [folder / "pg" / "data" / "something"]
+
+
 def psql(server: PostgresServer, url: str, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [server.binaries / "psql", f"{url}/postgres", "-XqAtc", command], capture_output=True, text=True, check=False

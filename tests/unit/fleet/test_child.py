@@ -111,3 +111,27 @@ async def test_a_kill_takes_the_workers_along_that_would_drain(
     await until_said(said, "was ended by SIGKILL")  # which is said when the worker has closed their log, too
     await alpha.stop(30)
     assert not [*tmp_path.iterdir()]  # noqa: ASYNC240  nothing else happens
+
+
+async def test_a_process_made_while_it_is_told_to_stop_is_not_left_behind(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha = child(said, monkeypatch, "exec sleep 600")
+    session: Any = None
+    await alpha.start(session, 30)
+    spawn, making, go_on = alpha._spawn, asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> asyncio.Task[None]:
+        making.set()
+        await go_on.wait()
+        return await spawn()
+
+    monkeypatch.setattr(alpha, "_spawn", slowly)
+    alpha.end(signal.SIGKILL)
+    async with asyncio.timeout(30):
+        await making.wait()
+        stopping = asyncio.create_task(alpha.stop(30))
+        await asyncio.sleep(0)
+        go_on.set()
+        await stopping
+    assert alpha.pid is None

@@ -11,6 +11,7 @@ import pytest
 from microkit import Service, System
 from microkit.errors import ConfigurationError
 from microkit.fleet import fleet as fleets
+from microkit.fleet.copies import Copy
 from microkit.fleet.fleet import Fleet
 
 pytestmark = pytest.mark.anyio
@@ -50,3 +51,28 @@ async def test_a_server_that_cannot_be_started_is_tried_again_whatever_the_reaso
     await asyncio.gather(watching, return_exceptions=True)
     reasons = ("the port is taken", "Too many open files", "initdb")
     assert all(any(reason in line for line in said) for reason in reasons)
+
+
+class Ending:
+    """A process that ends in the way that the test says."""
+
+    def __init__(self, name: str, trouble: Exception | None, ended: list[str]) -> None:
+        self.copy = Copy(name, 1, "http://127.0.0.1:1")
+        self._trouble = trouble
+        self._ended = ended
+
+    async def stop(self, _: float) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+        await asyncio.sleep(0.01)
+        self._ended.append(self.copy.name)
+
+
+async def test_the_trouble_of_one_process_lets_the_others_drain() -> None:
+    ended = list[str]()
+    system = System("tiny", services=[Service("alpha"), Service("beta")])
+    children: Any = [Ending("alpha", OSError(28, "No space left on device"), ended), Ending("beta", None, ended)]
+    settings: Any = {service.name: service.settings() for service in system.services}
+    with pytest.raises(OSError, match="No space"):
+        await Fleet(system, settings, {}, children, lambda *_: None)._stop()
+    assert ended == ["beta"]
