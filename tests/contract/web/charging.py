@@ -16,8 +16,6 @@ from microkit.telemetry import Telemetry
 from microkit.web import Surface, WebApp
 
 charge_tables = MetaData()
-
-
 charges = Table(
     "charge", charge_tables, Column("id", Integer, primary_key=True), Column("payer", String), Column("amount", Integer)
 )

@@ -11,8 +11,6 @@ from microkit.page import cursor_after
 pytestmark = pytest.mark.anyio
 
 OWNER = "6f1c0d1e-9a3b-4c55-8c2a-5d0f4b1e7a90"
-
-
 TARGETS: dict[str, tuple[str, int, str]] = {
     "an encoded slash": ("/%2fadmin", 400, "slash"),
     "an encoded slash, upper case": ("/things%2F1", 400, "slash"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,11 +16,9 @@ from microkit.errors import DefinitionError, UndecodableMessage
 from microkit.message import Message
 from microkit.telemetry import Telemetry
 from microkit.testing.bus_suite import numbered, until
+from tests.unit.bus.consuming import QUICKLY, TOPIC, Run, Start
 
 pytestmark = pytest.mark.anyio
-
-TOPIC = "billing.bills"
-Run = Callable[..., Awaitable[ConsumerRuntime]]
 
 
 class Handler:
@@ -54,21 +51,12 @@ class Handler:
 
 
 @pytest.fixture
-async def run(bus: MemoryBus, telemetry: Telemetry) -> AsyncIterator[Run]:
-    started: list[ConsumerRuntime] = []
-
-    async def start(handler: Handler, batching: dict[str, Any] | None = None, **changes: Any) -> ConsumerRuntime:
-        runtime = ConsumerRuntime(bus, telemetry)
+def run(start: Start) -> Run:
+    async def run(handler: Handler, batching: dict[str, Any] | None = None, **changes: Any) -> ConsumerRuntime:
         together = Batching(handler.together, **(batching or {}))
-        subscription = Subscription("ledger", (TOPIC,), handler.alone, together, backoff=0.01, longest_backoff=0.02)
-        runtime.add(replace(subscription, **changes))
-        await runtime.start()
-        started.append(runtime)
-        return runtime
+        return await start(Subscription("ledger", (TOPIC,), handler.alone, together, **{**QUICKLY, **changes}))
 
-    yield start
-    for runtime in started:
-        await runtime.stop(1)
+    return run
 
 
 def in_order(done: Sequence[str], keys: int) -> bool:
