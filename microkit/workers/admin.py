@@ -33,6 +33,7 @@ class Instance(Protocol):
     slots: list[Slot]
     whole: Whole
     stopping: bool
+    level: str | None
 
     async def gather(self) -> bytes: ...
 
@@ -120,7 +121,10 @@ class _Admin:
             return problem(413, "Content Too Large", 'say {"level": "DEBUG"}')
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return problem(415, "Unsupported Media Type", 'send application/json, such as {"level": "DEBUG"}')
-        return _levels(await self._ask("/log-level", "PUT", body))
+        workers = await self._ask("/log-level", "PUT", body)
+        # Who is started from now on has it as well: one that fails again and again is the one to hear more of.
+        self._instance.level = next((each["level"] for each in workers if "level" in each), self._instance.level)
+        return _levels(workers)
 
     async def each(self, request: Request) -> Response:
         """One document with that of each worker."""

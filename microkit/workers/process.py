@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,8 +74,17 @@ class WorkerProcess:
         self._path.unlink(missing_ok=True)
 
 
-async def start(command: Sequence[str], number: int, name: str, folder: Path, listener: socket.socket) -> WorkerProcess:
-    """Starts ``command`` as a worker that accepts on ``listener``. ``folder`` holds the sockets of all."""
+async def start(
+    command: Sequence[str],
+    number: int,
+    name: str,
+    folder: Path,
+    listener: socket.socket,
+    *,
+    environment: Mapping[str, str],
+) -> WorkerProcess:
+    """Starts ``command`` as a worker that accepts on ``listener``. ``folder`` holds the sockets of all, ``environment``
+    what the worker is told beside what this process was."""
     path = folder / f"{name}.sock"
     admin = admin_socket(path)
     with admin:
@@ -84,7 +93,7 @@ async def start(command: Sequence[str], number: int, name: str, folder: Path, li
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **place.environment()},
+                env={**os.environ, **environment, **place.environment()},
                 pass_fds=(listener.fileno(), admin.fileno()),
                 start_new_session=True,  # ^C in the terminal is for the supervisor
                 preexec_fn=ends_with_parent(signal.SIGTERM),

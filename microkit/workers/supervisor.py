@@ -48,6 +48,8 @@ class Supervisor:
         self.url = ""
         self.admin_url: str | None = None
         self.stopping = False
+        self.level: str | None = None
+        """The log level that workers were set to while they ran, which one that is started again is to have, too."""
         self._command = command
         self._names = count(1)
         self._owned = AsyncExitStack()
@@ -164,8 +166,11 @@ class Supervisor:
         again = True
         while again and not self.stopping:
             self._roll_again = False
+            level, self.level = self.level, None  # the settings are read anew
             if await self._all_replaced():
                 self.telemetry.logger.info("all workers were replaced")
+            elif self.level is None:
+                self.level = level
             again = self._roll_again
 
     async def _all_replaced(self) -> bool:
@@ -221,7 +226,9 @@ class Supervisor:
     async def _started(self, number: int) -> process.WorkerProcess:
         if self._listener is None:
             raise MicrokitError(f"{self.declared.name} has no port yet")
-        return await process.start(self._command, number, f"{next(self._names)}", self._folder, self._listener)
+        told = {} if self.level is None else {self.settings.origin.key("log_level"): self.level}
+        name = f"{next(self._names)}"
+        return await process.start(self._command, number, name, self._folder, self._listener, environment=told)
 
     async def _end_at_once(self) -> None:
         going = [*self._gathers, *([self._rolling] if self._rolling is not None else [])]

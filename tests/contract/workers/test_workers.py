@@ -76,7 +76,8 @@ async def test_two_workers_count_as_one_and_what_a_killed_one_counted_stays(tmp_
             assert sum(n for name, n in scraped.items() if name.startswith(ALL) and '"/hello"' in name) == sent
         assert {f'process_resident_memory_bytes{{worker="{n}"}}' for n in ("1", "2", "supervisor")} <= set(scraped)
 
-        # One is killed under load: the others go on, a new one comes, and no count goes back.
+        # One is killed under load: the others go on, a new one comes with the log level of all, and no count goes back.
+        assert await running.level("WARNING") == "WARNING"
         async with load.on(f"{running.url}/hello"):
             await load.until(30)
             counts = [await running.counted("/hello")]
@@ -87,6 +88,7 @@ async def test_two_workers_count_as_one_and_what_a_killed_one_counted_stays(tmp_
             counts.append(await running.counted("/hello"))
             await load.until(30)
         counts.append(await running.counted("/hello"))
+        assert await running.level() == "WARNING"
         assert counts == sorted(counts)
         assert set(load.answers) == {200}
         assert len(load.broken) <= 3  # what the killed one was answering
@@ -116,6 +118,7 @@ async def test_each_worker_is_replaced_under_load_and_nobody_notices(tmp_path: P
     async with run(tmp_path, 2) as running:
         load = Load()
         async with load.on(f"{running.url}/hello"):
+            assert await running.level("WARNING") == "WARNING"
             for time in range(1, 4):
                 before = await running.pids()
                 running.send(signal.SIGHUP)
@@ -126,6 +129,7 @@ async def test_each_worker_is_replaced_under_load_and_nobody_notices(tmp_path: P
                 assert not set(before) & set(await running.pids())
         assert (load.broken, set(load.answers)) == ([], {200})
         assert await running.counted("/hello") == len(load.answers)
+        assert await running.level() == "INFO"  # as the settings say, which were read anew
         # Where the new code does not start, the old workers stay.
         (tmp_path / "tiny.py").write_text("system = None")
         before = await running.pids()

@@ -65,6 +65,16 @@ class Run:
             text = await answer.text()
             return answer.status, json.loads(text) if text.startswith("{") else text
 
+    async def level(self, wanted: str | None = None) -> str | None:
+        """The log level of all workers, after it was set to what is ``wanted``; ``None`` where they differ."""
+        async with aiohttp.ClientSession() as session:
+            url = f"{self.admin}/log-level"
+            asking = session.get(url) if wanted is None else session.put(url, json={"level": wanted})
+            async with asking as answer:
+                assert answer.status == 200, await answer.text()
+                found: str | None = (await answer.json())["level"]
+                return found
+
     async def pids(self) -> list[int]:
         """Of the workers that are ready, by number."""
         _, document = await self.get(f"{self.admin}/health")
