@@ -105,12 +105,13 @@ class UpReal:
         )
 
     def _announce(self, fleet: Fleet, console: str, seconds: float, credentials: Mapping[str, str]) -> None:
+        options = self._options
         services = [{"name": child.copy.name, "url": child.copy.url, "state": "ready"} for child in fleet.children]
         announcement = Announcement(
-            fleet.name, self._options.folder, console, redact_text(fleet.bus_url), seconds, services,
-            databases=fleet.databases_url, credentials=credentials if self._options.seed else None,
+            fleet.name, options.folder, console, redact_text(fleet.bus_url), seconds, services,
+            databases=options.databases or fleet.databases_url, credentials=credentials if options.seed else None,
         )  # fmt: skip
-        if self._options.json:
+        if options.json:
             announcement.write_json()
         else:
             announcement.print_tables(self._out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
@@ -25,6 +26,7 @@ from microkit.db.failure import CommitUnknown, DatabaseUnavailable, TransactionA
 from microkit.db.limit import allowed
 from microkit.db.one_trip import Held
 from microkit.db.options import PoolOptions
+from microkit.db.parameters import for_driver
 from microkit.db.prepared import PreparedSelect
 from microkit.db.zones import checked
 
@@ -39,6 +41,7 @@ _SILENCE = 5.0
 _CONNECT_TIMEOUT = 10.0
 # Seconds for what SQLAlchemy asks a new connection, before the setting is known to it.
 _FIRST_TIMEOUT = 10.0
+_PARAMETERS = frozenset(signature(asyncpg.connect).parameters)
 
 
 class _DateTime(AsyncpgDateTime):
@@ -142,7 +145,7 @@ def engine(
             "pool_pre_ping": options.pre_ping,
         }
     made = create_async_engine(
-        url,
+        for_driver(url, _PARAMETERS),
         **pool,
         hide_parameters=True,  # what people typed does not belong into logs
         json_serializer=jsontext.dumps,

@@ -11,11 +11,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from microkit.db import engines
+from microkit.db.opening import said_of_opening
 from microkit.db.shield import finish
 from microkit.errors import ConfigurationError
+from microkit.redaction import redact_text
 
 _EXAMPLE: Final = "postgresql://user:password@localhost:5432"
 _LONGEST_NAME: Final = 63
+_NOT_ALLOWED: Final = "42501"
 _LIMITS: Final = engines.Limits(size=1, statement_timeout=60.0, patience=5.0)
 
 
@@ -64,13 +67,17 @@ class DatabaseServer:
                 for name in sorted({str(make_url(url).database) for url in urls} - there):
                     await _create(connection, name)
         except (DBAPIError, OSError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
             raise ConfigurationError(
-                f"no databases can be made at {self._url.render_as_string()}: {cause}; see that the server runs, and "
-                "that its user may create databases"
+                f"no databases can be made at {redact_text(self._url.render_as_string())}: {_why(error)}"
             ) from error
         finally:
             await finish(engine.dispose())
+
+
+def _why(error: DBAPIError | OSError) -> str:
+    if getattr(getattr(error, "orig", None), "sqlstate", None) == _NOT_ALLOWED:
+        return "this user may create none: grant it CREATEDB, or name another user in the URL"
+    return said_of_opening(error)
 
 
 async def _create(connection: AsyncConnection, name: str) -> None:
