@@ -13,6 +13,8 @@ from uuid import uuid4
 import jwt
 
 from microkit.auth import Issuer
+from microkit.instance import Instance
+from microkit.web import WebApp
 
 ANYONE: Final = "anyone"
 MEMBER: Final = "member"
@@ -73,6 +75,30 @@ ACCESS: Final = {
         "GET /friendbot": ANYONE,
     },
 }
+
+BESIDE: Final = {
+    f"GET {path}"
+    for path in (
+        *("/health", "/health/live", "/health/ready", "/health/startup", "/metrics"),
+        *("/openapi.json", "/docs", "/asyncapi.json"),
+    )
+}
+"""What no OpenAPI document names: it is for anyone who reaches the port, tells nothing of anybody, and changes
+nothing. A gateway in production has no ``/metrics`` and names no parts."""
+
+AT_THE_GATEWAY: Final = {*BESIDE - {"GET /asyncapi.json"}, "GET /gateway.json", "* /*"}
+"""The last is all its routes, in which :func:`by_gateway` holds what they lead to."""
+
+
+def ways_into(instance: Instance) -> set[str]:
+    """Every way into a service, as its server looks for it: mounted applications as ``* /prefix/*``."""
+    assert instance._server is not None
+    app = instance._server._config.app
+    assert isinstance(app, WebApp)
+    templates = [template.methods for group in app._table._templates.values() for template in group]
+    paths = [*app._table._whole.values(), *templates]
+    found = {f"{method} {path.template}" for path in paths for method in path.by_method if method != "HEAD"}
+    return found | {f"* {mount.prefix}/*" for mount in app._mounts}
 
 
 def by_gateway() -> dict[str, str]:

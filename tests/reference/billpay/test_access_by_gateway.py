@@ -9,13 +9,26 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+from starlette.routing import Route
 
+from microkit.admin import admin_app
 from microkit.auth import Issuer, ServiceTokens
 from microkit.gateway.filters import RateLimit
 from microkit.testing.system import SystemUnderTest, run_system
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
 from reference.billpay.system import system
-from tests.reference.billpay.access import ACCESS, ADMIN, ANYONE, MEMBER, PAYMENT, by_gateway, forged
+from tests.reference.billpay.access import (
+    ACCESS,
+    ADMIN,
+    ANYONE,
+    AT_THE_GATEWAY,
+    BESIDE,
+    MEMBER,
+    PAYMENT,
+    by_gateway,
+    forged,
+    ways_into,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("access by gateway")]
 
@@ -92,6 +105,26 @@ async def test_the_gateway_offers_what_the_table_says_and_nothing_else(door: Doo
             offered[f"{method.upper()} {path}"] = " ".join(roles) or ANYONE
 
     assert offered == by_gateway(), "say in access.py that it is meant so"
+
+
+async def test_there_is_no_other_way_into_the_gateway(door: Door) -> None:
+    own = {"GET /api/dashboard"}
+    assert own <= by_gateway().keys()
+    assert ways_into(door.running["gateway"]) - own == AT_THE_GATEWAY, "say in access.py who may come"
+
+
+async def test_the_admin_endpoints_of_a_service_are_behind_no_path(door: Door) -> None:
+    app = admin_app(door.running["billing"], loopback=True)
+    paths = [route.path for route in app.routes if isinstance(route, Route)]
+    assert {"/info", "/log-level", "/pool"} <= set(paths)
+    anyone, admin = None, door.token(ADMIN)
+    for path in paths:
+        hidden = [f"/api{path}", f"/api/admin{path}", f"/billing{path}", f"/admin{path}"]
+        for way in hidden if f"GET {path}" in BESIDE else [path, *hidden]:
+            for method in ("GET", "PUT"):
+                for token in (anyone, admin):
+                    status, body = await door.ask(f"{method} {way}", token, {"level": "DEBUG"})
+                    assert status in {400, 404}, f"{method} {way}: {status} {body}"
 
 
 async def test_nobody_gets_through_without_a_token_or_with_an_expired_or_forged_one(door: Door) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import aiohttp
@@ -11,7 +11,7 @@ import pytest
 
 from microkit.auth import Issuer, ServiceTokens
 from microkit.contract import services_only
-from tests.reference.billpay.access import ACCESS, ANYONE, forged
+from tests.reference.billpay.access import ACCESS, ANYONE, BESIDE, forged, ways_into
 from tests.reference.billpay.people import Billpay, Person
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +84,26 @@ async def test_every_operation_is_for_whom_the_table_says(matrix: Matrix) -> Non
         described.setdefault(operation.service, {})[operation.name] = " ".join(operation.roles) or ANYONE
 
     assert described == ACCESS, "say in access.py that it is meant so"
+
+
+async def test_there_is_no_other_way_into_a_service(matrix: Matrix) -> None:
+    for service, operations in ACCESS.items():
+        ways = ways_into(matrix.billpay.system[service])
+
+        assert ways - BESIDE == set(operations), f"{service}: say in access.py who may come this way"
+
+
+async def test_what_is_beside_the_operations_cares_for_no_token_and_takes_nothing(matrix: Matrix) -> None:
+    expired = forged(matrix.issuer())["an expired one"]
+    for service in ACCESS:
+        for name in ways_into(matrix.billpay.system[service]) & BESIDE:
+            operation = Operation(service, "GET", name.removeprefix("GET "), frozenset(), body=False)
+            for token in (None, expired):
+                status, body = await matrix.ask(operation, token)
+                assert status == 200, f"{service} {name}: {status}"
+                assert not [value for value in matrix.ids.values() if value in body], f"{service} {name}: {body}"
+            status, _ = await matrix.ask(replace(operation, method="POST"), None)
+            assert status == 405, f"{service} POST {operation.path}"
 
 
 async def test_nobody_gets_in_without_a_token_or_with_an_expired_or_forged_one(matrix: Matrix) -> None:
