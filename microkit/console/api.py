@@ -18,8 +18,6 @@ from microkit.console import desk_api, observe
 from microkit.console.desk import LocalDesk
 from microkit.console.observe import Observed
 
-DEFAULT_PORT = 3900
-
 
 def api(system: Observed, *more: Route) -> Starlette:
     """The ASGI app, with ``more`` routes beside its own.

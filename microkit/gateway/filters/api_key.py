@@ -18,7 +18,6 @@ from microkit.gateway.filters.port import Filter, Phase, Tools
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _LONGEST: Final = 512
-SHORTEST_KEY: Final = 20
 
 
 def hashed(key: str) -> str:

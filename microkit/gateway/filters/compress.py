@@ -12,7 +12,6 @@ from microkit.gateway.exchange import Answer, Exchange, Handler
 from microkit.gateway.filters.port import Filter, Phase, Tools
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
-_AS_ONE: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from microkit.cli.remote import remote_desk
 from microkit.console.desk import Wanted
 from microkit.servers.ports import free_ports
 from reference.billpay.system import system
+from tests.announced import announced
 
 SERVICES = [service.name for service in system.services]
 
@@ -34,32 +32,16 @@ def folder(tmp_path: Path, bus_url: str) -> Iterator[Path]:
     """The folder of a running ``up --redis-url`` or ``up --kafka``."""
     ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
     environment = {
-        **os.environ,
         **{f"{service.upper()}_PORT": str(port) for service, port in ports.items()},
         "LEDGER_CLOSE_INTERVAL": "100ms",
         "PAYMENT_HORIZON_URL": f"http://127.0.0.1:{ports['ledger']}",
     }
-    command = [sys.executable, "-m", "microkit.cli", "up", "--json", "--console-port", "0"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--folder", str(tmp_path), "--kafka" if bus_url.startswith("kafka") else "--redis-url", bus_url],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        announced = process.stdout.readline()
-        assert announced, (tmp_path / "log").read_text()[-4000:]
-        assert json.loads(announced)["bus"] == bus_url
+    over = "--kafka" if bus_url.startswith("kafka") else "--redis-url"
+    with announced(tmp_path, "--folder", str(tmp_path), over, bus_url, env=environment) as (process, document):
+        assert document["bus"] == bus_url
         yield tmp_path
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def test_a_bill_is_paid_over_a_broker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -23,6 +22,7 @@ from microkit.cli import main
 from microkit.servers.ports import free_ports
 from microkit.servers.valkey import ValkeyServer
 from microkit.testing.postgres import Cluster
+from tests.announced import announced
 from tests.unit.cli.command import Ended
 
 Run = Callable[..., Ended]
@@ -115,26 +115,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def running(folder: Path, name: str, *options: str) -> Iterator[Shop]:
     door, till, depot = ports = free_ports(3)
     (folder / "shop.py").write_text(SYSTEM.format(door=door, till=till, depot=depot, name=name))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "microkit.cli", "up", "shop:system", "--json", "--console-port", "0", *options],
-            cwd=folder,
-            env={**os.environ, "TILL_WORKERS": "2", "TILL_CLIENTS__DEPOT__TIMEOUT": "300ms"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        announced = process.stdout.readline()
-        assert announced, (folder / "log").read_text()
-        yield Shop(folder, name, ports, json.loads(announced))
+    environment = {"TILL_WORKERS": "2", "TILL_CLIENTS__DEPOT__TIMEOUT": "300ms"}
+    with announced(folder, "shop:system", *options, env=environment, cwd=folder) as (process, document):
+        yield Shop(folder, name, ports, document)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.mark.timeout(120)

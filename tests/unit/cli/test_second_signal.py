@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +16,7 @@ from urllib.error import HTTPError
 import pytest
 
 from microkit.servers.ports import free_ports
+from tests.announced import announced
 
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 
@@ -71,21 +70,10 @@ def of_folder(folder: Path) -> list[int]:
 def test_the_second_signal_ends_all_at_once(tmp_path: Path, by: signal.Signals, real: bool) -> None:
     (port,) = free_ports(1)
     (tmp_path / "tiny.py").write_text(SYSTEM.format(port=port))
-    command = [sys.executable, "-m", "microkit.cli", "up", "tiny:system", "--json", "--console-port", "0"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *(["--real"] if real else [])],
-            cwd=tmp_path,
-            env={**os.environ, "ALPHA_SHUTDOWN_TIMEOUT": "500s"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        announced = process.stdout.readline()
-        assert announced, (tmp_path / "log").read_text()
-        url = json.loads(announced)["services"][0]["url"]
+    real_servers = ["--real"] if real else []
+    patient = {"ALPHA_SHUTDOWN_TIMEOUT": "500s"}
+    with announced(tmp_path, "tiny:system", *real_servers, env=patient, cwd=tmp_path) as (process, document):
+        url = document["services"][0]["url"]
         broken: list[Exception] = []
 
         def ask() -> None:
@@ -108,7 +96,3 @@ def test_the_second_signal_ends_all_at_once(tmp_path: Path, by: signal.Signals, 
         asking.join(60)
         assert broken
         until(lambda: of_folder(tmp_path) == [])
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()

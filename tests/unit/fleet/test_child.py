@@ -29,15 +29,18 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-def child(said: list[str], monkeypatch: pytest.MonkeyPatch, script: str) -> Child:
-    """One whose process runs the shell's ``script``."""
+async def started(said: list[str], monkeypatch: pytest.MonkeyPatch, script: str) -> Child:
+    """One that was started, and whose process runs the shell's ``script``."""
     exec_ = asyncio.create_subprocess_exec
 
     async def start(*_: str, **options: Any) -> asyncio.subprocess.Process:
         return await exec_("sh", "-c", script, **options)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-    return Child(Copy("alpha", 1, "http://127.0.0.1:1"), "tiny:system", lambda _, line: said.append(line))
+    made = Child(Copy("alpha", 1, "http://127.0.0.1:1"), "tiny:system", lambda _, line: said.append(line))
+    session: Any = None  # only is_ready asks with it
+    await made.start(session, 30)
+    return made
 
 
 async def until_said(said: list[str], text: str) -> None:
@@ -49,9 +52,7 @@ async def until_said(said: list[str], text: str) -> None:
 async def test_one_that_ends_again_and_again_in_order_is_started_after_a_growing_pause(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alpha = child(said, monkeypatch, "exit 0")
-    session: Any = None
-    await alpha.start(session, 30)
+    alpha = await started(said, monkeypatch, "exit 0")
     await until_said(said, "a new one is started in 0.08 s")
     await alpha.stop(30)
     assert said[:3] == [f"the process ended with code 0; a new one is started in {n} s" for n in (0.01, 0.02, 0.04)]
@@ -60,9 +61,7 @@ async def test_one_that_ends_again_and_again_in_order_is_started_after_a_growing
 async def test_one_that_was_told_to_end_is_started_when_that_was_asked_for(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alpha = child(said, monkeypatch, "exec sleep 600")
-    session: Any = None
-    await alpha.start(session, 30)
+    alpha = await started(said, monkeypatch, "exec sleep 600")
     for away in (0.0, 0.02):
         assert alpha.end(signal.SIGKILL, away) is not None
         async with asyncio.timeout(30):
@@ -78,9 +77,7 @@ async def test_one_that_was_told_to_end_is_started_when_that_was_asked_for(
 async def test_where_no_process_can_be_started_it_is_tried_again(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alpha = child(said, monkeypatch, "exec sleep 600")
-    session: Any = None
-    await alpha.start(session, 30)
+    alpha = await started(said, monkeypatch, "exec sleep 600")
     spawn, refusals = alpha._spawn, iter([BlockingIOError(11, "no process is left")] * 2)
 
     async def refusing() -> asyncio.Task[None]:
@@ -103,9 +100,7 @@ async def test_a_kill_takes_the_workers_along_that_would_drain(
 ) -> None:
     """As the end of a container does: a drill that lets them finish would have shown nothing."""
     worker = f"trap 'echo drained > {tmp_path}/drained' TERM; echo worker; for _ in $(seq 1200); do sleep 0.05; done"
-    alpha = child(said, monkeypatch, f'sh -c "{worker.replace("$", chr(92) + "$")}" & wait')
-    session: Any = None
-    await alpha.start(session, 30)
+    alpha = await started(said, monkeypatch, f'sh -c "{worker.replace("$", chr(92) + "$")}" & wait')
     await until_said(said, "worker")
     alpha.end(signal.SIGKILL, 600)
     await until_said(said, "was ended by SIGKILL")  # which is said when the worker has closed their log, too
@@ -116,9 +111,7 @@ async def test_a_kill_takes_the_workers_along_that_would_drain(
 async def test_a_process_made_while_it_is_told_to_stop_is_not_left_behind(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alpha = child(said, monkeypatch, "exec sleep 600")
-    session: Any = None
-    await alpha.start(session, 30)
+    alpha = await started(said, monkeypatch, "exec sleep 600")
     spawn, making, go_on = alpha._spawn, asyncio.Event(), asyncio.Event()
 
     async def slowly() -> asyncio.Task[None]:

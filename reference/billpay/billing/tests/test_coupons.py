@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,13 +12,10 @@ from sqlalchemy import select
 
 from microkit.auth import Principal
 from microkit.db import Database
-from microkit.db.migration import migrate
 from microkit.errors import NotFound
-from microkit.outbox import install
 from microkit.outbox.tables import outbox
 from microkit.page import PageRequest
 from reference.billpay.billing import coupons, handlers
-from reference.billpay.billing import service as billing_service
 from reference.billpay.contracts.billing import Bill, BillNotSettled, BillWasRefunded, NewBill, RefundHold, Reservation
 from reference.billpay.contracts.coupons import (
     BillNotHeld,
@@ -36,13 +32,6 @@ from reference.billpay.contracts.ledger import DEMO_PROVIDERS
 pytestmark = pytest.mark.anyio
 
 ANN, EVE = Principal("ann", frozenset({"member"})), Principal("eve", frozenset({"member"}))
-
-
-@pytest.fixture
-async def db(anyio_backend: str, database: Database) -> Database:
-    await migrate(database, Path(billing_service.__file__).parent / "migrations")
-    install(database, "billing")
-    return database
 
 
 async def issue(

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,13 +13,10 @@ from sqlalchemy import select
 
 from microkit.auth import Principal
 from microkit.db import Database
-from microkit.db.migration import migrate
 from microkit.errors import NotFound
-from microkit.outbox import install
 from microkit.outbox.tables import outbox
 from microkit.page import PageRequest
 from reference.billpay.billing import handlers
-from reference.billpay.billing import service as billing_service
 from reference.billpay.contracts.billing import (
     Bill,
     BillAlreadyPaid,
@@ -36,13 +32,6 @@ from reference.billpay.contracts.payment import PaymentSettled
 pytestmark = pytest.mark.anyio
 
 ANN, EVE = Principal("ann", frozenset({"member"})), Principal("eve", frozenset({"member"}))
-
-
-@pytest.fixture
-async def db(anyio_backend: str, database: Database) -> Database:
-    await migrate(database, Path(billing_service.__file__).parent / "migrations")
-    install(database, "billing")
-    return database
 
 
 async def create(db: Database, caller: Principal = ANN, amount: str = "12.5") -> Bill:
