@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from microkit.cli.admin_asking import Answer, Document, ask, instances, of_workers, told_by
+from microkit.cli.admin_asking import Answer, Document, answered, ask, instances, of_workers, told_by
 from microkit.cli.printing import clock, print_json, print_table, seconds, short
 from microkit.errors import ConfigurationError
 
@@ -25,7 +25,8 @@ def health(urls: list[str], service: str | None, folder: Path, *, json: bool) ->
         return ok
     rows: list[Row] = []
     for each in answers:
-        rows.append((each.instance, "", each.document.get("status", each.trouble), each.document.get("state"), ""))
+        said = each.document
+        rows.append((each.instance, "", said.get("status", each.trouble), said.get("state"), said.get("detail")))
         rows += [
             (
                 each.instance,
@@ -48,7 +49,7 @@ def metrics(urls: list[str], service: str | None, folder: Path, match: str, *, j
     """Prints the samples whose metric has ``match`` in its name."""
     samples: list[dict[str, Any]] = [
         {"instance": answer.instance, "name": sample.name, "labels": sample.labels, "value": sample.value}
-        for answer in asyncio.run(ask(instances(urls, service, folder), "metrics"))
+        for answer in answered(asyncio.run(ask(instances(urls, service, folder), "metrics")))
         for family in text_string_to_metric_families(_text(answer))
         for sample in family.samples
         if match in sample.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one instance answered. ``document`` is its JSON, empty where it is something else."""
+    """What one instance answered. ``document`` is its JSON, empty where it is something else. Of one that did not
+    answer the ``status`` is 0, and the document's ``detail`` says why."""
 
     instance: str
     status: int
@@ -58,26 +60,37 @@ def instances(urls: Sequence[str], service: str | None, folder: Path) -> dict[st
 async def ask(
     instances: Mapping[str, str], path: str, *, method: str = "GET", body: Document | None = None
 ) -> list[Answer]:
-    """What each answers.
+    """What each answers; some may be away, as those are that are being restarted.
 
     Raises:
-        ConfigurationError: one does not.
+        ConfigurationError: none answers.
     """
     async with aiohttp.ClientSession(timeout=_PATIENCE, trust_env=False) as session:
         asking = (_one(session, name, f"{url.rstrip('/')}/{path}", method, body) for name, url in instances.items())
-        return list(await asyncio.gather(*asking))
+        answers = list(await asyncio.gather(*asking))
+    if all(answer.status == 0 for answer in answers):
+        raise ConfigurationError("; ".join(answer.trouble for answer in answers))
+    return answers
+
+
+def answered(answers: Sequence[Answer]) -> list[Answer]:
+    """Without those that did not answer, which are named on stderr."""
+    for answer in answers:
+        if answer.status == 0:
+            sys.stderr.write(f"microkit: left out: {answer.instance}. {answer.trouble}\n")
+    return [answer for answer in answers if answer.status != 0]
 
 
 async def told_by(instances: Mapping[str, str], path: str) -> list[Document]:
     """The documents, each with its ``instance``; of one with several workers each worker's, as ``billing worker 2``.
-    Those that have no such thing are left out, where others have it.
+    Those that have no such thing are left out, where others have it; those that do not answer are, too.
 
     Raises:
-        ConfigurationError: one does not answer, or cannot tell.
+        ConfigurationError: none answers, or one cannot tell.
     """
     found: list[Document] = []
     without: list[Answer] = []
-    for answer in await ask(instances, path):
+    for answer in answered(await ask(instances, path)):
         if answer.status == 404:
             without.append(answer)
         elif answer.status != 200:
@@ -110,4 +123,5 @@ async def _one(session: aiohttp.ClientSession, name: str, url: str, method: str,
     except aiohttp.InvalidURL:
         raise ConfigurationError(f"{url!r} is no URL: write one like http://127.0.0.1:9000") from None
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise ConfigurationError(f"No admin endpoints answer at {url}: {str(error) or type(error).__name__}") from None
+        why = f"No admin endpoints answer at {url}: {str(error) or 'no answer in time'}"
+        return Answer(name, 0, "", {"status": "down", "detail": why})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 from microkit.errors import ConfigurationError
+from microkit.settings import ServiceSettings
 
 DEFAULT_FOLDER: Final = Path(".microkit")
 
@@ -30,6 +31,8 @@ class Note:
     services: dict[str, str]
     admin: dict[str, str] = field(default_factory=dict)
     """Admin endpoints by instance; those that have any."""
+    databases: dict[str, str] = field(default_factory=dict, repr=False)
+    """URLs by service, with their passwords, of databases that are no files in the folder."""
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def sole_use(folder: Path) -> Iterator[int]:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / "up.lock").open("a+")
+        lock = (folder / "up.lock").open("a+")  # who holds it writes its pid there
     except OSError as error:
         raise ConfigurationError(
             f"The folder {folder} cannot be written ({error.strerror}): choose another with --folder"
@@ -60,16 +63,20 @@ def sole_use(folder: Path) -> Iterator[int]:
                     f"(`fuser {folder / 'up.lock'}` names them), or choose another with --folder"
                 )
             time.sleep(_POLL)
+        with suppress(OSError):  # a full disk: then nobody knows, and nobody waits
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
         yield lock.fileno()
 
 
 def _was_killed(folder: Path) -> bool:
-    """Whether the ``up`` that left the note is gone: then who holds the lock was started by it, and is ending."""
+    """Whether the ``up`` that took the lock is gone: then who holds it was started by it, and is ending."""
     try:
-        os.kill(Note(**json.loads((folder / "up.json").read_text())).pid, 0)
+        os.kill(int((folder / "up.lock").read_text()), 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, OverflowError):
         return False
     return False
 
@@ -86,12 +93,19 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def server_databases(settings: Mapping[str, ServiceSettings]) -> dict[str, str]:
+    """By service, the URLs of databases on a server; what is a file is found in the folder."""
+    urls = {name: each.database_url.get_secret_value() for name, each in settings.items()}
+    return {name: url for name, url in urls.items() if not url.startswith("sqlite")}
+
+
 @contextmanager
 def noted(folder: Path, note: Note) -> Iterator[None]:
     """Leaves the note while the block runs."""
     path = folder / "up.json"
     unfinished = path.with_suffix(".new")
-    unfinished.write_text(json.dumps(asdict(note)))
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(note), file)
     unfinished.replace(path)
     try:
         yield

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from microkit.cli.announcement import Announcement
-from microkit.cli.folder import Note, noted
+from microkit.cli.folder import Note, noted, server_databases
 from microkit.cli.holding import DRAINING, UpOptions
 from microkit.cli.load import load_system
 from microkit.cli.servers_given import MEMORY, check_bus
@@ -58,7 +58,8 @@ class Up:
             options.console(api(Here(running))) as console,
         ):
             admin = {name: one.admin_url for name, one in running.instances.items() if one.admin_url is not None}
-            with noted(options.folder, Note(self._reference, os.getpid(), console, running.urls, admin)):
+            databases = server_databases({name: one.settings for name, one in running.instances.items()})
+            with noted(options.folder, Note(self._reference, os.getpid(), console, running.urls, admin, databases)):
                 seconds = time.monotonic() - began
                 credentials = await self._system.seed(running) if options.seed and self._system.seed else {}
                 settle()

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from microkit.cli.announcement import Announcement
-from microkit.cli.folder import Note, noted
+from microkit.cli.folder import Note, noted, server_databases
 from microkit.cli.holding import DRAINING, UpOptions
 from microkit.cli.load import load_system
 from microkit.cli.servers_given import check_bus
-from microkit.cli.signals import on_signals
+from microkit.cli.signals import on_signals, unless_told
 from microkit.cli.stream import LogStream
 from microkit.console import fleet_api
 from microkit.console.api import api
@@ -72,15 +72,21 @@ class UpReal:
                 await check_bus(options.bus)
             self._say("Starting the servers and the services: a process each.")
             os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", _TRACE_DELAY)
-            fleet = await owned.enter_async_context(
-                Fleet.running(self._system, self._reference, self._wanted(console, lock), self._log.line)
-            )
+            running = Fleet.running(self._system, self._reference, self._wanted(console, lock), self._log.line)
+            fleet = await unless_told(stop, owned.enter_async_context(running))
+            if fleet is None:
+                self._say("Stopped before all was started.")
+                return
             await owned.enter_async_context(seen.following(fleet))
             admin = {child.copy.name: child.copy.admin_url for child in fleet.children if child.copy.admin_url}
-            owned.enter_context(noted(options.folder, Note(self._reference, os.getpid(), console, fleet.urls, admin)))
+            databases = server_databases(fleet.settings)
+            note = Note(self._reference, os.getpid(), console, fleet.urls, admin, databases)
+            owned.enter_context(noted(options.folder, note))
             seconds = time.monotonic() - began
-            credentials = await self._system.seed(seen) if options.seed and self._system.seed else {}
-            self._announce(fleet, console, seconds, credentials)
+            seed = self._system.seed if options.seed else None
+            credentials = await unless_told(stop, seed(seen)) if seed is not None else {}
+            if credentials is not None:
+                self._announce(fleet, console, seconds, credentials)
             await stop.wait()
             self._say(DRAINING)
         self._say("Stopped.")

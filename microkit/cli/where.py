@@ -187,6 +187,9 @@ class _Opening:
     def _database_url(self, service: str, settings: ServiceSettings) -> str:
         if "database_url" in settings.origin.places:
             return settings.database_url.get_secret_value()
+        note = find_note(self._where.folder)
+        if note is not None and service in note.databases:
+            return note.databases[service]
         return f"sqlite+aiosqlite:///{self._where.folder / service}.db"  # where `up` keeps it
 
     async def _bus(self, url: str) -> Bus:

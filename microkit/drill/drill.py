@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -78,19 +79,22 @@ class Drill:
                 )
             async with Front(doors, self._console) as front:
                 self._tell("Preparing the load.")
-                await self._load.prepare(front)
+                with _answering("The load cannot be prepared"):
+                    await self._load.prepare(front)
                 ended = asyncio.Event()
-                began = time.monotonic()
+                self._report.began = began = time.monotonic()
                 sending = asyncio.create_task(self._send(front, ended))
                 try:
                     await self._restart_all(session)
                 finally:
                     ended.set()
+                    self._report.stopped = time.monotonic()
                     await asyncio.wait([sending], timeout=_PATIENCE)
                 self._report.seconds = time.monotonic() - began
                 sending.result()
                 self._tell("Looking for what was acknowledged.")
-                self._report.verdict = await self._load.verify(front, self._acknowledged)
+                with _answering("What was acknowledged cannot be looked for"):
+                    self._report.verdict = await self._load.verify(front, self._acknowledged)
         return self._report
 
     async def _restart_all(self, session: aiohttp.ClientSession) -> None:
@@ -112,26 +116,33 @@ class Drill:
     async def _restart(self, session: aiohttp.ClientSession, process: dict[str, Any]) -> None:
         name = process["name"]
         asked = {"by": "SIGKILL" if self._plan.kill else "SIGTERM", "away": self._plan.away}
-        async with session.post(f"{self._console}/fleet/{name}/end", json=asked) as response:
-            if response.status != 200:
-                raise ConfigurationError(f"{name} cannot be restarted: the console answered {response.status}")
         until = time.monotonic() + _PATIENCE + self._plan.away
+        while (status := await self._end(session, name, asked)) != 200:
+            # There is none at the moment: somebody else has ended it, or it has ended by itself.
+            if status != 404 or time.monotonic() > until:
+                raise ConfigurationError(f"{name} cannot be restarted: the console answered {status}")
+            await asyncio.sleep(_POLL)
         while not await self._is_back(session, process):
             if time.monotonic() > until:
                 raise ConfigurationError(f"{name} was not ready again within {_PATIENCE:.0f} s")
             await asyncio.sleep(_POLL)
 
+    async def _end(self, session: aiohttp.ClientSession, name: str, asked: Mapping[str, object]) -> int:
+        with self._console_answering():
+            async with session.post(f"{self._console}/fleet/{name}/end", json=asked) as response:
+                return response.status
+
     async def _is_back(self, session: aiohttp.ClientSession, process: dict[str, Any]) -> bool:
         """Whether another has taken its place, and is ready; for a server, whether all services are."""
         found = await self._processes(session)
-        mine = next(each for each in found if each["name"] == process["name"])
-        if mine["restarts"] <= process["restarts"]:
+        mine = next((each for each in found if each["name"] == process["name"]), None)
+        if mine is None or mine["restarts"] <= process["restarts"]:
             return False
         who = [mine] if mine["kind"] == "service" else [each for each in found if each["kind"] == "service"]
         return all(await asyncio.gather(*(_is_ready(session, each["url"]) for each in who)))
 
     async def _processes(self, session: aiohttp.ClientSession) -> list[dict[str, Any]]:
-        try:
+        with self._console_answering():
             async with session.get(f"{self._console}/fleet") as response:
                 if response.status != 200:
                     raise ConfigurationError(
@@ -139,8 +150,16 @@ class Drill:
                     )
                 found: list[dict[str, Any]] = (await response.json())["processes"]
                 return found
-        except aiohttp.ClientError as error:
-            raise ConfigurationError(f"The console at {self._console} does not answer: {error}") from None
+
+    @contextmanager
+    def _console_answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ConfigurationError(
+                f"The console at {self._console} does not answer ({str(error) or 'no answer in time'}): the system was "
+                "ended, so that nothing can be said of this drill; start `microkit up --real` again"
+            ) from None
 
     async def _send(self, front: Front, ended: asyncio.Event) -> None:
         began, number = time.monotonic(), 0
@@ -171,6 +190,15 @@ class Drill:
     def _failed(self, reason: str) -> None:
         self._report.not_2xx[reason] += 1
         self._report.by_process[self._restarting] += 1
+
+
+@contextmanager
+def _answering(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (aiohttp.ClientError, Unavailable, TimeoutError) as error:
+        why = str(error) or "no answer in time"
+        raise ConfigurationError(f"{what} ({why}): see what `microkit admin health` says of the system") from None
 
 
 async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:

@@ -21,6 +21,9 @@ _CHECK: Final = 0.1
 _PATIENCE: Final = 20.0
 """Seconds until a bus must be readable."""
 
+_ANSWER: Final = aiohttp.ClientTimeout(total=30)
+"""How long one answer may take: three times what services give themselves. Who is frozen does not hold up the drill."""
+
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
@@ -38,7 +41,7 @@ class Front:
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
-        self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=_ANSWER, trust_env=False)
         self._checking = asyncio.create_task(self._check())
         return self
 

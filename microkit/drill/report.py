@@ -22,6 +22,9 @@ class Report:
     by_process: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     successes: list[float] = field(default_factory=list)
+    began: float = 0.0
+    stopped: float = 0.0
+    """The moments of the first request and of the last."""
     seconds: float = 0.0
     verdict: Verdict = field(default_factory=Verdict)
 
@@ -35,7 +38,8 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        moments = sorted(self.successes)
+        # What began without success, or ended so, is a gap as any other.
+        moments = sorted([self.began, *self.successes, self.stopped])
         gaps = [after - before for before, after in pairwise(moments)]
         return {
             "ok": self.ok,

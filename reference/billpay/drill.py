@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+import aiohttp
+
 from microkit.drill import Door, Outgoing, Verdict
 from microkit.errors import MicrokitError, Unavailable
 from reference.billpay.contracts.ledger import DEMO_PROVIDERS
@@ -89,7 +91,8 @@ class BillLoad:
         while True:
             for person in self._people:
                 await asyncio.sleep(_SIGN_IN_EVERY / PEOPLE)
-                with suppress(MicrokitError):  # the token that is there lives until the next time
+                # The token that is there lives until the next time.
+                with suppress(MicrokitError, aiohttp.ClientError, TimeoutError):
                     await _sign_in(door, person)
 
     async def _fund(self, door: Door, person: _Person) -> None:

@@ -143,10 +143,29 @@ def test_every_endpoint_of_a_running_system_is_read(tmp_path: Path, run: Run) ->
             shown = run("admin", what)
             assert shown.code == 0, shown.err
             assert "till" in shown.out
+        with_one_away(tmp_path, run)
         # No gateway leads there.
         for what in ENDPOINTS:
             if what not in ("health", "metrics"):  # these are on the service's own port as well
                 assert shop.call(f"{shop.document['services'][0]['url']}/api/till/{what}") == 404
+
+
+def with_one_away(folder: Path, run: Run) -> None:
+    """While one instance is restarted, the others are told of."""
+    path = folder / ".microkit" / "up.json"
+    note = json.loads(path.read_text())
+    (dead,) = free_ports(1)
+    path.write_text(json.dumps({**note, "admin": {**note["admin"], "depot": f"http://127.0.0.1:{dead}"}}))
+    shown = run("admin", "info")
+    assert (shown.code, "till" in shown.out) == (0, True), shown.err
+    assert shown.err.startswith("microkit: left out: depot. No admin endpoints answer at http://127.0.0.1:")
+    health = run("admin", "health", "--json")
+    said = {each["instance"]: each["status"] for each in json.loads(health.out)["instances"]}
+    assert (health.code, said["depot"], said["till"]) == (1, "down", "up")
+    loud = run("admin", "log-level", "debug")
+    assert (loud.code, loud.out) == (1, "")
+    assert "depot does not change its log level" in loud.err
+    path.write_text(json.dumps(note))
 
 
 @pytest.mark.skipif(not FULL, reason="many processes: the full form of the fault tests")

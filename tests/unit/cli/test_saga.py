@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from microkit.choreography import ProcessMetrics
 from microkit.choreography.following import note
 from microkit.choreography.tables import process
 from microkit.cli import main
+from microkit.cli.folder import Note, noted
 from microkit.cli.load import load_system
 from microkit.db import Database, database_now
 from microkit.db.migration import migrate
@@ -267,3 +269,15 @@ def test_a_process_is_listed_and_shown_beside_the_sagas_and_moved_on_by_nobody(d
     moved = desk.run("saga", "retry-step", "T-2")
     assert moved.code == 1
     assert "T-2 is the process asking, known by its events alone: nothing carries it out" in moved.err
+
+
+@pytest.mark.parametrize("desk", ["sqlite"], indirect=True)
+def test_the_database_that_up_uses_is_found_where_no_setting_names_one(desk: Desk) -> None:
+    """As that of `up --real` and `up --database-url`, which is no file in the folder."""
+    elsewhere = desk.folder / "elsewhere.db"
+    (desk.folder / ".microkit" / "travel.db").rename(elsewhere)
+    note = Note(
+        "trips:system", os.getpid(), "http://127.0.0.1:1", {}, {}, {"travel": f"sqlite+aiosqlite:///{elsewhere}"}
+    )
+    with noted(desk.folder / ".microkit", note):
+        assert len(desk.run("saga", "ls", "--stuck", "--json").document["sagas"]) == 2

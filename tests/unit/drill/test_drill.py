@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -32,6 +33,10 @@ class Scripted:
     away: list[float] = field(default_factory=list)
     ended_by: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    alone_after: int = 1_000_000
+    """Answers with success after which there are none."""
+    gone: int = 0
+    """How often it is said that no such process runs."""
 
     def app(self) -> Starlette:
         return Starlette(
@@ -54,6 +59,9 @@ class Scripted:
 
     async def end(self, request: Request) -> Response:
         asked = await request.json()
+        if self.gone:
+            self.gone -= 1
+            return JSONResponse({}, 404)
         self.ended_by.append(f"{request.path_params['name']} {asked['by']}")
         self.away.append(asked["away"])
         await asyncio.sleep(0.1)  # what a restart takes, in which requests come
@@ -65,7 +73,7 @@ class Scripted:
 
     async def make(self, request: Request) -> Response:
         self.served.append(str(await request.json()))
-        broken = self.failing and len(self.served) % self.failing == 0
+        broken = (self.failing and len(self.served) % self.failing == 0) or len(self.served) > self.alone_after
         return JSONResponse({}, 500 if broken else 201)
 
 
@@ -96,6 +104,16 @@ async def scripted() -> AsyncIterator[Scripted]:
     made.url = server.url
     yield made
     await server.stop(1)
+
+
+@dataclass
+class Unprepared(Things):
+    """Its first request goes to nobody who answers."""
+
+    trouble: type[Exception] = TimeoutError
+
+    async def prepare(self, door: Door) -> None:
+        raise self.trouble
 
 
 async def drilled(scripted: Scripted, load: Things, plan: Plan) -> dict[str, Any]:
@@ -168,3 +186,35 @@ async def test_of_whom_there_is_one_process_it_is_said_that_a_restart_is_noticed
     said.clear()
     await Drill(scripted.url, Things(), Plan(restarts=1, kill=True), tell=said.append).run()
     assert said[0] == "Preparing the load."
+
+
+async def test_a_time_without_success_at_the_end_is_a_gap_as_any_other(scripted: Scripted) -> None:
+    scripted.alone_after = 3
+    found = await drilled(scripted, Things(), Plan(restarts=5, rate=100, kill=True))
+    assert found["longest_gap_ms"] > 300  # five restarts of a tenth of a second each
+
+
+async def test_a_process_that_somebody_else_has_ended_is_waited_for(scripted: Scripted) -> None:
+    scripted.gone = 2
+    assert (await drilled(scripted, Things(), Plan(restarts=2)))["restarts"] == 2
+    assert len(scripted.ended_by) == 2
+
+
+@pytest.mark.parametrize("trouble", [TimeoutError, aiohttp.ServerDisconnectedError])
+async def test_a_system_that_does_not_answer_is_one_sentence(scripted: Scripted, trouble: type[Exception]) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be prepared .*: see what `microkit admin health` says"):
+        await drilled(scripted, Unprepared(trouble=trouble), Plan())
+
+
+async def test_a_system_that_is_ended_meanwhile_is_one_sentence() -> None:
+    made, load = Scripted(), Things()
+    server = Server(made.app())
+    await server.start()
+    made.url = server.url
+    drilling = asyncio.create_task(drilled(made, load, Plan(restarts=1000, rate=100)))
+    async with asyncio.timeout(30):
+        while not made.ended_by:
+            await asyncio.sleep(0.01)
+    await server.stop(10)
+    with pytest.raises(ConfigurationError, match=r"does not answer .*: the system was ended.*start `microkit up"):
+        await drilling
