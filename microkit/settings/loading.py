@@ -219,11 +219,14 @@ class _Reading(Generic[S]):
         if wrong["type"] == "missing":
             return f"{key} is missing: {self._meaning(name)}{self._example(name)}"
         inner = "".join(f"[{part}]" for part in wrong["loc"][1:])
+        place = places.get(name, "default")
+        if wrong["type"] == "extra_forbidden":  # whatever it is, it may be a secret under a wrong name
+            return f"{key}{inner} ({place}) is no setting of {self.origin.service}. {self._example(name)}".rstrip()
         info = self.cls.model_fields[name]
         patterned = wrong["type"] == "string_pattern_mismatch" and info.examples
         text = "has not the form that it must have" if patterned else self._told(wrong)
         value = masked(name, info, values.get(name, info.get_default(call_default_factory=True)))
-        return f"{key}{inner}={value} ({places.get(name, 'default')}): {text}. {self._example(name)}".rstrip()
+        return f"{key}{inner}={value} ({place}): {text}. {self._example(name)}".rstrip()
 
     def _told(self, wrong: ErrorDetails) -> str:
         """The message, with settings called by the keys that operators know. A name of one word may be just a word."""

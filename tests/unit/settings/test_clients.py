@@ -102,6 +102,13 @@ def test_a_wrong_one_is_named(key: str, value: str, told: str) -> None:
         settings(**{key: value})
 
 
+def test_what_stands_under_an_unknown_name_may_be_a_secret_and_is_not_repeated() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        settings(PAYMENT_CLIENTS__AUDIT_LOG__PASSWROD="hunter2hunter2")
+    assert "PAYMENT_CLIENTS[audit_log][passwrod] (environment) is no setting of payment" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_they_are_shown() -> None:
     shown = {one.key: one.value for one in describe(settings(PAYMENT_CLIENTS__AUDIT_LOG__TIMEOUT="2s"))}
     assert '"audit_log":{"timeout":2.0' in shown["PAYMENT_CLIENTS"]
