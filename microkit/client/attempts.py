@@ -34,6 +34,8 @@ from microkit.telemetry.metrics import Family
 
 FIRST_PAUSE: Final = 0.025
 LONGEST_PAUSE: Final = 1.0
+COMPANY_AFTER: Final = 0.5
+"""Share of the time left after which an attempt that may have company gets it."""
 
 _TRIED_AGAIN: Final = frozenset({500, 502, 503, 504})
 _IN_FLIGHT: Final = 409
@@ -185,7 +187,7 @@ class Attempts:
             call.rescued = True
 
         rescue = Rescue(second, good=Attempt.decides, given_up=given_up)
-        half = (call.deadline - time.monotonic()) / 2
+        half = (call.deadline - time.monotonic()) * COMPANY_AFTER
         return await rescue.run(lambda: self._at_one(call, tried, asked, unsent=unsent), self._rescues, half)
 
     async def _hedged(self, call: Call, delay: float | str, tried: tuple[Instance, ...]) -> Attempt:

@@ -25,7 +25,7 @@ async def test_no_more_calls_at_once_than_allowed(fleet: Make) -> None:
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     await until(lambda: sum(call.done() for call in calls) == 4)
     assert all(isinstance(call.exception(), BulkheadFull) for call in calls if call.done())
-    assert len(host.requests) == 2
+    await until(lambda: len(host.requests) == 2)
     host.gate.set()
     await asyncio.wait(calls)
     assert sum(call.exception() is None for call in calls) == 2

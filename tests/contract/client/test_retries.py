@@ -92,18 +92,18 @@ async def test_the_budget_bounds_the_load_on_a_service_that_only_fails(fleet: Ma
 
 
 async def test_no_retry_outlasts_the_caller(fleet: Make) -> None:
-    made = await fleet(2, attempt_timeout=0.1, attempts=10)
+    made = await fleet(2, attempt_timeout=0.5, attempts=10)
     for host in made.hosts:
         host.delay = 5.0
-    with working(WorkContext(deadline=time.monotonic() + 0.25)), pytest.raises(DeadlineExceeded):
+    with working(WorkContext(deadline=time.monotonic() + 2.0)), pytest.raises(DeadlineExceeded):
         await made.echo.read("x")
-    assert 2 <= made.received <= 3
+    assert 2 <= made.received <= 4
     told = sorted(int(request["request-timeout-ms"]) for host in made.hosts for request in host.requests)
     assert told == sorted(set(told))  # less each time
-    assert told[-1] <= 250
+    assert told[-1] <= 2000
 
 
 async def test_an_attempt_that_takes_too_long_is_followed_by_another(fleet: Make) -> None:
-    made = await fleet(2, attempt_timeout=0.2)
+    made = await fleet(2, attempt_timeout=0.5)
     made.hosts[0].delay = 5.0
     assert [await made.echo.read("x") for _ in range(3)] == ["b"] * 3

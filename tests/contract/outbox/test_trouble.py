@@ -66,6 +66,7 @@ async def test_order_holds_when_another_relay_takes_over_a_refused_key(box: Any,
     first = await box.relay(broker, attempts=1000, backoff=3600.0, longest_backoff=3600.0)
     await box.publish_numbers(range(4), keys=2)
     await published(broker, 2)
+    await states_become(box, [FAILING, PUBLISHED, PENDING, PUBLISHED])  # and not only sent
     await first.stop(0.1)
     broker.refuse = refusing()
     await box.relay(broker, database=await box.reopen())
