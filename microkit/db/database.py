@@ -116,15 +116,22 @@ class Database:
     @property
     def reads_apart(self) -> bool:
         """Whether transactions that only read have connections of their own, and wait for no writer."""
-        return self._readers is not self._writers
+        return self._readers is not self._writers or self.replicated
 
     def expected_wait(self, *, read_only: bool = False) -> float:
-        """Seconds that a transaction which began now would wait for its connection; 0 where nobody waits."""
-        return (self._readers if read_only else self._writers).expected_wait
+        """Seconds that an operation which began now would wait for its connection; 0 where nobody waits. One that only
+        reads would get it from the replica, while there is one."""
+        return self._pool(read_only=read_only, replica=read_only).expected_wait
 
     def typical_use(self, *, read_only: bool = False) -> float:
-        """Seconds for which a transaction keeps its connection, on average."""
-        return (self._readers if read_only else self._writers).typical_use
+        """Seconds for which such an operation keeps its connection, on average."""
+        return self._pool(read_only=read_only, replica=read_only).typical_use
+
+    def _pool(self, *, read_only: bool, replica: bool) -> Pool:
+        """Where a transaction goes first."""
+        if not read_only:
+            return self._writers
+        return self._replica.pool if replica and self._replica is not None and self._replica.asked else self._readers
 
     def pools(self) -> list[PoolState]:
         """How the pools are: where there is one connection that writes, it has a pool of its own."""
@@ -240,10 +247,9 @@ class Database:
             DeadlineExceeded: the deadline passed, or a statement took longer than it may.
             CommitUnknown: the connection was lost during COMMIT.
         """
-        if replica and read_only and self._replica is not None and self._replica.asked:
-            lease = Lease(self._replica.pool, read_only=True, instead=self._replica)
-        else:
-            lease = Lease(self._readers if read_only else self._writers, read_only=read_only)
+        pool = self._pool(read_only=read_only, replica=replica)
+        instead = self._replica if self._replica is not None and pool is self._replica.pool else None
+        lease = Lease(pool, read_only=read_only, instead=instead)
         tx = Transaction(
             lease,
             dialect=self.dialect,
