@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -90,20 +90,21 @@ def _is_sqlite(connection: Any) -> bool:
 
 
 def _prepare_sqlite(connection: Any) -> None:
-    # Another connection computes, for there the functions still mean what they mean everywhere.
-    real = sqlite3.connect(":memory:", check_same_thread=False)
     for name in _FUNCTIONS:
-        connection.create_function(name, -1, partial(_computed, real, name))
+        connection.create_function(name, -1, partial(_computed, name))
     for name, function in _CURRENT.items():
-        connection.create_function(name, 0, partial(_computed, real, function))
+        connection.create_function(name, 0, partial(_computed, function))
 
 
-def _computed(real: sqlite3.Connection, function: str, *arguments: Any) -> Any:
+def _computed(function: str, *arguments: Any) -> Any:
     head, rest = (arguments[:1], arguments[1:]) if function == "strftime" else ((), arguments)
     if not rest or (isinstance(rest[0], str) and rest[0].lower() == "now"):
         rest = (_now(), *rest[1:])
     places = ", ".join("?" * (len(head) + len(rest)))
-    return real.execute(f"SELECT {function}({places})", (*head, *rest)).fetchone()[0]
+    # Another connection computes, for there the functions still mean what they mean everywhere. It is closed at once:
+    # nobody tells of the end of the one that asks, and Python 3.13 warns of those that are left open.
+    with closing(sqlite3.connect(":memory:")) as real:
+        return real.execute(f"SELECT {function}({places})", (*head, *rest)).fetchone()[0]
 
 
 def _now() -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class Alpha:
                 await asyncio.sleep(0.02)
 
     def rows(self, query: str) -> list[Any]:
-        with sqlite3.connect(self.folder / "alpha.db") as database:
+        with closing(sqlite3.connect(self.folder / "alpha.db")) as database:
             return database.execute(query).fetchall()
 
 
