@@ -6,6 +6,7 @@ import asyncio
 import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from microkit.bus.connect import connect as connect_bus
 from microkit.bus.connect import started
 from microkit.cli.findings import Demand, Finding, Verdict, bounded, finding
 from microkit.db import Database
-from microkit.db.facts import ServerFacts, server_facts
+from microkit.db.facts import ServerFacts, Share, server_facts
 from microkit.db.opening import ROOM, unwritable
 from microkit.db.standing import standing
 from microkit.discovery.own import discovery_of
@@ -131,7 +132,7 @@ class Checks:
             facts = await server_facts(database)
             found = [self._version("database", url, facts)]
             if facts.connections is not None:
-                found += [self._clock(facts), self._pool(settings, facts.connections)]
+                found += [self._clock(facts), self._pool("pool", share_of(settings), url, facts.connections)]
             return [*found, await self._migrations(database, settings)]
 
     async def _replica(self, settings: ServiceSettings) -> list[Finding]:
@@ -139,9 +140,13 @@ class Checks:
         url = settings.database_replica_url.get_secret_value()
         try:
             async with self._opened(url, settings) as database:
-                await database.ping()
+                facts = await server_facts(database)
         except MicrokitError as error:
             return [self._found("replica", "warning", f"{error}; until then the primary serves its readers")]
+        if facts.connections is not None:
+            found = self._pool("replica", replace(share_of(settings), beside=0), url, facts.connections)
+            if found.verdict != "ok":
+                return [found]
         return [self._found("replica", "ok", url)]
 
     def _version(self, what: str, url: str, facts: ServerFacts) -> Finding:
@@ -156,16 +161,15 @@ class Checks:
             return self._found("clock", "warning", said)
         return self._found("clock", "ok", f"{facts.clock * 1000:+.0f} ms, give or take {facts.trip * 1000:.0f}")
 
-    def _pool(self, settings: ServiceSettings, most: int) -> Finding:
-        share = share_of(settings)
+    def _pool(self, what: str, share: Share, database_url: str, most: int) -> Finding:
         if share.pooled:
             said = f"behind a pooler: its max_client_conn has to be {share.connections} or more, for this service alone"
-            return self._found("pool", "ok", said)
-        url = make_url(settings.database_url.get_secret_value())
+            return self._found(what, "ok", said)
+        url = make_url(database_url)
         where = f"{url.host or url.query.get('host', 'localhost')}:{url.port or 5432}"
         self.demands.append(Demand(self._service.name, where, share.connections, most))
         misfit = share.misfit(most)
-        return self._found("pool", "error" if misfit else "ok", misfit or f"{share.connections} of {most} connections")
+        return self._found(what, "error" if misfit else "ok", misfit or f"{share.connections} of {most} connections")
 
     async def _migrations(self, database: Database, settings: ServiceSettings) -> Finding:
         stands = await standing(database, self._service.declared.migrations)

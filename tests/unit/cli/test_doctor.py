@@ -94,13 +94,16 @@ def test_a_folder_that_cannot_be_written(purse: Command) -> None:
 
 
 def test_postgresql_is_looked_at_whole(purse: Command, postgres_url: str) -> None:
-    code, found = examined(purse, COINS_DATABASE_URL=postgres_url, COINS_REPLICAS="50")
+    urls = {"COINS_DATABASE_URL": postgres_url, "COINS_DATABASE_REPLICA_URL": postgres_url}
+    code, found = examined(purse, **urls, COINS_REPLICAS="50")
     assert code == 1
     assert found["database"]["verdict"] == "ok"
     assert "postgresql" in found["database"]["said"]
     assert found["clock"]["verdict"] == "ok"
     assert "microkit migrate coins" in found["migrations"]["said"]
     assert found["pool"]["said"].startswith("50 processes * (10 pool + 5 overflow + 1 to listen) may open 800")
+    assert found["replica"]["verdict"] == "error"
+    assert found["replica"]["said"].startswith("50 processes * (10 pool + 5 overflow) may open 750")
 
 
 def test_services_that_share_a_server_have_to_fit_into_it_together() -> None:
