@@ -9,6 +9,7 @@ the database takes, all are served just too late.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Pool:
         self.metrics = metrics
         self.holders = Holders(metrics.pool)
         self._use = 0.0  # seconds, on average
+        self._given_back = -math.inf
         self._free = asyncio.Semaphore(size)
         metrics.watch(used=lambda: self.used, idle=lambda: self.idle, pending=lambda: self.pending)
         kept = engine.sync_engine.pool
@@ -125,6 +127,11 @@ class Pool:
     def typical_use(self) -> float:
         """Seconds for which a connection is used, on average."""
         return self._use
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nobody has given a connection back for as long as anybody waits for one."""
+        return time.monotonic() - self._given_back > self.timeout
 
     async def enter(self) -> None:
         """Takes a place.
@@ -172,8 +179,10 @@ class Pool:
     def _exhausted(self, detail: str) -> PoolExhausted:
         return PoolExhausted(detail, headers={"Retry-After": "1"})
 
-    def leave(self, seconds: float) -> None:
-        """Gives a place back that was used for so long."""
+    def leave(self, since: float) -> None:
+        """Gives a place back that was used since then, a reading of ``time.monotonic()``."""
+        self._given_back = now = time.monotonic()
+        seconds = now - since
         self.used -= 1
         self._free.release()
         # One that took minutes says little about the others.
@@ -267,6 +276,8 @@ class Lease:
         except DeadlineExceeded:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, there is another that can be asked
+            if isinstance(error, PoolExhausted) and not self._pool.stuck:
+                raise  # it is busy, and what is too much for it would come on top of what another has to do
             self._leave()
             self._pool = instead.failed(error)
             return self._connect()
@@ -305,7 +316,7 @@ class Lease:
         holder, self._holder = self._holder, None
         if holder is not None:
             self._pool.holders.give_back(holder)
-            self._pool.leave(time.monotonic() - holder.since)
+            self._pool.leave(holder.since)
 
     def cut(self) -> None:
         """Ends the connection without a word to the server, so that who still waits for an answer gets an error."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 
 import pytest
 from sqlalchemy import make_url, text
 
 from microkit.db import Database, Transaction
+from microkit.db.failure import DatabaseUnavailable
 from microkit.db.options import PoolOptions
 from microkit.servers.ports import free_ports
 from microkit.telemetry import Telemetry
@@ -124,6 +126,28 @@ async def test_while_the_copy_is_away_the_primary_serves_its_readers(
         "the read replica is away, th"
     ]
     assert [pool.used for pool in database.pools()] == [0, 0]
+    await database.close()
+
+
+@pytest.mark.parametrize("moves", [True, False])
+async def test_a_copy_that_is_busy_is_not_away_and_its_readers_are_not_sent_to_the_primary(
+    two_urls: list[str], telemetry: Telemetry, moves: bool
+) -> None:
+    primary, copy = two_urls
+    options = PoolOptions(replica_url=copy)
+    database = Database(primary, telemetry=telemetry, pool_size=1, max_overflow=0, pool_timeout=0.05, options=options)
+    replica = database._replica
+    assert replica is not None
+    async with database.transaction(read_only=True, replica=True) as tx:
+        await where(tx)
+        # Connections were given back just now, or not for long: the copy may have fallen silent.
+        replica.pool._given_back = math.inf if moves else -math.inf
+        if moves:
+            with pytest.raises(DatabaseUnavailable):
+                await database.run(where, read_only=True, replica=True)
+        else:
+            assert await database.run(where, read_only=True, replica=True) == str(make_url(primary).database)
+    assert replica.away is not moves
     await database.close()
 
 
