@@ -275,7 +275,7 @@ class Lease:
             made = self._connect()
         except DeadlineExceeded:
             raise
-        except Exception as error:  # noqa: BLE001  whatever it is, there is another that can be asked
+        except Exception as error:  # whatever it is, there is another that can be asked
             if isinstance(error, PoolExhausted) and not self._pool.stuck:
                 raise  # it is busy, and what is too much for it would come on top of what another has to do
             self._leave()
