@@ -18,6 +18,7 @@ from microkit.bus.kafka.consumer import KafkaConsumer
 from microkit.bus.kafka.inspection import Reading, mark_of, topics_of
 from microkit.bus.kafka.options import KafkaOptions
 from microkit.bus.kafka.producer import KafkaProducer
+from microkit.bus.kafka.refusal import too_old, why_away
 from microkit.bus.port import Lag, Promises, PublishFailed, Stored, Topic
 from microkit.errors import ConfigurationError
 from microkit.message import Message
@@ -88,7 +89,7 @@ class KafkaBus:
         """See :meth:`microkit.bus.port.Bus.start`.
 
         Raises:
-            ConfigurationError: librdkafka does not understand a property.
+            ConfigurationError: librdkafka does not understand a property, or the cluster is too old.
         """
         if self._threads is not None:
             return
@@ -103,11 +104,26 @@ class KafkaBus:
             {**_PRODUCER, **once, **self._client}, self.options.delivery_timeout, self._logger
         )
         try:
-            await self.ping()
+            await self._look(self._threads)
             await self._make(self._declared)
         except BaseException:
             await self.close()
             raise
+
+    async def _look(self, threads: ThreadPoolExecutor) -> None:
+        """That the cluster is there, and is one that we can use."""
+        made = self.options.create_topics
+        try:
+            await self.ping()
+            old = await self._ask(lambda admin: too_old(admin, self._client, controlled=made))
+        except ConnectionError as error:
+            why = await asyncio.get_running_loop().run_in_executor(threads, why_away, self._client)
+            raise ConnectionError(f"kafka: {why}" if why else str(error)) from error
+        if old:
+            raise ConfigurationError(
+                "bus_url: the broker is older than Kafka 0.11, whose messages have no headers: upgrade it, or name "
+                "another"
+            )
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See :meth:`microkit.bus.port.Bus.publish`.
@@ -225,6 +241,11 @@ class KafkaBus:
                 made.result(_ASK_SECONDS * 2)
             except KafkaException as error:
                 cause = error.args[0]
+                if cause.code() == KafkaError._UNSUPPORTED_FEATURE:  # noqa: SLF001
+                    raise ConfigurationError(
+                        f"bus_url: the broker is too old to make topics with ({cause.str()}): upgrade it, say "
+                        "partitions=12&replication=3, or make them yourself and say create_topics=false"
+                    ) from None
                 if cause.code() == KafkaError._TIMED_OUT or cause.retriable():  # noqa: SLF001  librdkafka's own code
                     raise
                 if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
