@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from microkit.context import deadline_within
 from microkit.db import Database
-from microkit.errors import ConfigurationError
+from microkit.errors import ConfigurationError, Unavailable
 from microkit.saga import leases
 from microkit.saga.binding import bind_sagas
 from microkit.saga.definition import Saga
@@ -303,7 +303,8 @@ class SagaEngine:
 
     def _failed(self, what: str, error: Exception) -> None:
         if self._error is None:  # once an outage
-            self._log.error("saga engine: %s failed", what, exc_info=error)
+            away = isinstance(error, Unavailable)  # of which a stack says nothing
+            self._log.error("saga engine: %s failed: %s", what, error, exc_info=None if away else error)
         self._error = f"{what}: {type(error).__name__}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -92,7 +93,7 @@ class PostgresServer(ServerProcess):
             preexec_fn=ends_with_parent(signal.SIGKILL),
         )  # fmt: skip
         if done.returncode:
-            raise ConfigurationError(f"PostgreSQL's data cannot be made in {data}: {done.stderr.strip()[-500:]}")
+            raise ConfigurationError(f"PostgreSQL's data cannot be made in {data}: {_cause(done.stderr)}")
         data.replace(self.folder / "data")
         _sync(self.folder)
 
@@ -152,6 +153,12 @@ def _account() -> int:
         raise ConfigurationError("PostgreSQL does not run as root, and no account can be made for it: run as a user")
     found: int = entry.pw_uid
     return found
+
+
+def _cause(said: str) -> str:
+    """Of all that initdb and its servers say, the first that is an error: the rest follows from it."""
+    found = re.search(r"\b(?:error|FATAL|PANIC): +(.+)", said)
+    return found[1] if found else " / ".join(said.split("\n"))[-500:].strip(" /") or "it said nothing"
 
 
 def _sync(folder: Path) -> None:

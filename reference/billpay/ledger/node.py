@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from microkit.db import Database, Transaction
+from microkit.errors import Unavailable
 from reference.billpay.ledger import closing, genesis
 from reference.billpay.ledger.closing import Closed, Refused
 from reference.billpay.ledger.codec import Codec
@@ -146,7 +147,9 @@ class Node:
                     await self._wanted.wait()
             try:
                 await self.close_ledger(even_empty=not self._wanted.is_set())
-            except Exception:  # noqa: BLE001  a database that is away must not end the ledger
+            except Unavailable as error:  # its database is away, of which a stack says nothing
+                _log.warning("the ledger was not closed, which is tried again: %s", error)
+            except Exception:  # noqa: BLE001  nor may anything else end the ledger
                 _log.exception("the ledger was not closed; it is tried again")
 
     async def close_ledger(self, *, even_empty: bool = True) -> Closed | None:

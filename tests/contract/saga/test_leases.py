@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from microkit.db import Transaction
+from microkit.db.failure import DatabaseUnavailable
 from microkit.saga import Saga, SagaEngine, StepContext, StepRefused, leases, retriable
 from microkit.saga.leases import Turn
 from microkit.saga.operations import Operator, resume
@@ -280,6 +281,26 @@ async def test_a_transition_is_written_once_even_if_it_is_sent_twice(bench: Benc
     with pytest.raises(LeaseLost):
         await bench.database.run(lambda tx: record(tx, transition))
     assert history(await bench.story(saga_id)) == [("room", "action", 1, "done"), ("tell", "action", 1, "under-way")]
+
+
+async def test_a_database_that_is_away_is_told_once_and_without_a_stack(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trip, tried = bench.trip(), 0
+
+    async def away(*_: object, **__: object) -> list[object]:
+        nonlocal tried
+        tried += 1
+        raise DatabaseUnavailable("The database cannot be reached")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(leases, "claim", away)
+        async with bench.engine(trip), asyncio.timeout(30):
+            while tried < 3:
+                await asyncio.sleep(0.01)
+    failed = [each for each in caplog.records if each.getMessage().startswith("saga engine:")]
+    assert [each.getMessage() for each in failed] == ["saga engine: claim failed: The database cannot be reached"]
+    assert failed[0].exc_info is None
 
 
 async def test_moving_on_touches_no_index(bench: Bench) -> None:

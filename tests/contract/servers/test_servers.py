@@ -128,6 +128,17 @@ def test_data_that_were_half_made_when_all_was_killed_are_made_anew(folder: Path
     server.stop()
 
 
+def test_why_data_cannot_be_made_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "2026-11-22 11:33:06.478 UTC [27634] FATAL:  could not extend file: No space left on device\n"
+        "2026-11-22 11:33:06.478 UTC [27634] HINT:  Check free disk space.\nAborted\n"
+    )
+    ended = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(ConfigurationError, match=r"data\.new: could not extend file: No space left on device$"):
+        PostgresServer(folder / "pg").start()
+
+
 def test_data_that_are_not_whole_are_not_touched(folder: Path) -> None:
     (folder / "pg" / "data").mkdir(parents=True)
     (folder / "pg" / "data" / "something").touch()

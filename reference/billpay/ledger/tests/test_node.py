@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from stellar_sdk import Keypair
 
 from microkit.db import Database
+from microkit.db.failure import DatabaseUnavailable
 from microkit.settings import load
 from reference.billpay.ledger import domain, genesis
 from reference.billpay.ledger.closing import Refused
@@ -224,3 +225,17 @@ async def _waiting(database: Database) -> int:
 def _settings(**changes: object) -> LedgerSettings:
     quick = {"close_interval": 0.02, "idle_interval": 0.1, "submit_timeout": 5.0}
     return load(LedgerSettings, "ledger", overrides={**quick, **changes})
+
+
+async def test_a_database_that_is_away_is_one_line_a_try_without_a_stack(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def away(**_: object) -> None:
+        raise DatabaseUnavailable("The database cannot be reached")
+
+    monkeypatch.setattr(node, "close_ledger", away)
+    async with asyncio.timeout(30):
+        while not (said := [each for each in caplog.records if "was not closed" in each.getMessage()]):
+            await asyncio.sleep(0.01)
+    assert said[0].getMessage().endswith("The database cannot be reached")
+    assert said[0].exc_info is None
