@@ -79,8 +79,14 @@ class _Unit:
             raise TransactionAborted
 
     async def rollback(self) -> None:
-        if not self._connection.is_closed():
+        if self._connection.is_closed():
+            return
+        try:
             await self._connection.execute("ROLLBACK")
+        except asyncpg.InternalClientError:
+            # The server ended the session while a statement was being prepared, which asyncpg still waits for the end
+            # of: nothing is left to roll back, and what ended the transaction says more.
+            self._connection.terminate()
 
 
 class PostgresConnection(asyncpg.Connection):  # type: ignore[misc]  # of no known type
@@ -224,6 +230,8 @@ def _failed(failure: ExceptionContext) -> None:
     if isinstance(failure.original_exception, TimeoutError):
         failure.is_disconnect = True
         raise DatabaseUnavailable("The database does not answer") from failure.original_exception
+    if type(failure.original_exception).__name__ == "InternalClientError":
+        failure.is_disconnect = True  # see _Unit.rollback
 
 
 class PostgresDriver:

@@ -166,14 +166,15 @@ async def test_idle_connections_that_the_server_closed_are_not_even_noticed(post
 
 
 async def test_connections_terminated_in_mid_transaction_cost_a_retry_and_nothing_else(postgres: Database) -> None:
-    tries = 0
+    tries = inserted = 0
     begun, terminated = asyncio.Event(), asyncio.Event()
 
     async def work(tx: Transaction, number: int) -> None:
-        nonlocal tries
+        nonlocal tries, inserted
         tries += 1
         await tx.execute(text("INSERT INTO coin VALUES (:id, 'x')"), {"id": number})
-        if tries >= 8:
+        inserted += 1  # its connection is one of those that are terminated
+        if inserted >= 8:
             begun.set()
         await terminated.wait()
         await tx.execute(text("UPDATE coin SET name = 'y' WHERE id = :id"), {"id": number})
