@@ -135,12 +135,13 @@ class Bench:
             await engine.stop(timeout=5)
 
     async def later(self) -> None:
-        """An hour goes by for what is written: leases have run out, pauses and waits for an event are over.
+        """An hour goes by for what is written: leases have run out, pauses and waits for an event are over, and so is the
+        time for which one is kept.
 
         Not for sagas that an engine works on, unless it is a paused one.
         """
         async with self.database.transaction() as tx:
-            for column in ("saga.next_at", "saga_wait.due"):
+            for column in ("saga.next_at", "saga_wait.due", "saga_mail.keep_until"):
                 table, name = column.split(".")
                 on_sqlite = tx.dialect == "sqlite"
                 earlier = f"datetime({name}, '-1 hour')" if on_sqlite else f"{name} - interval '1 hour'"
