@@ -137,6 +137,8 @@ class Upstream:
     ) -> None:
         self.service = service
         self.budget = RetryBudget(guard.retry_share, guard.retry_free)
+        self.begin = self.budget.deposit
+        """To be called when a call begins, of one attempt or more."""
         self.breaker = Breaker(
             service, failures=_BOTH * guard.breaker_failures, reset=guard.breaker_reset, changed=self._service_changed
         )
@@ -187,10 +189,6 @@ class Upstream:
     def breakers(self) -> Iterable[Breaker]:
         """The service's, and those of its instances."""
         return (self.breaker, *(instance.breaker for instance in self.balancer.instances))
-
-    def begin(self) -> None:
-        """A call begins, of one attempt or more."""
-        self.budget.deposit()
 
     def may_retry(self, reason: str, *, free: bool = False) -> bool:
         """Whether the budget allows another attempt; if so it is taken from it. ``reason`` is one of few words. A

@@ -11,6 +11,7 @@ from microkit.gateway.exchange import Answer, Exchange
 from microkit.gateway.identity import Identity, Verify
 from microkit.gateway.route import Route
 from microkit.proxies import ClientAddress
+from microkit.request_head import bearer
 
 AUTH_PATH = "/internal/auth"
 """Where it is asked: ``?role=member&role=admin&scope=bills``, with the client's ``Authorization``."""
@@ -41,6 +42,7 @@ class AuthEndpoint:
         except DefinitionError:
             raise BadRequest("Ask with the roles of a route: role=member, role=+ for all who are signed in") from None
         exchange = Exchange({"method": "GET", "query_string": b""}, "/", asked, [], ClientAddress("", "http", ""), None)
+        exchange.token = bearer(asked.get(b"authorization"))
         await identity.identify(exchange)
         return exchange.principal
 

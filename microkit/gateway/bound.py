@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from microkit.gateway.upstreams import Upstreams
 from microkit.gateway.watch import ClientWatch
 from microkit.gateway.websocket import WebSocketProxy
 from microkit.proxies import ClientAddress, Proxies
+from microkit.request_head import RequestHead, head_of
 from microkit.telemetry import Telemetry
 
 _HEALTH_TIMEOUT: Final = 2.0
@@ -189,11 +191,11 @@ class BoundGateway:
     def _admitted(self, scope: MutableMapping[str, Any], receive: Receive) -> tuple[Exchange, Plan]:
         """The request as filters see it, and the plan of the route that takes it."""
         path = canonical_path(_raw_path(scope))
-        headers: Headers = scope["headers"]
-        asked: dict[bytes, bytes] = dict(headers)
-        if len(asked) != len(headers):
-            asked = joined(headers)
-        client = self._client(scope, asked)
+        head = head_of(scope)
+        known: _Known | None = head.known.get(self)
+        if known is None:
+            known = head.known[self] = self._look_at(scope, head)
+        asked, client = known.asked, known.client
         query: bytes = scope["query_string"]
         if query and not _VISIBLE.fullmatch(query):
             raise BadRequest("The query is not percent-encoded")
@@ -206,18 +208,28 @@ class BoundGateway:
         # The web floor knows only that it is the gateway's; this is what its trace and metrics should say.
         scope.setdefault("state", {})["route"] = route.prefix
         body: RequestBody | None = None
-        # Most requests have no body and no header twice: then there is nothing to be told apart.
-        if len(asked) != len(headers) or b"content-length" in asked or b"transfer-encoding" in asked:
-            length = body_length(headers)
-            if length != 0 or b"content-length" in asked:
-                limit = route.body_limit or self._gateway.body_limit
-                body = RequestBody(receive, length=length, limit=limit, may_trickle=route.idle_timeout is not None)
-        exchange = Exchange(scope, path, asked, forwarded_headers(headers), client, body)
+        if known.body:
+            limit = route.body_limit or self._gateway.body_limit
+            body = RequestBody(receive, length=known.length, limit=limit, may_trickle=route.idle_timeout is not None)
+        exchange = Exchange(scope, path, asked, known.forwarded.copy(), client, body)
+        exchange.token = head.token
         exchange.service = route.service
         exchange.target = route.upstream_path(path)
         exchange.timeout = min(route.timeout, context.remaining() or route.timeout)
         exchange.idle_timeout = route.idle_timeout or 0.0
         return exchange, found
+
+    def _look_at(self, scope: MutableMapping[str, Any], head: RequestHead) -> _Known:
+        """What the headers of a request say, which those of the next one on its connection mostly say, too."""
+        headers, asked = head.headers, head.named
+        if len(asked) != len(headers):
+            asked = joined(headers)
+        length: int | None = 0
+        # Most requests have no body and no header twice: then there is nothing to be told apart.
+        if len(asked) != len(headers) or b"content-length" in asked or b"transfer-encoding" in asked:
+            length = body_length(headers)
+        body = length != 0 or b"content-length" in asked
+        return _Known(asked, forwarded_headers(headers), self._client(scope, asked), length, body)
 
     def _client(self, scope: MutableMapping[str, Any], asked: Mapping[bytes, bytes]) -> ClientAddress:
         if self._proxied or b"host" not in asked:
@@ -250,6 +262,18 @@ class BoundGateway:
                 raise ConnectionError(f"{service} is not ready: /health/ready answers {status}")
 
         return probe
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the gateway makes of a request's headers. ``body`` says that one is announced, ``length`` its bytes,
+    ``None`` where it is chunked."""
+
+    asked: Mapping[bytes, bytes]
+    forwarded: Headers
+    client: ClientAddress
+    length: int | None
+    body: bool
 
 
 # One and the same client asks for the same host again. A host has 263 bytes at most, the server has seen to that.

@@ -117,6 +117,7 @@ class Connection(asyncio.Protocol):
         self._answer: Response | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._unread_bytes = 0
         """Bytes since the head, or since the last of the body; -1 while the bytes under way are of the body."""
@@ -136,6 +137,7 @@ class Connection(asyncio.Protocol):
     def begin(self, head: bytes, *, wants_body: bool) -> Response:
         """Sends the head of a request, and its body where it is small; returns what the answer will be in."""
         self._answer = answer = Response(self)
+        self._headers = []
         self._head_bytes = self._unread_bytes = 0
         self._wants_body = wants_body
         self._until_end = False
@@ -308,9 +310,7 @@ class Connection(asyncio.Protocol):
             self._keep_alive = False  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        answer = self._answer
-        if answer is not None and not answer.begun:  # else it is a trailer
-            answer.headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         answer = self._answer
@@ -320,13 +320,15 @@ class Connection(asyncio.Protocol):
         if status < 200:
             if status == _SWITCHING:
                 raise NotHttp  # nobody asked for it
-            answer.headers.clear()
+            self._headers = []
             return
         if status > _LAST_STATUS:
             raise NotHttp
         answer.status = status
         answer.begun = True
-        answer.named = named = dict(answer.headers)
+        answer.headers = headers = self._headers
+        self._headers = []  # of trailers, which nobody reads
+        answer.named = named = dict(headers)
         if b"content-length" in named:
             answer.length = int(named[b"content-length"])
         self._until_end = answer.length is None and b"transfer-encoding" not in named

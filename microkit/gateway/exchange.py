@@ -99,27 +99,22 @@ class Exchange:
     asked. ``timeout`` is in seconds. ``body`` is the client's, ``None`` where it has none.
     """
 
-    __slots__ = (
-        "address",
-        "asked",
-        "attempts",
-        "backoff",
-        "body",
-        "client",
-        "headers",
-        "idle_timeout",
-        "key",
-        "keyed",
-        "method",
-        "path",
-        "principal",
-        "query",
-        "retry_on",
-        "scope",
-        "service",
-        "target",
-        "timeout",
-    )
+    # What few requests change: no write for each of them.
+    principal: Principal = ANONYMOUS
+    key = ""
+    """The name of the API key that was sent, if any."""
+    token: str | None = None
+    """The access token that was sent, if any."""
+    attempts = 1
+    """How often a repeatable request may be sent, with the pause ``backoff`` (seconds) and after answers of the
+    statuses ``retry_on``."""
+    retry_on: frozenset[int] = frozenset()
+    backoff = 0.0
+    keyed = False
+    """Whether the service answers what comes twice with one ``Idempotency-Key`` as it did the first time."""
+    service = ""
+    timeout = 0.0
+    idle_timeout = 0.0
 
     def __init__(
         self,
@@ -140,19 +135,6 @@ class Exchange:
         self.client = client
         self.address = client.address
         self.body = body
-        self.principal: Principal = ANONYMOUS
-        self.key = ""
-        """The name of the API key that was sent, if any."""
-        self.service = ""
-        self.timeout = 0.0
-        self.idle_timeout = 0.0
-        self.attempts = 1
-        """How often a repeatable request may be sent, with the pause ``backoff`` (seconds) and after answers of the
-        statuses ``retry_on``."""
-        self.retry_on: frozenset[int] = frozenset()
-        self.backoff = 0.0
-        self.keyed = False
-        """Whether the service answers what comes twice with one ``Idempotency-Key`` as it did the first time."""
 
     @property
     def safe(self) -> bool:

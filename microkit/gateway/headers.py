@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -60,6 +60,9 @@ _OVERRIDES: Final = frozenset(
 """By these some servers take another path or method than the request line's, by which the route was chosen, the caller
 let in and the answer kept."""
 
+_HARMLESS: Final = frozenset({b"keep-alive", b"close"})
+"""What ``Connection`` says without naming a header."""
+
 _LONGEST_KNOWN: Final = 64
 
 _USUAL: Final = frozenset(
@@ -111,7 +114,7 @@ def forwarded_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
             if not value.isascii():
                 _check_utf8(name, value)
             passed.append(pair)
-        elif name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
+        elif name == b"connection" and value.lower() not in _HARMLESS:
             named = (named or set()) | {part.strip().lower() for part in value.split(b",")}
     return passed if named is None else [pair for pair in passed if pair[0] not in named]
 
@@ -154,12 +157,18 @@ def body_length(headers: RawHeaders) -> int | None:
     return int(lengths[0])
 
 
-def returned_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The answer's headers that go back to the client, names in lower case as ASGI wants them and as they come."""
+def returned_headers(
+    headers: Sequence[tuple[bytes, bytes]], named: Mapping[bytes, bytes] | None = None
+) -> list[tuple[bytes, bytes]]:
+    """The answer's headers that go back to the client, names in lower case as ASGI wants them and as they come.
+    ``named`` are the same by name, where somebody has them."""
+    if named is None:
+        named = dict(headers)
     ended = _NOT_RETURNED
     returned = [pair for pair in headers if pair[0] not in ended]
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
-            named = {part.strip().lower() for part in value.split(b",")}
-            returned = [pair for pair in returned if pair[0] not in named]
+    connection = named.get(b"connection")
+    if connection is not None and (connection.lower() not in _HARMLESS or len(named) != len(headers)):
+        values = [value for name, value in headers if name == b"connection"]
+        also = {part.strip().lower() for value in values for part in value.split(b",")}
+        returned = [pair for pair in returned if pair[0] not in also]
     return returned

@@ -42,8 +42,7 @@ class Identity:
             Unauthorized: one is needed, and there is none that counts.
             Forbidden: its owner may not, or is a service.
         """
-        header = exchange.asked.get(b"authorization", b"")
-        token = header[7:].strip().decode("latin-1") if header[:7].lower() == b"bearer " else ""
+        token = exchange.token
         if not token or self._verify is None:
             if self._open:
                 return

@@ -43,7 +43,7 @@ class Upstreams:
         self._pool = pool
         self._telemetry = telemetry
         self._durations = telemetry.metrics.http_client
-        self._start_span = telemetry.tracer.start_span
+        self._begin = telemetry.begin
         self._find = find
         self._services: dict[str, Upstream] = {}
 
@@ -108,7 +108,7 @@ class Upstreams:
         return {name: found.state() for name, found in self._services.items()}
 
     def span(self, exchange: Exchange, template: str) -> Span:
-        return self._start_span(
+        return self._begin(
             f"{exchange.method} {template}",
             None,
             SpanKind.CLIENT,
@@ -158,6 +158,13 @@ class Upstreams:
 class _Attempt:
     """The attempts at one request."""
 
+    # What changes only where one fails.
+    _renewed = False
+    _avoid: Sequence[Instance] = ()
+    _unsent = False
+    """Whether the last attempt reached nobody."""
+    _made = 0
+
     def __init__(
         self, upstreams: Upstreams, upstream: Upstream, exchange: Exchange, content: bytes | AsyncIterator[bytes]
     ) -> None:
@@ -165,13 +172,13 @@ class _Attempt:
         self._upstream = upstream
         self._exchange = exchange
         self._content = content
-        # What has a body is sent again only where all of it is here: of a streamed one a part has gone.
-        self._again = exchange.repeatable and isinstance(content, bytes) and not (exchange.safe and content)
-        self._made = 0
-        self._renewed = False
-        self._avoid: list[Instance] = []
-        self._unsent = False
-        """Whether the last attempt reached nobody."""
+
+    @property
+    def _again(self) -> bool:
+        """Whether it may be sent again. What has a body is only where all of it is here: of a streamed one a part has
+        gone."""
+        exchange, content = self._exchange, self._content
+        return exchange.repeatable and isinstance(content, bytes) and not (exchange.safe and content)
 
     async def make(self, until: float) -> Answer | None:
         """One more; ``None`` where another is to be made."""
@@ -236,7 +243,7 @@ class _Attempt:
         self._unsent = isinstance(error, NotConnected)
         if isinstance(error, NotConnected):
             # Nothing has been sent, so this goes for all methods. Each instance is tried once.
-            self._avoid.append(instance)
+            self._avoid = [*self._avoid, instance]
             others = len(self._avoid) < len(self._upstream.balancer.instances)
             return others and self._upstream.may_retry("connect", free=error.refused)
         if stale and self._again and not self._renewed:
@@ -255,7 +262,7 @@ class _Attempt:
             pause = max(pause, asked)
         if time.monotonic() + pause >= until or not self._upstream.may_retry(reason):
             return False
-        self._avoid.append(instance)
+        self._avoid = [*self._avoid, instance]
         await asyncio.sleep(pause)
         return True
 
@@ -266,7 +273,7 @@ def _failed(error: Exception) -> Outcome:
 
 def answer_of(response: Response, exchange: Exchange, origin: str) -> Answer:
     """What goes on of an answer of the instance at ``origin``: whole where it is here, else in pieces."""
-    headers = returned_headers(response.headers)
+    headers = returned_headers(response.headers, response.named)
     if not _LOCATIONS.isdisjoint(response.named):
         for place, (name, value) in enumerate(headers):
             if name in _LOCATIONS:
@@ -316,7 +323,7 @@ async def _upload(connection: Connection, pieces: AsyncIterator[bytes], *, chunk
 
 def _head(origin: Origin, method: str, target: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     line = f"{method} {origin.base}{target} HTTP/1.1\r\nhost: ".encode("latin-1")
-    return line + b"\r\n".join([origin.authority, *[b": ".join(pair) for pair in headers], b"\r\n"])
+    return line + b"\r\n".join([origin.authority, *map(b": ".join, headers), b"\r\n"])
 
 
 def own_headers(exchange: Exchange, within: float) -> list[tuple[bytes, bytes]]:

@@ -68,14 +68,21 @@ class RecordingSpan(Span):
     from another process.
     """
 
+    # What most spans never have: no write for each, and no list for each of ten thousand that are kept.
+    events: Sequence[SpanEvent] = ()
+    links: Sequence[Link] = ()
+    status = StatusCode.UNSET
+    description: str | None = None
+    end_ns = 0
+    _context: SpanContext | None = None
+
     def __init__(
         self,
         tracer: RecordingTracer,
         name: str,
         kind: SpanKind,
         identity: tuple[int, int, TraceState, bool],
-        attributes: Attributes,
-        links: Sequence[Link],
+        attributes: dict[str, Any],
         start_time: int | None,
     ) -> None:
         self._tracer = tracer
@@ -83,13 +90,7 @@ class RecordingSpan(Span):
         self.kind = kind
         self.trace, self.parent, self.state, self.remote = identity
         self.span = _bits(64) or 1
-        self.attributes: dict[str, Any] = dict(attributes) if attributes else {}
-        self.links = links
-        self.events: Sequence[SpanEvent] = ()  # ten thousand spans are kept: no list for each
-        self.status = StatusCode.UNSET
-        self.description: str | None = None
-        self._context: SpanContext | None = None
-        self.end_ns = 0
+        self.attributes = attributes
         self.start_ns = start_time or time.time_ns()
 
     def get_span_context(self) -> SpanContext:
@@ -104,27 +105,20 @@ class RecordingSpan(Span):
     def end(self, end_time: int | None = None) -> None:
         if not self.end_ns:
             self.end_ns = end_time or time.time_ns()
-            for value in self.attributes.values():
-                if type(value) is str and len(value) > MOST_CHARACTERS:
-                    self._shorten()
-                    break
             self._tracer.keep(self)
-
-    def _shorten(self) -> None:
-        for key, value in self.attributes.items():
-            if type(value) is str:
-                self.attributes[key] = value[:MOST_CHARACTERS]
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         if not self.end_ns and (len(self.attributes) < MOST_ATTRIBUTES or key in self.attributes):
-            self.attributes[key] = value
+            self.attributes[key] = value[:MOST_CHARACTERS] if isinstance(value, str) else value
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        if not self.end_ns and len(self.attributes) + len(attributes) <= MOST_ATTRIBUTES:
-            self.attributes.update(attributes)
-            return
         for key, value in attributes.items():
             self.set_attribute(key, value)
+
+    def note(self, attributes: Mapping[str, Any]) -> None:
+        """As :meth:`set_attributes`, where it is known that they are few and short: what each request notes."""
+        if not self.end_ns:
+            self.attributes.update(attributes)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         if not self.end_ns and len(self.events) < MOST_EVENTS:
@@ -231,6 +225,23 @@ class RecordingTracer(Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> Span:
+        bounded = {}
+        for key, value in (attributes or {}).items():
+            bounded[key] = value[:MOST_CHARACTERS] if isinstance(value, str) else value
+        span = self.begin(name, context, kind, bounded, start_time)
+        if links and type(span) is RecordingSpan:
+            span.links = links
+        return span
+
+    def begin(
+        self,
+        name: str,
+        context: Context | None,
+        kind: SpanKind,
+        attributes: dict[str, Any],
+        start_time: int | None = None,
+    ) -> Span:
+        """As :meth:`start_span`; the attributes are known to be few and short, and the span's own from now on."""
         # As get_current_span() does, which looks again at what only set_span_in_context() can have written.
         parent = (get_current() if context is None else context).get(SPAN_KEY, INVALID_SPAN)
         if type(parent) is RecordingSpan and self._records:
@@ -245,7 +256,7 @@ class RecordingTracer(Tracer):
             return NonRecordingSpan(above)
         else:
             identity = (above.trace_id, above.span_id, above.trace_state, above.is_remote)
-        return RecordingSpan(self, name, kind, identity, attributes, links or (), start_time)
+        return RecordingSpan(self, name, kind, identity, attributes, start_time)
 
     @_agnosticcontextmanager  # the API's own: it can also decorate a coroutine function
     def start_as_current_span(  # noqa: PLR0913, PLR0917  the API's signature

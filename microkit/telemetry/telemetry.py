@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import anyio
 from opentelemetry.context import Context
@@ -24,6 +24,9 @@ Exporter = Literal["memory", "otlp", "none"]
 SCOPE: Final = "microkit"
 LONGEST_CLOSE: Final = 10.0
 """Seconds."""
+
+
+Begin = Callable[[str, Context | None, SpanKind, dict[str, Any]], Span]
 
 
 class Telemetry:
@@ -73,6 +76,8 @@ class Telemetry:
                 RecordingTracer(service, self.ring.add if self.ring is not None else None, sampling)
             )
         self.tracer: Tracer = self.provider.get_tracer(SCOPE, version or None)
+        self.begin: Begin = self.tracer.begin if isinstance(self.tracer, RecordingTracer) else self.tracer.start_span
+        """Starts a span for each request: its attributes are few, short, and given away."""
         self.metrics = Metrics(process_registry())
         self.logger = ServiceLogger(service, log_level)
 

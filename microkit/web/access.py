@@ -14,13 +14,6 @@ Verify = Callable[[str], Awaitable[Principal]]
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
-def bearer(authorization: bytes | None) -> str | None:
-    """The token in an ``Authorization`` header, ``None`` without one (RFC 6750)."""
-    if authorization is None or authorization[:7].lower() != b"bearer ":
-        return None
-    return authorization[7:].strip().decode("latin-1") or None
-
-
 class Access:
     """Turns tokens into callers. Without ``verify`` no token can be verified, so only what anyone may call is open."""
 

@@ -17,10 +17,11 @@ from microkit import context
 from microkit.context import WorkContext
 from microkit.db import Database
 from microkit.errors import DeadlineExceeded, InternalError, MethodNotAllowed, NotFound, Problem
+from microkit.request_head import head_of
 from microkit.telemetry import Telemetry
 from microkit.telemetry.logs import serving
 from microkit.telemetry.propagation import context_of
-from microkit.web.access import Access, Verify, bearer
+from microkit.web.access import Access, Verify
 from microkit.web.admission import READ_WITHIN_LIMITS, Admission
 from microkit.web.binding import OFFERED
 from microkit.web.builtin import builtin_routes
@@ -148,7 +149,8 @@ class WebApp:
             return
         began = time.monotonic()
         arrived = scope.get(READ_WITHIN_LIMITS) or began
-        headers = dict(scope["headers"])
+        head = head_of(scope)
+        headers = head.named
         trouble: Problem | None = None
         served, in_path = self._unrouted, _NOTHING
         try:
@@ -172,8 +174,7 @@ class WebApp:
                 sent.began = time.monotonic()
                 if deadline is not None and deadline <= sent.began:
                     trouble = DeadlineExceeded()
-        token = bearer(headers.get(b"authorization"))
-        call = Call(scope, receive, headers, in_path, self.limits.body, token)
+        call = Call(scope, receive, headers, in_path, self.limits.body, head.token)
         await self._observed(call, served, trouble, deadline, sent, began)
 
     async def _turn_away(self, refusal: Reply, served: Served, sent: Sent, waited: float) -> None:
@@ -299,13 +300,13 @@ class WebApp:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Only mounted applications speak WebSocket; the others refuse the handshake."""
-        headers = dict(scope["headers"])
+        head = head_of(scope)
         try:
-            self._admission.check(scope, headers)
+            self._admission.check(scope, head.named)
             mount = next((one for one in self._mounts if one.covers(scope["path"])), None)
             if mount is None:
                 raise NotFound
-            await mount.websocket(scope, bearer(headers.get(b"authorization")), receive, send)
+            await mount.websocket(scope, head.token, receive, send)
         except Problem:
             await send({"type": "websocket.close", "code": 1008})
 

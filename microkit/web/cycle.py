@@ -45,21 +45,22 @@ class Cycle(RequestResponseCycle):
 
     def _head(self, status: int, headers: list[tuple[bytes, bytes]], length: int) -> bytes:
         lines = [STATUS_LINE[status]]
-        says_close = False
-        for name, value in (*self.default_headers, *headers):
-            sent = _sent(name)
-            if sent == b"connection" and b"close" in [token.strip().lower() for token in value.split(b",")]:
-                self.keep_alive, says_close = False, True
-            lines.append(b"%b: %b\r\n" % (sent, value))
-        if not self.keep_alive and not says_close:
-            lines.append(b"connection: close\r\n")
-        if status not in _NO_BODY:
-            lines.append(b"content-length: %d\r\n" % length)
+        lines += [b"%b: %b\r\n" % (_sent(name), value) for name, value in (*self.default_headers, *headers)]
         head = b"".join(lines)
         # Two control characters end each line, and there are no others: one look instead of one for each value.
         if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines):
             raise RuntimeError("Invalid HTTP header value.")
-        return head + b"\r\n"
+        if b"\r\nconnection: " in head and _says_close(headers):
+            self.keep_alive = False
+        elif not self.keep_alive:
+            head += b"connection: close\r\n"
+        return head + b"\r\n" if status in _NO_BODY else b"%bcontent-length: %d\r\n\r\n" % (head, length)
+
+
+def _says_close(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the application wants the connection to end after its answer."""
+    values = [value for name, value in headers if name.lower() == b"connection"]
+    return any(token.strip().lower() == b"close" for value in values for token in value.split(b","))
 
 
 @lru_cache(maxsize=4096)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from microkit.errors import BadRequest, MethodNotAllowed, Problem
-from microkit.web.admission import NO_HOST, is_host
+from microkit.request_head import RequestHead
+from microkit.web.admission import NO_HOST, headers_too_large, is_host
+from microkit.web.limits import Limits
 
 METHODS: Final = {"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
 
@@ -17,42 +19,43 @@ class NotHttp(BadRequest, status=400, title="The request is not well-formed HTTP
 class VersionNotSupported(Problem, status=505, title="HTTP/1.1 is spoken here"): ...
 
 
-def check_head(
-    method: bytes,
-    version: str,
-    url: bytes,
-    pairs: Sequence[tuple[bytes, bytes]],
-    headers: Mapping[bytes, bytes],
-    known_host: bytes | None,
-) -> bytes | None:
-    """The host that Host names, or ``known_host``, the last that was named on the connection, where nothing does.
-
-    ``pairs`` are the headers as they came, ``headers`` the same by name.
+def read_head(pairs: list[tuple[bytes, bytes]], version: str, limits: Limits) -> RequestHead:
+    """The headers of a request.
 
     Raises:
-        Problem: 400, 405 or 505.
+        Problem: 400, 431 or 505.
     """
     if version == "0.9":
         raise NotHttp("The request line ends without HTTP/1.1")
     if version not in {"1.0", "1.1"}:
         raise VersionNotSupported()
+    if sum([len(name) + len(value) for name, value in pairs]) > limits.headers:
+        raise headers_too_large(limits)
+    head = RequestHead(pairs, version)
+    headers = head.named
     host = headers.get(b"host")
     # Where each name is there once, nearly always, the headers by name say it all.
     if (host is None and version == "1.1") or (len(headers) != len(pairs) and len(values(pairs, b"host")) > 1):
         raise NotHttp("One Host header is needed")
-    if host is not None and host != known_host:
-        if not is_host(host):
-            raise NotHttp(NO_HOST)
-        known_host = host
+    if host is not None and not is_host(host):
+        raise NotHttp(NO_HOST)
     if b"transfer-encoding" in headers:
         codings = values(pairs, b"transfer-encoding")
         if version == "1.0" or [coding.lower() for coding in codings] != [b"chunked"]:
             raise NotHttp("The only transfer coding taken is chunked, in HTTP/1.1")
+    return head
+
+
+def check_line(method: bytes, url: bytes, headers: Mapping[bytes, bytes]) -> None:
+    """Refuses what only proxies take.
+
+    Raises:
+        Problem: 400 or 405.
+    """
     if method == b"CONNECT":
         raise MethodNotAllowed(headers=METHODS)
     if b"#" in url or not (url.startswith(b"/") or (url == b"*" and method == b"OPTIONS")):
-        _check_absolute(url, host or b"")
-    return known_host
+        _check_absolute(url, headers.get(b"host", b""))
 
 
 def _check_absolute(url: bytes, host: bytes) -> None:

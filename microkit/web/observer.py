@@ -8,6 +8,7 @@ from microkit.errors import Problem
 from microkit.telemetry import Telemetry
 from microkit.telemetry.logs import access_line
 from microkit.telemetry.propagation import extract
+from microkit.telemetry.recorder import MOST_CHARACTERS, RecordingSpan
 from microkit.telemetry.span import describe_failure
 from microkit.web.call import Call
 from microkit.web.endpoint import Served
@@ -19,7 +20,7 @@ class Observer:
 
     def __init__(self, telemetry: Telemetry, *, access_log: bool) -> None:
         self._service = telemetry.service
-        self._start_span = telemetry.tracer.start_span
+        self._begin = telemetry.begin
         self._duration = telemetry.metrics.http_server
         self._logger = telemetry.logger
         self._access_log = access_log
@@ -38,8 +39,8 @@ class Observer:
             parent = extract(None)
         else:
             parent = extract(traceparent.decode("latin-1"), headers.get(b"tracestate", b"").decode("latin-1"))
-        seen = {"http.request.method": method, "url.path": scope["path"], "http.route": route}
-        return self._start_span(f"{method} {route}" if route else method, parent, SpanKind.SERVER, seen)
+        seen = {"http.request.method": method, "url.path": scope["path"][:MOST_CHARACTERS], "http.route": route}
+        return self._begin(f"{method} {route}" if route else method, parent, SpanKind.SERVER, seen)
 
     def failed(self, error: BaseException, call: Call) -> None:
         """Tells the log and the trace, which may know what the caller may not."""
@@ -66,12 +67,15 @@ class Observer:
                 "http.response.status_code": status,
                 "url.scheme": scope.get("scheme", "http"),
                 "client.address": address,
-                "user_agent.original": call.headers.get(b"user-agent", b"").decode("latin-1"),
+                "user_agent.original": call.headers.get(b"user-agent", b"")[:MOST_CHARACTERS].decode("latin-1"),
             }
             if call.route:
                 span.update_name(f"{method} {route}")
                 seen["http.route"] = route
-            span.set_attributes(seen)
+            if type(span) is RecordingSpan:
+                span.note(seen)
+            else:
+                span.set_attributes(seen)
             if status >= 500:
                 span.set_status(StatusCode.ERROR)
         span.end()

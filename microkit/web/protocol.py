@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 from urllib.parse import unquote
 
 import httptools
@@ -16,9 +16,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from microkit.errors import Problem
+from microkit.request_head import RequestHead
 from microkit.web.admission import READ_WITHIN_LIMITS, headers_too_large, url_too_long
 from microkit.web.cycle import Cycle
-from microkit.web.head import check_head, values
+from microkit.web.head import check_line, read_head, values
 from microkit.web.limits import Limits
 from microkit.web.lingering import LingeringTransport
 from microkit.web.refusal import SlowHead, TooManyConnections, refusal, unreadable
@@ -49,13 +50,13 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, {}, _loop)
         self._limits = limits
-        self._most_header_bytes, self._most_headers = limits.headers, limits.header_count
+        self._most_headers = limits.header_count
         self._draining = draining
         self._refused = refused
         self._in_head = self._in_body = False
         self._unfinished_bytes = 0
-        self._header_bytes = 0
-        self._known_host: bytes | None = None
+        """Bytes of a head that is not whole, or since the last of the body; -1 while the bytes under way are of it."""
+        self._head: RequestHead | None = None
         self._idle_since: float | None = None
         self._trouble: Problem | None = None
         self._way_out: LingeringTransport
@@ -98,15 +99,23 @@ class LimitedProtocol(HttpToolsProtocol):
         last: RequestResponseCycle | None = self.cycle
         if self._way_out.is_closing():
             return
-        if self._in_head:
-            # httptools keeps a header to itself until it is whole, so its bytes are counted as they come.
-            self._unfinished_bytes += len(data)
-            if self._unfinished_bytes > self._limits.url + self._limits.headers:
-                self._refuse(headers_too_large(self._limits))
-            elif self._slow_head is None:
-                self._expect_head()
-        elif last is not None and last.response_complete:
+        if self._in_head or self._in_body:
+            self._unfinished(len(data))
+        if not self._in_head and last is not None and last.response_complete and not self._way_out.is_closing():
             self._came_after_the_answer()
+
+    def _unfinished(self, size: int) -> None:
+        """httptools keeps a header to itself until it is whole, and so it does with trailers and the extensions of
+        chunks: their bytes are counted as they come."""
+        before = self._unfinished_bytes
+        self._unfinished_bytes = before + size if before >= 0 else 0
+        if self._unfinished_bytes > self._limits.url + self._limits.headers:
+            if self._in_body and self.cycle.response_complete:
+                self._way_out.abort()  # it has its answer
+            else:
+                self._refuse(headers_too_large(self._limits))
+        elif self._in_head and self._slow_head is None:
+            self._expect_head()
 
     def _came_after_the_answer(self) -> None:
         """Bytes that begin no request, for which uvicorn has stopped its timer: a connection must not live on them."""
@@ -122,7 +131,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[READ_WITHIN_LIMITS] = None  # type: ignore[typeddict-unknown-key]  # ASGI lets servers add keys
         self._in_head = True
-        self._unfinished_bytes = self._header_bytes = 0
+        self._unfinished_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -131,11 +140,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self.headers
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._most_header_bytes or len(headers) >= self._most_headers:
+        headers.append((name.lower(), value))
+        if len(headers) > self._most_headers:  # their bytes are counted once they are all there
             self._stop(headers_too_large(self._limits))
-        if self._in_head:  # else it is a trailer, which must not pass for a header (RFC 9110, 6.5.1)
-            headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """What uvicorn's does, without what is set otherwise here."""
@@ -144,11 +151,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_came()
         parser, scope = self.parser, self.scope
         method, version = parser.get_method(), parser.get_http_version()
-        headers = dict(self.headers)
+        head = self._head
         try:
-            self._known_host = check_head(method, version, self.url, self.headers, headers, self._known_host)
+            if head is None or head.version != version or head.headers != self.headers:
+                self._head = None
+                self._head = head = read_head(self.headers, version, self._limits)
+            headers = head.named
+            check_line(method, self.url, headers)
         except Problem as problem:
             self._stop(problem)
+        # A list of its own: trailers will be among ours (RFC 9110, 6.5.1), and an application may change it. The pairs
+        # are the very same, so that it is compared at once.
+        scope["headers"] = head.headers.copy()
+        head.put(scope)  # type: ignore[arg-type]  # ASGI lets servers add keys
         scope["method"] = method.decode("ascii")
         if version != "1.1":
             scope["http_version"] = version
@@ -191,6 +206,10 @@ class LimitedProtocol(HttpToolsProtocol):
         scope["raw_path"] = raw_path
         scope["query_string"] = query
 
+    def on_body(self, body: bytes) -> None:
+        self._unfinished_bytes = -1
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._in_body = False
         last: RequestResponseCycle | None = self.cycle
@@ -232,7 +251,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # Refusing.
 
-    def _stop(self, problem: Problem) -> None:
+    def _stop(self, problem: Problem) -> NoReturn:
         """Ends the parsing, from within one of its callbacks."""
         self._trouble = problem
         raise problem
@@ -245,7 +264,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Sends the problem and ends the connection."""
         self._refused(problem)
         # What was read of the request's head; a line that is no request may come after a request that was answered.
-        headers = dict(self.headers) if self._in_head or self._in_body else {}
+        headers = dict(self.headers) if self._in_head else self._head.named if self._in_body and self._head else {}
         self._head_came()
         self._in_head = False
         before: RequestResponseCycle | None = self.cycle

@@ -13,10 +13,11 @@ import orjson
 from microkit.contract import SIGNED_IN
 from microkit.db import Database
 from microkit.errors import Problem, Unavailable
+from microkit.request_head import bearer
 from microkit.resilience.patience import LEAST, Patience
 from microkit.resilience.shed import INTERVAL, Gate, Overloaded
 from microkit.telemetry import Telemetry
-from microkit.web.access import Access, bearer
+from microkit.web.access import Access
 from microkit.web.call import HeaderList, Reply
 from microkit.web.limits import Limits
 from microkit.web.problems import PROBLEM_HEADERS
