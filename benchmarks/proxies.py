@@ -5,9 +5,10 @@
 ``gateway`` is microkit's with everything on: route match, JWT (EdDSA) check, rate limit per user, trace at 100 %, RED
 metrics, access line and streaming. ``routes_10`` and ``routes_1000`` are the same with that many routes, each asked for
 in turn. The Starlette ones are what the documentation of Starlette, aiohttp and httpx leads to: head and query passed
-on, both bodies streamed, hop-by-hop headers dropped, and nothing else; their clients may keep a connection for each of
-the load's. All, the peers too, have the garbage collector set
-as ``microkit up`` and ``microkit run`` do it: what start-up made is taken out, and new objects may gather.
+on, both bodies streamed, hop-by-hop headers dropped, and nothing else. ``starlette_httpx`` has httpx's own limits, by
+which 20 connections are kept; the clients of ``starlette_httpx_pool`` and ``starlette_aiohttp`` may keep one for each
+of the load's. All, the peers too, have the garbage collector set as ``microkit up`` and ``microkit run`` do it: what
+start-up made is taken out, and new objects may gather.
 """
 
 # ruff: noqa: PLC0415  a process loads what it measures and nothing else
@@ -32,7 +33,7 @@ ISSUER, AUDIENCE, USER = "https://user.example", "bench", "6f1c0d1e-9a3b-4c55-8c
 _HOP = frozenset({b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
 _MOST = 256
 _BODY = frozenset({"content-length", "transfer-encoding"})
-NAMES = ("gateway", "routes_10", "routes_1000", "starlette_aiohttp", "starlette_httpx")
+NAMES = ("gateway", "routes_10", "routes_1000", "starlette_aiohttp", "starlette_httpx", "starlette_httpx_pool")
 
 
 async def microkit(routes: int, upstream: int, stack: AsyncExitStack) -> tuple[int, str]:
@@ -135,12 +136,9 @@ async def peer(name: str, upstream: int, stack: AsyncExitStack) -> tuple[int, st
     else:
         import httpx
 
-        app = starlette_httpx(
-            upstream,
-            await stack.enter_async_context(
-                httpx.AsyncClient(limits=httpx.Limits(max_connections=_MOST, max_keepalive_connections=_MOST))
-            ),
-        )
+        pool = httpx.Limits(max_connections=_MOST, max_keepalive_connections=_MOST)
+        client = httpx.AsyncClient(limits=pool) if name == "starlette_httpx_pool" else httpx.AsyncClient()
+        app = starlette_httpx(upstream, await stack.enter_async_context(client))
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, http="httptools", loop="none", log_config=None, access_log=False, ws="none")
     )
