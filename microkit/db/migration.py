@@ -74,6 +74,8 @@ async def migrate(
         stands = await standing(database, scripts)
         if not stands.pending and not stands.newer:
             return []  # without having loaded Alembic
+        for each in every:
+            each.check_end()
     moved: list[str] = []
     async with alone(database, patience) as engine:
         for each in every:
@@ -166,6 +168,7 @@ def sql(scripts: Path | None, dialect: str, current: dict[str, set[str]]) -> str
     parts = []
     for each in sets(scripts):
         at = current.get(each.version_table, set())
+        each.check_end()
         if each.missing(at):
             parts.append(f"-- {each.owner}\n\n{written_out(_ENVIRONMENT, each, dialect, at)}")
     return "\n".join(parts)

@@ -84,6 +84,18 @@ class Scripts:
     def heads(self) -> set[str]:
         return set(self.parents) - {parent for parents in self.parents.values() for parent in parents}
 
+    def check_end(self) -> None:
+        """That there is one way to the end, and not two that were begun at the same script, by two people for instance.
+
+        Raises:
+            ConfigurationError: there are several.
+        """
+        if len(self.heads) > 1:
+            raise ConfigurationError(
+                f"the migrations of {self.owner} end in {' and '.join(sorted(self.heads))}: let one of them come after "
+                "the other (its down_revision), or write one that comes after both"
+            )
+
     def reached(self, revisions: Iterable[str]) -> set[str]:
         """The revisions and all that come before them; one that is not ours has none."""
         seen: set[str] = set()

@@ -38,12 +38,13 @@ def lint(scripts: Scripts, *, since: str | None = None) -> list[Finding]:
     running knows the tables that they make.
 
     Raises:
-        ConfigurationError: ``since`` is unknown, or the scripts cannot be read.
+        ConfigurationError: ``since`` is unknown, the scripts cannot be read, or they have several ends.
         MissingExtra: the extra ``lint`` is not installed.
     """
     if since is not None and since != "base" and since not in scripts.known:
         raise ConfigurationError(f"the migrations of {scripts.owner} have no revision {since!r}; they have: "
                                  f"{', '.join(scripts.known)}")  # fmt: skip
+    scripts.check_end()
     before = scripts.reached([since]) if since not in (None, "base") else set[str]()
     chain = rendered(scripts, "postgresql")
     remarks = squawked([each.statements for each in chain])

@@ -222,6 +222,14 @@ def test_a_sentence_about_locks_does_not_accept_what_breaks(tmp_path: Path) -> N
     assert [finding.accepted for finding in lint(scripts)] == [None]
 
 
+def test_two_scripts_after_the_same_one_are_refused(tmp_path: Path) -> None:
+    scripts = chain(tmp_path, TABLES, "op.drop_table('book')", "op.drop_table('shelf')")
+    last = scripts.versions / "0003_step.py"
+    last.write_text(last.read_text("utf-8").replace('down_revision = "0002"', 'down_revision = "0001"'), "utf-8")
+    with pytest.raises(ConfigurationError, match="library end in 0002 and 0003: let one of them come after the other"):
+        lint(scripts)
+
+
 def test_a_word_is_no_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="contract must be a sentence that says why, not 'yes'"):
         lint(chain(tmp_path, TABLES, "op.drop_table('book')", says='contract = "yes"'))
