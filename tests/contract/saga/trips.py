@@ -135,8 +135,8 @@ class Bench:
             await engine.stop(timeout=5)
 
     async def later(self) -> None:
-        """An hour goes by for what is written: leases have run out, pauses and waits for an event are over, and so is the
-        time for which one is kept.
+        """An hour goes by for what is written: leases have run out, pauses and waits for an event are over, and so is
+        the time for which one is kept.
 
         Not for sagas that an engine works on, unless it is a paused one.
         """
