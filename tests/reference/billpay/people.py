@@ -86,6 +86,21 @@ class WayToHorizon:
         return web.Response(body=content, status=answer.status, headers=kept)
 
 
+async def as_told(token: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """What is answered. Who is told to come again does, with the same request: four services in one process, on a
+    machine that does much else, may have more to do than they can."""
+    context = WorkContext(bearer=token, idempotency_key=str(uuid4()))
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                with working(context):
+                    return await ask()
+            except (Problem, RemoteProblem) as refused:
+                if refused.status not in (503, 504):
+                    raise
+            await asyncio.sleep(1.0)
+
+
 @dataclass
 class Person:
     """Somebody with a token and, once opened, a wallet."""
@@ -101,8 +116,7 @@ class Person:
         return issuer.sign(str(self.id), roles=["member"]).value
 
     async def open_wallet(self) -> Wallet:
-        with as_user(self.token):
-            self.wallet = await self.billpay.client(Wallets).open()
+        self.wallet = await self._as_told(lambda: self.billpay.client(Wallets).open())
         return self.wallet
 
     async def bill(self, amount: str = "12.5", *, payee: str = PROVIDER, due_in: timedelta = timedelta(days=3)) -> Bill:
@@ -135,18 +149,7 @@ class Person:
                 pause = min(1.0, 1.5 * pause)  # fifty who ask all the time are work, too
 
     async def _as_told(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What is answered. Who is told to come again does, with the same request: four services in one process, on a
-        machine that does much else, may have more to do than they can."""
-        context = WorkContext(bearer=self.token, idempotency_key=str(uuid4()))
-        async with asyncio.timeout(120):
-            while True:
-                try:
-                    with working(context):
-                        return await ask()
-                except (Problem, RemoteProblem) as refused:
-                    if refused.status not in (503, 504):
-                        raise
-                await asyncio.sleep(1.0)
+        return await as_told(self.token, ask)
 
     async def pay(self, bill: Bill, *, coupon: str | None = None) -> Payment:
         return await self.end_of(await self.start_payment(bill, coupon=coupon))

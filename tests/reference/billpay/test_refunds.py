@@ -22,7 +22,7 @@ from reference.billpay.contracts.payment import (
     RefundWallet,
 )
 from reference.billpay.ledger.domain import BASE_FEE, TOTAL_COINS
-from tests.reference.billpay.people import Billpay, Person
+from tests.reference.billpay.people import Billpay, Person, as_told
 
 pytestmark = pytest.mark.anyio
 
@@ -49,8 +49,7 @@ async def end_of(billpay: Billpay, person: Person, payment: Payment) -> tuple[Pa
 
 async def house(billpay: Billpay) -> str:
     """The address of billpay's own wallet, with money in it."""
-    with as_user(billpay.admin):
-        return (await billpay.client(RefundWallet).open()).address
+    return (await as_told(billpay.admin, lambda: billpay.client(RefundWallet).open())).address
 
 
 async def test_a_settled_payment_is_paid_back_once_however_often_it_is_asked_for(billpay: Billpay) -> None:
