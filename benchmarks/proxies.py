@@ -27,7 +27,6 @@ import orjson
 import uvloop
 
 App = Callable[..., Awaitable[None]]
-Stop = Callable[[], Awaitable[None]]
 
 ISSUER, AUDIENCE, USER = "https://user.example", "bench", "6f1c0d1e-9a3b-4c55-8c2a-5d0f4b1e7a90"
 _HOP = frozenset({b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})

@@ -19,7 +19,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +41,7 @@ from microkit.servers.valkey import ValkeyServer
 from microkit.telemetry import Telemetry
 from microkit.testing.kafka import kafka
 from microkit.testing.valkey import valkey
+from tests.faults.forking import ended, forked
 
 T = TypeVar("T")
 
@@ -236,22 +236,6 @@ async def door(port: int, behind: int) -> None:
         await server.serve_forever()
 
 
-def forked(main: Coroutine[Any, Any, None]) -> int:
-    """Runs ``main`` in a process of its own and returns its id."""
-    child = os.fork()
-    if child:
-        main.close()
-        return child
-    status = 1
-    try:
-        asyncio.run(main)
-        status = 0
-    except BaseException:  # noqa: BLE001  the process ends here, and must not go on as its parent
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 # The one that kills.
 
 
@@ -308,7 +292,7 @@ class Company:
         for name in sorted(self._running, key=lambda name: name == "door"):
             pid = self._running.pop(name)
             os.kill(pid, signal.SIGKILL if name == "door" else signal.SIGTERM)
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            code = ended(pid)
             if name != "door" and code:
                 raise RuntimeError(f"{name} did not end in order: {code}")
 

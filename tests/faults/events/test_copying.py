@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-COPYING = Path(__file__).with_name("copying.py")
+from tests.faults.programs import run
+
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 BLOWS = 120 if FULL else 7
 
@@ -51,7 +50,7 @@ def test_what_was_committed_is_what_has_its_effect_once_and_in_order(
         "seed": seed,
         "folder": str(tmp_path),
     }
-    done = subprocess.run([sys.executable, COPYING, json.dumps(plan)], capture_output=True, text=True, check=False)
+    done = run("events.copying", json.dumps(plan))
     blows = (tmp_path / "blows").read_text()
     assert done.returncode == 0, f"MICROKIT_SEED={seed}\n{blows}\n{done.stderr[-6000:]}"
     told = json.loads(done.stdout)

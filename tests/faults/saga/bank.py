@@ -18,8 +18,7 @@ import signal
 import sqlite3
 import sys
 import time
-import traceback
-from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from pydantic import BaseModel
 
 from microkit.db import Database, Transaction
 from microkit.db.migration import create_tables
+from microkit.errors import Unavailable
 from microkit.saga import (
     Retry,
     Saga,
@@ -47,6 +47,7 @@ from microkit.saga.tables import metadata as saga_tables
 from microkit.saga.tables import saga as saga_table
 from microkit.saga.tables import saga_step
 from microkit.telemetry import Telemetry
+from tests.faults.forking import ended, forked, succeed
 
 LEASE = 0.3
 PATIENT = Retry(attempts=100_000, initial=0.01, maximum=0.1)
@@ -233,11 +234,12 @@ async def work(url: str, ledger: Ledger, concurrency: int = 8, lease: float = LE
     )
     await engine.start()
     left = sa.select(sa.func.count()).where(saga_table.c.status.in_(["running", "compensating"]))
-    while True:
-        async with database.transaction(read_only=True) as tx:
-            if not (await tx.execute(left)).scalar():
-                break
+    under_way = 1
+    while under_way:
         await asyncio.sleep(0.02)
+        with suppress(Unavailable):  # where the clock is moved, this connection's time to open runs out early, too
+            async with database.transaction(read_only=True) as tx:
+                under_way = (await tx.execute(left)).scalar_one()
     await engine.stop(5)
     await database.close()
 
@@ -271,33 +273,6 @@ async def verify(url: str, ledger: Ledger) -> None:
         assert saga["next_at"] is None
 
 
-def forked(main: Coroutine[Any, Any, None], before: Callable[[], None] = lambda: None) -> int:
-    """Runs ``main`` in a process of its own and returns its id."""
-    child = os.fork()
-    if child:
-        main.close()
-        return child
-    status = 1
-    try:
-        before()
-        asyncio.run(main)
-        status = 0
-    except BaseException:  # noqa: BLE001  the process ends here, and must not go on as its parent
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def ended(child: int) -> int:
-    """Waits for a process; its exit code, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def succeed(main: Coroutine[Any, Any, None]) -> None:
-    if ended(forked(main)) != 0:
-        sys.exit(1)
-
-
 def explore(url: str, folder: Path) -> dict[str, Any]:
     """Two sagas, one of each end, once for every crash point that they pass: killed there, restarted, verified."""
     ledger, told = Ledger(folder / "ledger"), folder / "point"
@@ -309,12 +284,12 @@ def explore(url: str, folder: Path) -> dict[str, Any]:
             crash = Crash(points, told)
             with_crash_points()
 
-        succeed(prepare(url, ledger, 2))
+        succeed(prepare(url, ledger, 2), "preparing")
         code = ended(forked(work(url, ledger, concurrency=1), arm))
         if code == -signal.SIGKILL:
             points.append(told.read_text())
-            succeed(work(url, ledger))
-        succeed(verify(url, ledger))
+            succeed(work(url, ledger), "the work")
+        succeed(verify(url, ledger), "verifying")
         if code == 0:
             return {"points": points}
         if code != -signal.SIGKILL:
@@ -325,7 +300,7 @@ def storm(url: str, folder: Path, sagas: int, blows: int) -> dict[str, Any]:
     """Two engines on one table. Again and again one is killed at a random moment and restarted, or stopped for longer
     than its lease and let go on."""
     ledger = Ledger(folder / "ledger")
-    succeed(prepare(url, ledger, sagas))
+    succeed(prepare(url, ledger, sagas), "preparing")
     workers = [forked(work(url, ledger)) for _ in range(2)]
     kills = stops = 0
     while kills + stops < blows:
@@ -345,7 +320,7 @@ def storm(url: str, folder: Path, sagas: int, blows: int) -> dict[str, Any]:
     codes = [ended(worker) for worker in workers]
     if any(codes):
         sys.exit(1)
-    succeed(verify(url, ledger))
+    succeed(verify(url, ledger), "verifying")
     return {"kills": kills, "stops": stops}
 
 
@@ -382,7 +357,7 @@ def clock(url: str, folder: Path, sagas: int, which: str) -> dict[str, Any]:
     """Two engines on one table; the clock of one is moved by an hour, again and again. The leases are long: what is
     claimed a second time was taken from a process that lived."""
     ledger, told = Ledger(folder / "ledger"), folder / "moved"
-    succeed(prepare(url, ledger, sagas))
+    succeed(prepare(url, ledger, sagas), "preparing")
 
     def move() -> None:
         Clock(told, monotonic=which == "monotonic")
@@ -391,7 +366,7 @@ def clock(url: str, folder: Path, sagas: int, which: str) -> dict[str, Any]:
     codes = [ended(worker) for worker in workers]
     if any(codes):
         sys.exit(1)
-    succeed(verify(url, ledger))
+    succeed(verify(url, ledger), "verifying")
     found = folder / "leases"
 
     async def count() -> None:
@@ -405,16 +380,16 @@ def clock(url: str, folder: Path, sagas: int, which: str) -> dict[str, Any]:
             found.write_text(json.dumps({"taken": await tx.scalar(taken), "cut_off": await tx.scalar(cut_off)}))
         await database.close()
 
-    succeed(count())
+    succeed(count(), "counting")
     return {**json.loads(found.read_text()), "moved": told.exists()}
 
 
 def damage(url: str, folder: Path, how: str) -> dict[str, Any]:
     """Three sagas as they should be, then an effect too few or too many: ``verify`` must see it."""
     ledger = Ledger(folder / "ledger")
-    succeed(prepare(url, ledger, 3))
-    succeed(work(url, ledger))
-    succeed(verify(url, ledger))
+    succeed(prepare(url, ledger, 3), "preparing")
+    succeed(work(url, ledger), "the work")
+    succeed(verify(url, ledger), "verifying")
     connection = ledger.open()
     if how == "lose":
         connection.execute("DELETE FROM booking WHERE what = 'book'")
@@ -423,7 +398,7 @@ def damage(url: str, folder: Path, how: str) -> dict[str, Any]:
             "INSERT INTO booking SELECT key || ':again', what, 0, 100 FROM booking WHERE what = 'reserve'"
         )
     connection.close()
-    succeed(verify(url, ledger))
+    succeed(verify(url, ledger), "verifying")
     return {}
 
 

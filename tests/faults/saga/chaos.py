@@ -20,44 +20,32 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 import aiohttp
 import sqlalchemy as sa
 from aiohttp import web
-from pydantic import BaseModel
 
-from microkit.db import Database, Transaction
+from microkit.db import Database
 from microkit.db.migration import create_tables, migrate
-from microkit.saga import Retry, Saga, SagaEngine, StepContext, StepRefused, compensatable, pivot, retriable
+from microkit.saga import SagaEngine
 from microkit.saga.tables import saga as saga_table
 from microkit.saga.tables import saga_step
 from microkit.servers.ports import free_ports
 from microkit.servers.postgres import PostgresServer
 from microkit.telemetry import Telemetry
 from microkit.testing.folder import short_lived
+from tests.faults.forking import ended, forked, running, succeed
+from tests.faults.saga.order import EXPECTED, ORDER, Elsewhere, Expected, Order, effect, own, refused_at
 
-PATIENT: Final = Retry(attempts=1_000_000, initial=0.02, maximum=0.2)
-"""Nothing is given up: a saga that is parked would hide one that is lost."""
 QUEUE: Final = UUID(int=4)
 LOST_ANSWERS: Final = 0.03
-
-own = sa.MetaData()
-effect = sa.Table(
-    "effect",
-    own,
-    # No constraint forbids an effect to be there twice: it is to be seen.
-    sa.Column("place", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-    sa.Column("saga_id", sa.Uuid, nullable=False),
-    sa.Column("what", sa.String(20), nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -70,130 +58,6 @@ class Plan:
     patience: float = 120.0
     """Seconds that all sagas may take to end when the killing is over."""
     seed: int = 1
-
-
-class Order(BaseModel):
-    """``refused`` is the step that refuses it. ``trail`` holds what its steps say that they did."""
-
-    refused: Literal["", "hold", "pay"] = ""
-    trail: list[str] = []
-
-
-Result = dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """The receiver, as a step sees it."""
-
-    session: aiohttp.ClientSession
-    url: str
-
-    async def ask(self, what: str, state: Order, step: StepContext) -> Result:
-        headers = {"Idempotency-Key": step.idempotency_key}
-        async with self.session.post(f"{self.url}/{what}", headers=headers) as answer:
-            answer.raise_for_status()
-        return {"trail": [*state.trail, what]}
-
-
-async def _write(what: str, state: Order, tx: Transaction, step: StepContext) -> Result:
-    await tx.execute(sa.insert(effect), {"saga_id": step.saga_id, "what": what})
-    await asyncio.sleep(random.uniform(0, 0.02))
-    return {"trail": [*state.trail, what]}
-
-
-async def debit(state: Order, tx: Transaction, step: StepContext) -> Result:
-    return await _write("debit", state, tx, step)
-
-
-async def credit_back(state: Order, tx: Transaction, step: StepContext) -> Result:
-    return await _write("credit_back", state, tx, step)
-
-
-async def reserve(state: Order, step: StepContext, there: Elsewhere) -> Result:
-    return await there.ask("reserve", state, step)
-
-
-async def release(state: Order, step: StepContext, there: Elsewhere) -> Result:
-    return await there.ask("release", state, step)
-
-
-async def hold(state: Order, tx: Transaction, step: StepContext) -> Result:
-    written = await _write("hold", state, tx, step)
-    if state.refused == "hold":
-        raise StepRefused("there is none left")  # what was written is rolled back
-    return written
-
-
-async def free(state: Order, tx: Transaction, step: StepContext) -> Result:
-    return await _write("free", state, tx, step)
-
-
-async def pay(state: Order, step: StepContext, there: Elsewhere) -> Result:
-    if state.refused == "pay":
-        raise StepRefused("the bank refuses it")
-    return await there.ask("pay", state, step)
-
-
-async def note(state: Order, tx: Transaction, step: StepContext) -> Result:
-    return await _write("note", state, tx, step)
-
-
-async def tell(state: Order, step: StepContext, there: Elsewhere) -> Result:
-    return await there.ask("tell", state, step)
-
-
-ORDER: Final = Saga(
-    "order",
-    Order,
-    [
-        compensatable(debit, undo=credit_back, retry=PATIENT, undo_retry=PATIENT),
-        compensatable(reserve, undo=release, timeout=5, retry=PATIENT, undo_retry=PATIENT),
-        compensatable(hold, undo=free, retry=PATIENT, undo_retry=PATIENT),
-        pivot(pay, timeout=5, retry=PATIENT),
-        retriable(note, retry=PATIENT),
-        retriable(tell, timeout=5, retry=PATIENT),
-    ],
-)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a saga leaves behind: in the database, at the receiver, and in its history, each in its order."""
-
-    status: str
-    local: list[str]
-    remote: list[str]
-    done: list[tuple[str, str]]
-
-    @property
-    def all(self) -> Counter[str]:
-        return Counter([*self.local, *self.remote])
-
-
-def _done(forward: str, back: str = "") -> list[tuple[str, str]]:
-    return [(step, "action") for step in forward.split()] + [(step, "undo") for step in back.split()]
-
-
-EXPECTED: Final = {
-    "": Expected(
-        "completed", ["debit", "hold", "note"], ["reserve", "pay", "tell"], _done("debit reserve hold pay note tell")
-    ),
-    "hold": Expected(
-        "compensated", ["debit", "credit_back"], ["reserve", "release"], _done("debit reserve", "reserve debit")
-    ),
-    "pay": Expected(
-        "compensated",
-        ["debit", "hold", "free", "credit_back"],
-        ["reserve", "release"],
-        _done("debit reserve hold", "hold reserve debit"),
-    ),
-}
-
-
-def refused_at(number: int) -> Literal["", "hold", "pay"]:
-    kinds: tuple[Literal["", "hold", "pay"], ...] = ("", "hold", "", "pay", "")
-    return kinds[number % len(kinds)]
 
 
 @dataclass
@@ -405,45 +269,6 @@ def _problems(row: Any, wanted: Expected, local: list[str], remote: list[str], h
 
 
 # The storm.
-
-
-def forked(main: Coroutine[Any, Any, None]) -> int:
-    """Runs ``main`` in a process of its own and returns its id."""
-    child = os.fork()
-    if child:
-        main.close()
-        return child
-    status = 1
-    try:
-        random.seed()
-        asyncio.run(main)
-        status = 0
-    except BaseException:  # noqa: BLE001  the process ends here, and must not go on as its parent
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def ended(child: int) -> int:
-    """Waits for a process; its exit code, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def succeed(main: Coroutine[Any, Any, None], what: str) -> None:
-    if ended(forked(main)) != 0:
-        raise SystemExit(f"{what} failed")
-
-
-@contextmanager
-def running(children: list[int]) -> Iterator[None]:
-    """Ends whatever of ``children`` is left."""
-    try:
-        yield
-    finally:
-        for child in children:
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
 
 
 def storm(town: Town) -> dict[str, Any]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-CHAOS = Path(__file__).with_name("chaos.py")
+from tests.faults.programs import run
+
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 PLAN: dict[str, float] = (
     {"sagas": 10_000, "kills": 1_000, "restarts": 20, "pauses": 40, "lease": 2.0}
@@ -19,9 +17,7 @@ PLAN: dict[str, float] = (
 
 
 def chaos(plan: dict[str, Any]) -> Any:
-    done = subprocess.run(
-        [sys.executable, CHAOS, json.dumps(plan)], capture_output=True, text=True, check=False, timeout=3600
-    )
+    done = run("saga.chaos", json.dumps(plan), seconds=3600)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 

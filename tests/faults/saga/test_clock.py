@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.programs import run
+
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
-BANK = Path(__file__).with_name("bank.py")
 SAGAS = "40"
 
 
 def bank(url: str, folder: Path, which: str) -> Any:
     """Runs the bank's program, which checks that money is conserved and that each effect is there once."""
-    command = [sys.executable, str(BANK), url, str(folder), "clock", SAGAS, which]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    done = run("saga.bank", url, folder, "clock", SAGAS, which, seconds=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BANK = Path(__file__).with_name("bank.py")
+from tests.faults.programs import run
+
 FULL = os.environ.get("MICROKIT_FAULTS") == "full"
 
 
 def bank(url: str, folder: Path, *command: str) -> Any:
     """Runs the bank's program, which checks that money is conserved and that each effect is there once."""
-    done = subprocess.run(
-        [sys.executable, BANK, url, folder, *command], capture_output=True, text=True, check=False, timeout=1200
-    )
+    done = run("saga.bank", url, folder, *command, seconds=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 

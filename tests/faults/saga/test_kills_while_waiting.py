@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).with_name("waiter.py")
+from tests.faults.programs import run
 
 
 def test_a_kill_in_mid_group_and_one_between_reply_and_progress_change_nothing(
@@ -16,9 +14,7 @@ def test_a_kill_in_mid_group_and_one_between_reply_and_progress_change_nothing(
 ) -> None:
     ends = []
     for _ in range(4):
-        done = subprocess.run(
-            [sys.executable, PROGRAM, database_url, tmp_path], capture_output=True, text=True, check=False, timeout=120
-        )
+        done = run("saga.waiter", database_url, tmp_path, seconds=120)
         ends.append(done.returncode)
 
     assert ends == [-signal.SIGKILL] * 3 + [0], done.stderr[-3000:]

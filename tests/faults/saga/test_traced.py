@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
-TRACED = Path(__file__).with_name("traced.py")
+from tests.faults.programs import run
 
 
 def test_one_trace_goes_through_a_saga_whose_process_was_killed(database_url: str) -> None:
-    done = subprocess.run(
-        [sys.executable, TRACED, database_url], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run("saga.traced", database_url, seconds=60)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["codes"] == [0, -signal.SIGKILL, 0], done.stderr

@@ -7,10 +7,7 @@ import json
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -22,6 +19,7 @@ from microkit.saga.tables import metadata as saga_tables
 from microkit.saga.tables import saga as saga_table
 from microkit.telemetry import Telemetry, TraceRing
 from microkit.telemetry.propagation import trace_id_hex
+from tests.faults.forking import ended, forked
 
 
 class Nothing(BaseModel):
@@ -96,26 +94,10 @@ async def carry_on(url: str, diary: Diary) -> None:
     await database.close()
 
 
-def ended(main: Coroutine[Any, Any, None]) -> int:
-    """Runs ``main`` in a process of its own; its exit code, negative for a signal."""
-    child = os.fork()
-    if child:
-        main.close()
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    status = 1
-    try:
-        asyncio.run(main)
-        status = 0
-    except BaseException:  # noqa: BLE001  the process ends here, and must not go on as its parent
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 def main() -> None:
     reading, writing = os.pipe()
     diary, url = Diary(writing), sys.argv[1]
-    codes = [ended(part(url, diary)) for part in (begin, carry_on, carry_on)]
+    codes = [ended(forked(part(url, diary))) for part in (begin, carry_on, carry_on)]
     os.close(writing)
     with os.fdopen(reading) as pipe:
         entries = [json.loads(line) for line in pipe]

@@ -1,0 +1,53 @@
+"""Processes forked from one which has imported everything and started nothing: real ones that begin in a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+def forked(main: Coroutine[Any, Any, None], before: Callable[[], None] = lambda: None) -> int:
+    """Runs ``main`` in a process of its own and returns its id."""
+    child = os.fork()
+    if child:
+        main.close()
+        return child
+    status = 1
+    try:
+        random.seed()
+        before()
+        asyncio.run(main)
+        status = 0
+    except BaseException:  # noqa: BLE001  the process ends here, and must not go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int:
+    """Waits for a process; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def succeed(main: Coroutine[Any, Any, None], what: str) -> None:
+    """Runs ``main`` in a process of its own to its end. This one ends with it, if it fails."""
+    if ended(forked(main)) != 0:
+        raise SystemExit(f"{what} failed")
+
+
+@contextmanager
+def running(children: list[int]) -> Iterator[None]:
+    """Ends whatever of ``children`` is left."""
+    try:
+        yield
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
