@@ -24,6 +24,9 @@ _PATIENCE: Final = 20.0
 _ANSWER: Final = aiohttp.ClientTimeout(total=30)
 """How long one answer may take: three times what services give themselves. Who is frozen does not hold up the drill."""
 
+_ALL_EVENTS: Final = aiohttp.ClientTimeout(total=300)
+"""How long it may take to read all that a topic has: as long as it is long."""
+
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
@@ -90,7 +93,7 @@ class Front:
         query = {"topic": topic, "last": "999999999"}
         until = time.monotonic() + _PATIENCE
         while True:
-            async with self.session.get(f"{self._console}/bus/tail", params=query) as response:
+            async with self.session.get(f"{self._console}/bus/tail", params=query, timeout=_ALL_EVENTS) as response:
                 found: list[Mapping[str, Any]] = [orjson.loads(line) for line in (await response.read()).splitlines()]
             if not found or found[-1].keys() != {"error"}:
                 return found
