@@ -193,6 +193,7 @@ class KafkaBus:
                 for stored in await self._ask(lambda _admin: reading.more(), alone):
                     yield stored
         finally:
+            reading.stop()
             alone.submit(reading.close)
             alone.shutdown(wait=False)
 

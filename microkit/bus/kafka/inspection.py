@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,6 +31,9 @@ REMOVED: Final = ".removed"
 ``partition:offset`` for each, which outlives the record it speaks of where both have the same retention."""
 _ASK_SECONDS: Final = 5.0
 _AT_ONCE: Final = 500
+STALLED: Final = 60.0
+"""Seconds without a record or the end of a partition, after which reading is given up. librdkafka asks a broker that
+does not answer, or cannot find what it has announced, again and again, and says nothing."""
 
 Place = tuple[int, int]
 """Partition and offset."""
@@ -96,6 +101,8 @@ class Reading:
         self._last = last
         self._open: set[int] = set()
         self._removed: set[Place] = set()
+        self._stopped = threading.Event()
+        self._moved_at = time.monotonic()
 
     @property
     def _client(self) -> Consumer:
@@ -117,7 +124,7 @@ class Reading:
     def rest(self) -> Iterator[list[Stored]]:
         """What is there now, in steps; some are empty."""
         newest: deque[Stored] | None = None if self._last is None else deque(maxlen=self._last)
-        while self._open:
+        while self._goes_on():
             part = self.more()
             if newest is None:
                 yield part
@@ -133,14 +140,36 @@ class Reading:
             if ((stored := _stored(record)).partition, stored.offset) not in self._removed
         ]
 
+    def stop(self) -> None:
+        """Ends what another thread is reading, soon."""
+        self._stopped.set()
+
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()
 
+    def _goes_on(self) -> bool:
+        """Whether there is more to come of what was there.
+
+        Raises:
+            KafkaException: nothing has come for too long.
+        """
+        if not self._open or self._stopped.is_set():
+            return False
+        if time.monotonic() - self._moved_at > STALLED:
+            where = ", ".join(map(str, sorted(self._open)))
+            raise KafkaException(
+                KafkaError(
+                    KafkaError._TIMED_OUT,  # noqa: SLF001  librdkafka's own codes begin so
+                    f"nothing came of {self._topic} for {STALLED:.0f} s, nor that it has ended (partitions {where})",
+                )
+            )
+        return True
+
     def _assign(self, topic: str, numbers: Sequence[int]) -> Iterator[Any]:
         self._client.assign([TopicPartition(topic, number, 0) for number in numbers])
         self._open = set(numbers)
-        while self._open:
+        while self._goes_on():
             yield from self._records()
 
     def _seek(self, topic: str, numbers: Sequence[int]) -> None:
@@ -150,9 +179,11 @@ class Reading:
             partitions.append(TopicPartition(topic, number, low if self._last is None else max(low, high - self._last)))
         self._client.assign(partitions)
         self._open = set(numbers)
+        self._moved_at = time.monotonic()
 
     def _records(self) -> Iterator[Any]:
         for record in self._client.consume(_AT_ONCE, 0.2):
+            self._moved_at = time.monotonic()
             error = record.error()
             if error is None:
                 yield record
