@@ -65,8 +65,7 @@ def sole_use(folder: Path) -> Iterator[int]:
             time.sleep(_POLL)
         with suppress(OSError):  # a full disk: then nobody knows, and nobody waits
             lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            os.write(lock.fileno(), str(os.getpid()).encode())  # nothing is kept that could be tried again at its end
         yield lock.fileno()
 
 

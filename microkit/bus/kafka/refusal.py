@@ -36,7 +36,7 @@ _CAUSES: Final = tuple(
         ),
         (
             r"SASL authentication error: (.*?)" + _AFTER,
-            "the broker refuses this user with this password ({})",
+            "the broker refuses this user with this password ({}): see both in bus_url",
         ),
         (
             r"PLAINTEXT broker listener",
