@@ -76,8 +76,8 @@ async def test_why_a_broker_will_not_have_us_is_said(secure: ssl.SSLContext) -> 
         hangs_up = "the broker hangs up without a word: it wants TLS (kafka+ssl://), or is older than Kafka 0.10"
         expected = {
             f"kafka://ada:sesame@{await at(Listener())}?{sasl}": (
-                "the broker refuses this user with this password (Authentication failed: Invalid username or password): "
-                "see both in bus_url"
+                "the broker refuses this user with this password (Authentication failed: Invalid username or "
+                "password): see both in bus_url"
             ),
             f"kafka://ada:sesame@{await at(Listener(mechanism='SCRAM-SHA-512'))}?{sasl}": (
                 "the broker knows other SASL mechanisms (SCRAM-SHA-512): name one with sasl.mechanism"
