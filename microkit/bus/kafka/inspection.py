@@ -31,9 +31,8 @@ REMOVED: Final = ".removed"
 ``partition:offset`` for each, which outlives the record it speaks of where both have the same retention."""
 _ASK_SECONDS: Final = 5.0
 _AT_ONCE: Final = 500
-STALLED: Final = 60.0
-"""Seconds without a record or the end of a partition, after which reading is given up. librdkafka asks a broker that
-does not answer, or cannot find what it has announced, again and again, and says nothing."""
+SILENCE: Final = 15.0
+"""Seconds without a record or the end of a partition, after which the broker is asked whether there is more."""
 
 Place = tuple[int, int]
 """Partition and offset."""
@@ -124,7 +123,7 @@ class Reading:
     def rest(self) -> Iterator[list[Stored]]:
         """What is there now, in steps; some are empty."""
         newest: deque[Stored] | None = None if self._last is None else deque(maxlen=self._last)
-        while self._goes_on():
+        while self._goes_on(self._topic):
             part = self.more()
             if newest is None:
                 yield part
@@ -148,28 +147,31 @@ class Reading:
         if self._opened is not None:
             self._opened.close()
 
-    def _goes_on(self) -> bool:
+    def _goes_on(self, topic: str) -> bool:
         """Whether there is more to come of what was there.
 
+        A broker that was killed may have announced a place for messages that it then did not keep, and confirmed to
+        nobody. Nothing comes of that place, not even the end, until there is a message behind it.
+
         Raises:
-            KafkaException: nothing has come for too long.
+            KafkaException: the broker does not answer.
         """
-        if not self._open or self._stopped.is_set():
+        if self._stopped.is_set():
             return False
-        if time.monotonic() - self._moved_at > STALLED:
-            where = ", ".join(map(str, sorted(self._open)))
-            raise KafkaException(
-                KafkaError(
-                    KafkaError._TIMED_OUT,  # noqa: SLF001  librdkafka's own codes begin so
-                    f"nothing came of {self._topic} for {STALLED:.0f} s, nor that it has ended (partitions {where})",
-                )
-            )
-        return True
+        if self._open and time.monotonic() - self._moved_at > SILENCE:
+            for number in sorted(self._open):
+                _, high = self._client.get_watermark_offsets(TopicPartition(topic, number), timeout=_ASK_SECONDS)
+                self._logger.warning(
+                    "partition %d of %s is said to reach to %d, and gives nothing more: that is taken for its end",
+                    number, topic, high,
+                )  # fmt: skip
+            self._open.clear()
+        return bool(self._open)
 
     def _assign(self, topic: str, numbers: Sequence[int]) -> Iterator[Any]:
         self._client.assign([TopicPartition(topic, number, 0) for number in numbers])
-        self._open = set(numbers)
-        while self._goes_on():
+        self._open, self._moved_at = set(numbers), time.monotonic()
+        while self._goes_on(topic):
             yield from self._records()
 
     def _seek(self, topic: str, numbers: Sequence[int]) -> None:
@@ -178,8 +180,7 @@ class Reading:
             low, high = self._client.get_watermark_offsets(TopicPartition(topic, number), timeout=_ASK_SECONDS)
             partitions.append(TopicPartition(topic, number, low if self._last is None else max(low, high - self._last)))
         self._client.assign(partitions)
-        self._open = set(numbers)
-        self._moved_at = time.monotonic()
+        self._open, self._moved_at = set(numbers), time.monotonic()
 
     def _records(self) -> Iterator[Any]:
         for record in self._client.consume(_AT_ONCE, 0.2):
