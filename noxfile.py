@@ -1,4 +1,4 @@
-"""One command for each thing: ``nox -s lint types arch tests kills docs bench``. Bare ``nox`` runs before a commit."""
+"""One command for each thing: ``nox -s lint types arch tests slow kills docs bench``; bare ``nox`` before a commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "arch", "tests", "kills", "template", "docs"]
+nox.options.sessions = ["lint", "types", "arch", "tests", "slow", "kills", "template", "docs"]
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -60,7 +60,14 @@ def tests(session: nox.Session) -> None:
     """The suite, on SQLite and on PostgreSQL. What has a session of its own is left to it."""
     install(session, "dev")
     apart = [f"--ignore=tests/{part}" for part in ("typing", "template", "faults", "docs/test_pages.py")]
-    session.run("pytest", *WORKERS, *apart, *session.posargs)
+    session.run("pytest", *WORKERS, "-m", "not slow", *apart, *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that take ten seconds or more each: schemathesis, members that join and leave under load."""
+    install(session, "dev")
+    session.run("pytest", *WORKERS, "-m", "slow", "tests/contract", "tests/reference", *session.posargs)
 
 
 @nox.session

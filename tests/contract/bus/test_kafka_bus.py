@@ -48,6 +48,7 @@ def mock_url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 class TestKafkaBusOnTheMockCluster(BusSuite):
     promises = TestKafkaBus.promises
     JOINING = 8.0

@@ -21,7 +21,7 @@ async def test_a_url_as_providers_write_it_makes_databases(postgres_cluster: Clu
     try:
         assert postgres_cluster.psql(f"SELECT count(*) FROM pg_database WHERE datname = '{name}'") == "1"
     finally:
-        postgres_cluster.drop(name)
+        postgres_cluster.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 async def test_a_user_who_may_make_none_is_told_so(postgres_role_url: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from microkit.context import deadline_within
 from microkit.db import Database, PoolExhausted
@@ -158,7 +158,8 @@ async def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path, t
 async def test_a_database_that_does_not_exist_is_refused_without_its_password(
     postgres_url: str, telemetry: Telemetry
 ) -> None:
-    url = postgres_url.replace("@/test", ":S3cretPassword@/not_there_test")
+    there = make_url(postgres_url)
+    url = there.set(password="S3cretPassword", database="not_there").render_as_string(hide_password=False)
     database = Database(url, telemetry=telemetry)
     with pytest.raises(ConfigurationError, match="has no database of this name") as caught:
         await database.start()

@@ -25,7 +25,12 @@ from microkit.gateway.filters import RateLimit
 from microkit.testing.system import SystemUnderTest, run_system
 from reference.billpay.system import system
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1800), pytest.mark.xdist_group("described")]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.xdist_group("described"),
+]
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FULL = os.environ.get("MICROKIT_FUZZ") == "full"

@@ -208,6 +208,7 @@ async def test_an_envelope_that_was_applied_unseen_is_found_by_its_hash(billpay:
     assert before - await billpay.balance(ann.wallet.address) == 7 * XLM + BASE_FEE
 
 
+@pytest.mark.slow
 async def test_fifty_payments_from_five_wallets_conserve_money(billpay: Billpay) -> None:
     people = [await billpay.person() for _ in range(5)]
     payee = await billpay.new_account()

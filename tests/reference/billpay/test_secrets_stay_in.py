@@ -254,6 +254,7 @@ def all_that_is_told(watched: Watched) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_no_secret_is_in_anything_that_a_running_system_tells(tmp_path: Path) -> None:
     leaks = Leaks()
     with collector() as collected, up(tmp_path, leaks, collected) as watched:
