@@ -9,13 +9,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import uvloop
 
 from microkit.cli.load import find_service, load_system
-from microkit.cli.signals import on_signals
+from microkit.cli.signals import on_signals, unless_told
 from microkit.cli.steady import settle
 from microkit.errors import MicrokitError
 from microkit.instance import Instance
@@ -87,27 +86,9 @@ async def _look_after(service: Service, settings: ServiceSettings, reference: st
     command = [sys.executable, "-m", "microkit.cli", "run", service.name, "--system", reference]
     supervisor = Supervisor(service.declared, settings, command)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.roll)
-    if not await _unless(stop, supervisor.start()):
-        return
-    try:
+    async with AsyncExitStack() as owned:
+        if await unless_told(stop, owned.enter_async_context(supervisor)) is None:
+            return
         told = {"url": supervisor.url, "pid": os.getpid(), "workers": settings.workers}
         supervisor.telemetry.logger.info("ready", extra={**told, "seconds": round(time.monotonic() - began, 3)})
         await stop.wait()
-    finally:
-        await supervisor.stop()
-
-
-async def _unless(stop: asyncio.Event, work: Awaitable[None]) -> bool:
-    """Does the work, unless it is told to end before it is done: then it is cancelled."""
-    doing, told = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        told.cancel()
-        if not doing.done():
-            doing.cancel()
-            await asyncio.gather(doing, return_exceptions=True)
-    if doing.cancelled():
-        return False
-    doing.result()
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -50,6 +51,17 @@ class Desk:
     def __init__(self) -> None:
         self.calls = 0
         self.before: Callable[[], Awaitable[None]] | None = None
+
+    def hold(self) -> tuple[asyncio.Event, asyncio.Event]:
+        """Handlers wait: the first event says that one does, the second lets it go on."""
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            entered.set()
+            await leave.wait()
+
+        self.before = wait
+        return entered, leave
 
     async def create(self, body: NewCharge, tx: Transaction, caller: Principal) -> Charge:
         self.calls += 1

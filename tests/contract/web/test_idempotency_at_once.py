@@ -24,13 +24,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_while_the_first_is_under_way_the_second_is_told_to_wait(charged: Database) -> None:
     desk = Desk()
-    entered, leave = asyncio.Event(), asyncio.Event()
-
-    async def wait() -> None:
-        entered.set()
-        await leave.wait()
-
-    desk.before = wait
+    entered, leave = desk.hold()
     app = app_of(desk, charged)
     first = asyncio.create_task(ask(app, {"amount": 5}))
     await entered.wait()
@@ -47,13 +41,7 @@ async def test_while_another_instance_is_at_it_the_second_is_told_to_wait(charge
     if charged.dialect == "sqlite":
         pytest.skip("SQLite has one writer: the second instance waits for the first one's transaction")
     desk = Desk()
-    entered, leave = asyncio.Event(), asyncio.Event()
-
-    async def wait() -> None:
-        entered.set()
-        await leave.wait()
-
-    desk.before = wait
+    entered, leave = desk.hold()
     first = asyncio.create_task(ask(app_of(desk, charged), {"amount": 5}))
     await entered.wait()
     assert (await ask(app_of(Desk(), charged), {"amount": 5})).status == 409
@@ -64,13 +52,7 @@ async def test_while_another_instance_is_at_it_the_second_is_told_to_wait(charge
 
 async def test_who_comes_while_the_first_is_under_way_gets_its_reply(charged: Database) -> None:
     desk = Desk()
-    entered, leave = asyncio.Event(), asyncio.Event()
-
-    async def wait() -> None:
-        entered.set()
-        await leave.wait()
-
-    desk.before = wait
+    entered, leave = desk.hold()
     app = app_of(desk, charged)
     first = asyncio.create_task(ask(app, {"amount": 5}))
     await entered.wait()
