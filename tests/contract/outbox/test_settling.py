@@ -115,7 +115,8 @@ async def test_no_more_rows_are_on_their_way_than_allowed(box: Any, bus: MemoryB
 async def test_an_effect_happens_once_though_its_message_is_published_again(
     box: Any, bus: MemoryBus, consume: Consume
 ) -> None:
-    effects = sa.Table("effect", sa.MetaData(), sa.Column("number", sa.Integer))
+    happened = sa.Column("happened", sa.Integer, primary_key=True)  # a sequence: rows themselves are in no order
+    effects = sa.Table("effect", sa.MetaData(), happened, sa.Column("number", sa.Integer))
     async with box.database.engine.begin() as connection:
         await connection.run_sync(effects.metadata.create_all)
     delivered: list[int] = []
@@ -136,7 +137,7 @@ async def test_an_effect_happens_once_though_its_message_is_published_again(
     await box.publish_numbers(range(30), keys=4)
     await states_become(box, [PUBLISHED] * 30)
     async with box.database.transaction(read_only=True) as tx:
-        found = list(await tx.scalars(sa.select(effects.c.number)))
+        found = list(await tx.scalars(sa.select(effects.c.number).order_by(effects.c.happened)))
     assert sorted(found) == list(range(30))
     assert len(delivered) == 40
     for key in range(4):

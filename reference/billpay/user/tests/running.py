@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from argon2 import PasswordHasher
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from microkit.auth import Principal, Verifier
 from microkit.context import WorkContext, working
-from microkit.db import Database
+from microkit.db import Database, Transaction
 from microkit.instance import Instance
 from reference.billpay.contracts.user import Credentials, NewUser, Sessions, Tokens, User, Users
 from reference.billpay.user.passwords import Passwords
@@ -59,3 +61,13 @@ def bearing(tokens: Tokens | None) -> Iterator[None]:
 
 
 Start = Callable[..., contextlib.AbstractAsyncContextManager[UserService]]
+
+
+async def set_back(user: UserService, table: type, **columns: timedelta) -> None:
+    """Makes it as if the time in these columns had passed by so much more."""
+    now = datetime.now(UTC)
+
+    async def write(tx: Transaction) -> None:
+        await tx.execute(update(table).values({name: now - by for name, by in columns.items()}))
+
+    await user.database.run(write)
