@@ -68,7 +68,8 @@ async def give_back(db: Database, bill: Bill, payment: UUID) -> None:
 
 async def events(db: Database) -> list[str]:
     async with db.transaction(read_only=True) as tx:
-        types = await tx.scalars(select(outbox.c.type).where(outbox.c.aggregatetype == "billing.coupons"))
+        of_coupons = select(outbox.c.type).where(outbox.c.aggregatetype == "billing.coupons")
+        types = await tx.scalars(of_coupons.order_by(outbox.c.seq))
     return [str(kind).rpartition(".")[2] for kind in types]
 
 
