@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import nox
 
 PYTHONS = sorted({"3.11", "3.12", "3.13", f"3.{sys.version_info.minor}"})  # those that are missing are skipped
 WORKERS = ["-n", "4", "--dist", "loadgroup", "--timeout", "600"]  # more than cores: much of the time is waiting
+AGAIN = ["--reruns", "1", "--rerun-show-tracebacks"] if os.environ.get("MICROKIT_SECOND_CHANCE") else []  # decision 40
 SOURCES = ["microkit", "reference", "tests", "benchmarks", "noxfile.py"]
 SCANNER = [
     *("kingfisher", "scan", "--rules-path", ".kingfisher/rules.yml", "--redact", "--no-validate", "--no-update-check"),
@@ -60,14 +62,14 @@ def tests(session: nox.Session) -> None:
     """The suite, on SQLite and on PostgreSQL. What has a session of its own is left to it."""
     install(session, "dev")
     apart = [f"--ignore=tests/{part}" for part in ("typing", "template", "faults", "docs/test_pages.py")]
-    session.run("pytest", *WORKERS, "-m", "not slow", *apart, *session.posargs)
+    session.run("pytest", *WORKERS, *AGAIN, "-m", "not slow", *apart, *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that take ten seconds or more each: schemathesis, members that join and leave under load."""
     install(session, "dev")
-    session.run("pytest", *WORKERS, "-m", "slow", "tests/contract", "tests/reference", *session.posargs)
+    session.run("pytest", *WORKERS, *AGAIN, "-m", "slow", "tests/contract", "tests/reference", *session.posargs)
 
 
 @nox.session
@@ -89,14 +91,14 @@ def docs(session: nox.Session) -> None:
     install(session, "dev")
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
     if not session.posargs:
-        session.run("pytest", *WORKERS, "tests/docs/test_pages.py")
+        session.run("pytest", *WORKERS, *AGAIN, "tests/docs/test_pages.py")
 
 
 @nox.session
 def template(session: nox.Session) -> None:
     """Bakes the service template, and runs the tests, linter and type checker of what came out."""
     install(session, "dev")
-    session.run("pytest", "-q", "tests/template", *session.posargs)
+    session.run("pytest", "-q", *AGAIN, "tests/template", *session.posargs)
 
 
 @nox.session

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from _pytest.nodeid import NodeId  # there is no public way to it
 
+SECOND_CHANCES = 3
+"""How many tests of one run may be tried again, where ``--reruns`` is given."""
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -41,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         suffix = f"@{'_'.join(groups)}"
         if groups and not item.nodeid.endswith(suffix):
             item._id = NodeId.parse(item.nodeid + suffix)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """More than a few tests that passed only when they were tried again are a failure: see decision 40."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or len(reporter.stats.get("rerun", ())) <= SECOND_CHANCES:
+        return
+    reporter.section("more tests than chance explains passed only when they were tried again", red=True)
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(wrapper=True)
