@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import threading
 from collections import Counter
@@ -29,11 +30,13 @@ def bucket() -> Iterator[BucketServer]:
             server.stop()
 
 
-def ask(server: BucketServer, method: str, body: bytes = b"", **headers: str) -> tuple[int, str, bytes]:
+def ask(
+    server: BucketServer, method: str, body: bytes = b"", *, target: str = OBJECT, **headers: str
+) -> tuple[int, str, bytes]:
     """Status, ETag and body."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
         connection.request(
-            method, OBJECT, body or None, {name.replace("_", "-"): value for name, value in headers.items()}
+            method, target, body or None, {name.replace("_", "-"): value for name, value in headers.items()}
         )
         answer = connection.getresponse()
         return answer.status, answer.headers.get("ETag", ""), answer.read()
@@ -80,3 +83,40 @@ def test_what_breaks_off_is_not_stored(bucket: BucketServer) -> None:
         sender.shutdown(socket.SHUT_WR)  # it was killed
         assert b" 400 " in sender.recv(4096).partition(b"\r\n")[0]
     assert ask(bucket, "GET")[2] == b"whole"
+
+
+def test_killed_while_it_is_written_to_it_lists_what_it_confirmed(bucket: BucketServer) -> None:
+    confirmed: set[str] = set()
+    enough = threading.Event()
+
+    def write(writer: int) -> None:
+        for number in range(400):  # two of them fit on one page
+            key = f"records/{writer}-{number:03}"
+            try:
+                if ask(bucket, "PUT", b"one", target=f"/broker/{key}")[0] != 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                return  # it was killed
+            confirmed.add(key)
+            if number == 50:
+                enough.set()
+
+    listed(bucket)
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(60)
+    bucket.kill()
+    for thread in threads:
+        thread.join()
+    bucket.start()
+    found = listed(bucket)
+    assert confirmed <= set(found)
+    assert found == sorted(found)
+    for key in found:
+        assert ask(bucket, "GET", target=f"/broker/{key}")[::2] == (200, b"one")
+
+
+def listed(server: BucketServer) -> list[str]:
+    body = ask(server, "GET", target="/broker?list-type=2&prefix=records/")[2].decode()
+    return re.findall("<Key>(.*?)</Key>", body)
