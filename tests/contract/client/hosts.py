@@ -92,9 +92,10 @@ class Fleet:
         self.hosts = hosts
         self.telemetry = Telemetry("caller", ring=TraceRing())
         self.known = Known([Endpoint(host.server.url) for host in hosts])
-        clients = {"echo": ClientSettings(**settings)}
+        # Much time by default: a hundred and fifty calls at once may take theirs on a machine that is busy elsewhere.
+        clients = {"echo": ClientSettings(**{"connect_timeout": 30.0, "queue_timeout": 30.0, **settings})}
         self.upstream = Upstream(
-            "echo", resolver=self.known, telemetry=self.telemetry, guard=Policies("echo", clients, 10.0).guard()
+            "echo", resolver=self.known, telemetry=self.telemetry, guard=Policies("echo", clients, 60.0).guard()
         )
         caller = HttpCaller(self.upstream, session=session, telemetry=self.telemetry, clients=clients)
         self.echo = Echo(caller)

@@ -27,9 +27,9 @@ async def test_one_instance_that_fails_is_not_noticed_and_is_ejected(fleet: Make
 
 
 async def ejects_one(made: Fleet) -> None:
-    """Many calls at once, so that even the one that is known to fail gets some."""
-    async with asyncio.timeout(10):
-        while not made.upstream.balancer.ejected:
+    """Many calls at once, so that even the one that is known to fail gets some. It may be back by the time they end."""
+    async with asyncio.timeout(60):
+        while not made.metric("http_client_ejections_total"):
             assert (await made.reads(150, at_once=150))[0] == 150
 
 
@@ -118,7 +118,7 @@ async def test_an_ejected_instance_comes_back(fleet: Make) -> None:
     await ejects_one(made)
     made.hosts[0].status = 200
     seen = len(made.hosts[0].requests)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(made.hosts[0].requests) < seen + 20:
             assert (await made.reads(20))[0] == 20
     assert made.upstream.balancer.ejected == 0

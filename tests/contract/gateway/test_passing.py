@@ -313,7 +313,7 @@ async def test_both_bodies_may_be_under_way_at_once(start: Any) -> None:
     gateway = await start([BILLS], {"billing": interpreter})
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(b"POST /api/bills HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for word in (b"one", b"two", b"three"):
             writer.write(b"%x\r\n%b\r\n" % (len(word), word))
             await reader.readuntil(word.upper())

@@ -73,7 +73,7 @@ def route(**options: Any) -> Route:
 
 
 async def eventually(holds: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.02)
 

@@ -116,7 +116,7 @@ async def test_a_partition_that_goes_takes_what_nobody_has_begun_with(bus: Redis
     first._house._member = "z"  # of two members and one partition, the first by name has it
     second = await bus.subscribe(GROUP, [topic])
     second._house._member = "a"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not asked:
             assert not await second.fetch(10, 0.1)
     assert not await second.fetch(10, 0.3), "what the first works on is not done"
