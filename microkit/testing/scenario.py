@@ -317,9 +317,9 @@ class _Stage(Generic[State]):
     async def _due(self) -> float | None:
         """Seconds until the saga goes on, below 0 while it does; ``None`` where it goes on by nobody's hand but an
         operator's, or by an event that it waits for."""
-        story = await self._story()
         row = sa.select(saga_table.c.next_at, saga_table.c.lease_owner, database_now())
-        async with self._database.transaction(read_only=True) as tx:
+        async with self._database.transaction(read_only=True) as tx:  # one, for the saga goes on meanwhile
+            story = await show_saga(tx, cast("UUID", self._saga_id))
             next_at, owner, now = (await tx.execute(row.where(saga_table.c.id == story.id))).one()
         waited = [wait.due for wait in story.waits if wait.status == "waiting"]
         if next_at is None or (owner is None and waited and min(waited) <= next_at):
