@@ -15,9 +15,12 @@ from microkit.servers.process import ServerProcess
 _BUCKET: Final = "kafka"
 JOINING: Final = "session.timeout.ms=3000&heartbeat.interval.ms=500"
 """The broker waits half a session for the members of a group, and a whole one for those that were killed."""
-_DURABLY: Final = "idempotence=false"
+_DURABLY: Final = "idempotence=false&fetch.wait.max.ms=500"
 """It notes a producer's sequence before it keeps the messages. Killed in between it takes them for there when they are
-sent again, and confirms what it does not have."""
+sent again, and confirms what it does not have.
+
+Each time it is asked for messages it lists those of the partition from the first one on, ten thousand in a tenth of a
+second, and breaks off when the wait is over: it would never get to the new ones."""
 
 
 class KafkaServer(ServerProcess):

@@ -59,8 +59,6 @@ _CONSUMER: Final = {
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.queue.backoff.ms": 20,
 }
-_READING: Final = {**_CONSUMER, "fetch.wait.max.ms": 500}
-"""Who looks on is in less of a hurry. A broker that has to find its place first, each time, gets further in one go."""
 
 
 class KafkaBus:
@@ -183,7 +181,7 @@ class KafkaBus:
 
     async def read(self, topic: str, *, last: int | None = None, follow: bool = False) -> AsyncGenerator[Stored, None]:
         """See :meth:`microkit.bus.port.Inspects.read`."""
-        reading = Reading({**_READING, **self._client}, topic, last, self._logger)
+        reading = Reading({**_CONSUMER, **self._client}, topic, last, self._logger)
         alone = ThreadPoolExecutor(1, thread_name_prefix="kafka-reading")  # no two calls of one client at once
         try:
             there = await self._ask(lambda _admin: reading.start(), alone)

@@ -7,9 +7,7 @@ The long form is for a quiet machine, one bus at a time; ``-s`` shows the figure
 
     MICROKIT_FAULTS=full pytest tests/faults/billpay/test_real_system.py -n0 -s -k "redis and rolling"
 
-with ``kafka`` for ``redis``, and ``hundred_times``, ``stays_away``, ``backends`` or ``command`` for ``rolling``. What
-was sent is looked for in the end: the broker of ``--bus kafka``, which keeps each message as an object, gives some ten
-thousand in five minutes, and fewer the more there are, so ``DRILL_RATE=5`` there.
+with ``kafka`` for ``redis``, and ``hundred_times``, ``stays_away``, ``backends`` or ``command`` for ``rolling``.
 """
 
 from __future__ import annotations
