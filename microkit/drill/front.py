@@ -31,8 +31,8 @@ _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class Front:
-    """Sends to the gateways at ``urls`` in turn, those that say they are ready; to another where no connection could be
-    made. Nothing is sent twice."""
+    """Sends to the gateways at ``urls`` in turn, first to those that say they are ready; to another where no connection
+    could be made. Nothing is sent twice."""
 
     def __init__(self, urls: Sequence[str], console: str) -> None:
         self._urls = list(urls)
@@ -70,10 +70,7 @@ class Front:
         """
         data = None if outgoing.body is None else orjson.dumps(outgoing.body)
         headers = {**outgoing.headers, **({} if data is None else {"Content-Type": "application/json"})}
-        ready = self._ready or self._urls
-        first = next(self._turn)
-        for offset in range(len(ready)):
-            url = ready[(first + offset) % len(ready)]
+        for url in self._in_turn():
             try:
                 async with self.session.request(
                     outgoing.method, url + outgoing.path, data=data, headers=headers, allow_redirects=False
@@ -83,6 +80,12 @@ class Front:
             except _NOT_SENT:
                 continue
         raise Unavailable("no gateway takes a connection")
+
+    def _in_turn(self) -> list[str]:
+        """Those that are ready first; what is known of them is old where an answer to the question took long."""
+        ready = self._ready
+        first = next(self._turn) % max(1, len(ready))
+        return [*ready[first:], *ready[:first], *(url for url in self._urls if url not in ready)]
 
     async def events(self, topic: str) -> list[Mapping[str, Any]]:
         """See :meth:`~microkit.drill.load.Door.events`. A bus that has just been restarted is asked again.
