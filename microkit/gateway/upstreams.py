@@ -161,6 +161,7 @@ class _Attempt:
     # What changes only where one fails.
     _renewed = False
     _avoid: Sequence[Instance] = ()
+    _unreached: Sequence[Instance] = ()
     _unsent = False
     """Whether the last attempt reached nobody."""
     _made = 0
@@ -242,9 +243,12 @@ class _Attempt:
     async def _may_again(self, error: Exception, instance: Instance, stale: bool, until: float) -> bool:
         self._unsent = isinstance(error, NotConnected)
         if isinstance(error, NotConnected):
-            # Nothing has been sent, so this goes for all methods. Each instance is tried once.
-            self._avoid = [*self._avoid, instance]
-            others = len(self._avoid) < len(self._upstream.balancer.instances)
+            # Nothing has been sent, so this goes for all methods. Each instance is tried once, and one that was reached
+            # and said to come again is one to come to again where the others are away.
+            if instance in self._unreached:
+                return False
+            self._avoid, self._unreached = [*self._avoid, instance], [*self._unreached, instance]
+            others = any(one not in self._unreached for one in self._upstream.balancer.instances)
             return others and self._upstream.may_retry("connect", free=error.refused)
         if stale and self._again and not self._renewed:
             # The server had ended the kept connection just then (RFC 9110, 9.2.2). It costs it nothing.

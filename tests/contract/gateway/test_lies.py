@@ -206,6 +206,23 @@ async def test_a_key_that_does_not_go_on_to_the_service_justifies_no_second_requ
     assert [b"idempotency-key" in request.lower() for request in requests] == [False]
 
 
+async def test_one_that_was_busy_is_asked_again_where_the_others_are_away(start: Any) -> None:
+    busy = [False]
+
+    async def alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            busy[0] = not busy[0]
+            full = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"
+            writer.write(full if busy[0] else OK)
+            await writer.drain()
+
+    patient = Retry(attempts=3, backoff=0.001)
+    gateway = await start([Route("/bills", "billing", filters=(patient,))], {"billing": ["http://127.0.0.1:1", alive]})
+    for _ in range(8):
+        assert await asked(gateway) == (200, b"ok")
+
+
 async def test_a_dead_instance_is_found_out_and_left_alone(start: Any) -> None:
     async def alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
