@@ -176,7 +176,7 @@ class Drill:
         try:
             status, body = await front.send(self._load.request(number))
         except (aiohttp.ClientError, Unavailable, TimeoutError) as error:
-            self._failed(type(error).__name__)
+            self._failed(type(error).__name__, str(error))
             return
         now = time.monotonic()
         if 200 <= status < 300:
@@ -185,10 +185,13 @@ class Drill:
             report.successes.append(now)
             self._load.answered(number, body)
         else:
-            self._failed(str(status))
+            problem = body if isinstance(body, dict) else {}
+            kind = str(problem.get("type", "")).removeprefix("urn:problem:")
+            self._failed(f"{status} {kind}".rstrip(), str(problem.get("detail", "")))
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, detail: str) -> None:
         self._report.not_2xx[reason] += 1
+        self._report.details.setdefault(reason, f"while {self._restarting} was restarted: {detail}")
         self._report.by_process[self._restarting] += 1
 
 

@@ -74,7 +74,8 @@ class Scripted:
     async def make(self, request: Request) -> Response:
         self.served.append(str(await request.json()))
         broken = (self.failing and len(self.served) % self.failing == 0) or len(self.served) > self.alone_after
-        return JSONResponse({}, 500 if broken else 201)
+        problem = {"type": "urn:problem:too-warm", "detail": "The shelf is too warm."}
+        return JSONResponse(problem, 500) if broken else JSONResponse({}, 201)
 
 
 @dataclass
@@ -135,7 +136,8 @@ async def test_an_answer_that_is_no_success_breaks_the_promise_of_a_rolling_rest
     scripted.failing = 3
     found = await drilled(scripted, load := Things(), Plan(restarts=5, rate=200))
     assert not found["ok"]
-    assert found["reasons"] == {"500": found["not_2xx"]}
+    assert found["reasons"] == {"500 too-warm": found["not_2xx"]}
+    assert found["first_of_each"]["500 too-warm"].endswith("was restarted: The shelf is too warm.")
     assert sum(found["not_2xx_while_restarting"].values()) == found["not_2xx"]
     assert len(load.acknowledged) == found["requests"] - found["not_2xx"]
 
