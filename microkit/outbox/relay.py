@@ -134,6 +134,7 @@ class Relay:
     async def _run(self) -> None:
         while True:
             self._beat = time.monotonic()
+            last = self._stopping  # what is committed meanwhile is for one more pass
             try:
                 await self._keep_house()
                 more = await self._pass()
@@ -146,9 +147,10 @@ class Relay:
             self._recovered()
             if more:
                 continue
-            if self._stopping:
+            if last:
                 return
-            await self._signal.wait(self._patience())
+            if not self._stopping:
+                await self._signal.wait(self._patience())
 
     def _troubled(self, error: Exception) -> None:
         self._failures += 1

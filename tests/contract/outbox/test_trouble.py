@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -140,6 +141,27 @@ async def test_stopping_flushes_what_is_committed(box: Any, broker: FaultyBus) -
     await relay.stop(10)
     assert numbers(broker.published) == list(range(100))
     await states_become(box, [PUBLISHED] * 100)
+
+
+async def test_stopping_flushes_what_was_committed_since_the_relay_last_looked(box: Any, broker: FaultyBus) -> None:
+    relay = await box.relay(broker, poll=3600.0)
+    claim = relay._claim
+    stopping: list[asyncio.Task[None]] = []
+
+    async def looked_too_early(under_way: Sequence[int] = ()) -> Any:
+        rows = await claim(under_way)
+        if not rows and not stopping:
+            await box.publish_numbers(range(10))
+            stopping.append(asyncio.create_task(relay.stop(10)))
+            await asyncio.sleep(0)
+        return rows
+
+    relay._claim = looked_too_early
+    await box.publish_numbers(range(10, 20))
+    async with asyncio.timeout(60):
+        while not stopping or not stopping[0].done():
+            await asyncio.sleep(0.01)
+    assert sorted(numbers(broker.published)) == list(range(20))
 
 
 async def test_stopping_does_not_outlast_its_time_when_the_bus_is_away(box: Any, broker: FaultyBus) -> None:
