@@ -41,8 +41,9 @@ def start(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Start:
             # A hundred requests at once may take their time on a slow machine.
             "database_pool_timeout": 60.0,
             "request_timeout": 60.0,
+            "load_shedding": False,
             # With that much time a caller would wait out a 429, whose minute may be shorter by now.
-            "clients": {"user": {"attempts": 1}},
+            "clients": {"user": {"attempts": 1, "connect_timeout": 60.0, "queue_timeout": 60.0}},
             **settings,
         }
         async with service.instance(found) as instance:
