@@ -125,13 +125,14 @@ async def confirm(state: Book, tx: Transaction) -> None:
     tx.publish(BookingMade(booking_id=state.booking_id, seat=state.seat))
 
 
-def booking_saga(*, patient: bool = False) -> Saga[Book]:
-    """A ``patient`` one leaves hours between what happens, so that the time that a test takes itself is nothing."""
-    retry = Retry(attempts=3)
+def booking_saga(patience: float | None = None) -> Saga[Book]:
+    """With ``patience`` it tries again after up to so many seconds, at random: hardly ever in the moment that a test
+    gives it."""
     hold = compensatable(hold_seat, undo=release_seat, timeout=5)
-    if patient:
-        retry = Retry(attempts=3, initial=86_400, maximum=86_400)
-        hold = compensatable(hold_seat, undo=release_seat, timeout=3600, retry=retry)
+    retry = Retry(attempts=3)
+    if patience:
+        retry = Retry(attempts=3, initial=patience, maximum=patience)
+        hold = compensatable(hold_seat, undo=release_seat, timeout=5, retry=retry)
     return Saga(
         "book-seat",
         Book,
@@ -144,12 +145,13 @@ def booking_saga(*, patient: bool = False) -> Saga[Book]:
     )
 
 
+DAY = 86_400.0
 ID = uuid4()
 
 
-def begun(till: Till | None = None, *, patient: bool = False) -> Scenario[Book]:
+def begun(till: Till | None = None, *, patience: float | None = None) -> Scenario[Book]:
     return (
-        scenario(booking_saga(patient=patient), tables=Base.metadata)
+        scenario(booking_saga(patience), tables=Base.metadata)
         .having(Booking(id=ID))
         .given(Seats.hold, answers(Seat(number=12)))
         .given(Seats.release, answers(None))
@@ -216,16 +218,16 @@ def test_another_service_that_fails_in_every_way_and_then_answers() -> None:
 
 def test_a_step_that_takes_too_long_is_timed_out() -> None:
     (
-        begun(patient=True)
+        begun(patience=1000 * DAY)
         .given(Seats.hold, answers(Seat(number=1), after=86_400.0))
         .when(Book(booking_id=ID))
-        .after(hours=2)
+        .after(minutes=1)
         .expect(done(open_booking), failed(hold_seat), waiting(hold_seat))
     )
 
 
 def test_a_backoff_of_days_takes_no_time() -> None:
-    outcome = begun(Till(OSError(), OSError()), patient=True).when(Book(booking_id=ID)).run()
+    outcome = begun(Till(OSError(), OSError()), patience=DAY).when(Book(booking_id=ID)).run()
 
     assert outcome.status == "completed"
     assert [step.status for step in outcome.steps] == ["done", "done", "failed", "failed", "done", "done"]
@@ -267,9 +269,9 @@ def test_a_fake_may_remember() -> None:
 
 def test_time_passes_as_far_as_is_said_and_no_further() -> None:
     (
-        begun(Till(OSError(), OSError()), patient=True)
+        begun(Till(OSError(), OSError()), patience=1000 * DAY)
         .when(Book(booking_id=ID))
-        .after(hours=1)
+        .after(minutes=1)
         .expect(done(open_booking, hold_seat), failed(take_money), waiting(take_money))
     )
 
@@ -345,7 +347,7 @@ def test_a_scenario_that_was_never_run_says_so() -> None:
 
 
 def test_what_was_said_before_can_be_gone_on_from() -> None:
-    first = begun(Till(OSError(), OSError()), patient=True).when(Book(booking_id=ID)).after(hours=1)
+    first = begun(Till(OSError(), OSError()), patience=DAY).when(Book(booking_id=ID)).after(seconds=5)
 
     first.expect(waiting(take_money)).after(days=3).expect(completed())
 
