@@ -176,7 +176,7 @@ class Drill:
         try:
             status, body = await front.send(self._load.request(number))
         except (aiohttp.ClientError, Unavailable, TimeoutError) as error:
-            self._failed(type(error).__name__, str(error))
+            self._failed(type(error).__name__, str(error) or "no answer in time")
             return
         now = time.monotonic()
         if 200 <= status < 300:
@@ -191,7 +191,7 @@ class Drill:
 
     def _failed(self, reason: str, detail: str) -> None:
         self._report.not_2xx[reason] += 1
-        self._report.details.setdefault(reason, f"while {self._restarting} was restarted: {detail}")
+        self._report.first_of_each.setdefault(reason, f"while {self._restarting} was restarted: {detail}")
         self._report.by_process[self._restarting] += 1
 
 

@@ -13,7 +13,7 @@ from microkit.drill.load import Verdict
 @dataclass(slots=True)
 class Report:
     """``latencies`` are of answers with success, in seconds; ``successes`` their moments, by ``time.monotonic()``.
-    ``not_2xx`` counts the other answers by status and problem ("503 unavailable"); ``details`` are the first ones.
+    ``not_2xx`` counts the other answers by status and problem ("503 unavailable"), ``first_of_each`` tells its text.
     ``by_process`` counts, of the requests that did not succeed, those that ended while this process was restarted.
     """
 
@@ -21,7 +21,7 @@ class Report:
     restarts: int = 0
     requests: int = 0
     not_2xx: Counter[str] = field(default_factory=Counter)
-    details: dict[str, str] = field(default_factory=dict)
+    first_of_each: dict[str, str] = field(default_factory=dict)
     by_process: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     successes: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Report:
             "rate": round(self.requests / self.seconds, 1) if self.seconds else 0.0,
             "not_2xx": sum(self.not_2xx.values()),
             "reasons": dict(self.not_2xx),
-            "first_of_each": self.details,
+            "first_of_each": self.first_of_each,
             "not_2xx_while_restarting": dict(self.by_process),
             "lost": len(self.verdict.lost),
             "duplicated": len(self.verdict.duplicated),
