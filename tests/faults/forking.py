@@ -9,13 +9,21 @@ import signal
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final
+
+_told: Final = asyncio.Event()
+"""Set by SIGTERM, in a process that waits for it."""
 
 
 def forked(main: Coroutine[Any, Any, None], before: Callable[[], None] = lambda: None) -> int:
-    """Runs ``main`` in a process of its own and returns its id."""
+    """Runs ``main`` in a process of its own and returns its id.
+
+    SIGTERM is held back there until ``main`` comes to :func:`told_to_end`: it would end a process that starts still.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         main.close()
         return child
     status = 1
@@ -28,6 +36,13 @@ def forked(main: Coroutine[Any, Any, None], before: Callable[[], None] = lambda:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+async def told_to_end() -> None:
+    """Waits for SIGTERM, which may have come before."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _told.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    await _told.wait()
 
 
 def ended(child: int) -> int:

@@ -41,7 +41,7 @@ from microkit.servers.valkey import ValkeyServer
 from microkit.telemetry import Telemetry
 from microkit.testing.kafka import kafka
 from microkit.testing.valkey import valkey
-from tests.faults.forking import ended, forked
+from tests.faults.forking import ended, forked, told_to_end
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ class Plan:
 
 
 async def produce(plan: Plan, seed: int) -> None:
-    """Counts until ``plan.events`` numbers are committed."""
+    """Counts until ``plan.events`` numbers are committed, and notes that it counts no more."""
     chance = random.Random(seed)
     database = Database(plan.source, telemetry=Telemetry("counter", log_level="CRITICAL"), pool_size=4)
     await database.start()
@@ -149,6 +149,11 @@ async def produce(plan: Plan, seed: int) -> None:
 
     await asyncio.gather(*[go_on() for _ in range(4)])
     await database.close()
+    counted_all(plan).touch()
+
+
+def counted_all(plan: Plan) -> Path:
+    return Path(plan.folder) / "counted"
 
 
 async def finished(database: Database, events: int) -> bool:
@@ -196,21 +201,6 @@ async def started(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
             return await start()
         except ConnectionError:
             await asyncio.sleep(0.2)
-
-
-ends: Final[list[asyncio.Event]] = []
-"""What waits in this process to be told."""
-
-
-async def told_to_end() -> None:
-    ends.append(asyncio.Event())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, tell)
-    await ends[-1].wait()
-
-
-def tell() -> None:
-    for end in ends:
-        end.set()
 
 
 async def door(port: int, behind: int) -> None:
@@ -279,7 +269,7 @@ class Company:
         self._running[victim] = forked(self._makers[victim]())
 
     def watch(self) -> None:
-        """Notices who has ended though nobody killed it: the producer may, when it is through."""
+        """Notices who has ended though nobody killed it: the producer does, when it is through."""
         for name, pid in list(self._running.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -288,10 +278,11 @@ class Company:
                     raise RuntimeError(f"{name} ended by itself with {os.waitstatus_to_exitcode(status)}")
 
     def dismiss(self) -> None:
-        """Lets everybody end in order, the door last."""
+        """Lets everybody end in order, the door last. The producer ends by itself."""
         for name in sorted(self._running, key=lambda name: name == "door"):
             pid = self._running.pop(name)
-            os.kill(pid, signal.SIGKILL if name == "door" else signal.SIGTERM)
+            if name != "producer":
+                os.kill(pid, signal.SIGKILL if name == "door" else signal.SIGTERM)
             code = ended(pid)
             if name != "door" and code:
                 raise RuntimeError(f"{name} did not end in order: {code}")
@@ -387,10 +378,11 @@ def copy(plan: Plan) -> dict[str, Any]:
                 company.watch()
                 if company.kills.total() < plan.blows:
                     company.blow()
+                through = counted_all(plan).exists() and company.kills.total() >= plan.blows
                 now = asyncio.run(sums(plan))
                 if now != before:
                     before, moved = now, time.monotonic()
-                if now[0] >= plan.events and company.kills.total() >= plan.blows and now[0] <= min(now):
+                if through and now[0] <= min(now):
                     break
                 if time.monotonic() - moved > PATIENCE:
                     raise TimeoutError(f"counted, written down singly and in batches: {now}; nothing moves any more")

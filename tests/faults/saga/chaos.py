@@ -41,7 +41,7 @@ from microkit.servers.ports import free_ports
 from microkit.servers.postgres import PostgresServer
 from microkit.telemetry import Telemetry
 from microkit.testing.folder import short_lived
-from tests.faults.forking import ended, forked, running, succeed
+from tests.faults.forking import ended, forked, running, succeed, told_to_end
 from tests.faults.saga.order import EXPECTED, ORDER, Elsewhere, Expected, Order, effect, own, refused_at
 
 QUEUE: Final = UUID(int=4)
@@ -141,8 +141,6 @@ def _line(pipe: int) -> str:
 
 async def carry_on(town: Town) -> None:
     """An engine, until SIGTERM. It must leave no connection of its pool in use."""
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     database = town.database()
     async with aiohttp.ClientSession() as session:
         there = {Elsewhere: Elsewhere(session, town.receiver)}
@@ -151,7 +149,7 @@ async def carry_on(town: Town) -> None:
             lease=town.plan.lease, concurrency=16, poll=0.1,
         )  # fmt: skip
         await engine.start()
-        await ended.wait()
+        await told_to_end()
         await engine.stop(10)
     in_use = database.engine.pool.checkedout()  # type: ignore[attr-defined]  # of the pool that it has
     await database.close()
@@ -165,8 +163,7 @@ async def watch(town: Town) -> None:
     What a transaction under way has locked is in somebody's hands. After the database was away, engines have as long to
     come back.
     """
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    told = asyncio.create_task(told_to_end())
     database, lease = town.database(), town.plan.lease
     overdue = sa.text(
         "SELECT id, extract(epoch FROM clock_timestamp() - next_at) FROM saga "
@@ -174,7 +171,7 @@ async def watch(town: Town) -> None:
     )
     found: dict[str, float] = {}
     not_before = 0.0
-    while not ended.is_set():
+    while not told.done():
         await asyncio.sleep(0.2)
         try:
             async with database.transaction() as tx:
