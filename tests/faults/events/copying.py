@@ -33,6 +33,7 @@ from microkit import Event, Service, Transaction
 from microkit.bus import Bus, MemoryBus, connect
 from microkit.db import Database
 from microkit.db.migration import create_tables, migrate
+from microkit.declared import topics_of
 from microkit.instance import Instance
 from microkit.outbox import Relay, RelayOptions, install
 from microkit.servers.kafka import KafkaServer
@@ -191,6 +192,8 @@ async def ready(settings: dict[str, object], bus: Bus) -> Instance:
 async def live_alone(plan: Plan, seed: int) -> None:
     """All of it in one process, which is what ``memory://`` is for."""
     bus = MemoryBus()
+    for group, listeners in ledger.declared.groups().items():  # before anything is published, as a system does it
+        bus.declare(group, topics_of(listeners))
     await asyncio.gather(consume(plan, bus), relay(plan, bus), produce(plan, seed))
 
 
