@@ -28,7 +28,7 @@ ALL = [scenario for saga in SAGAS for scenario in SCENARIOS.get(saga, ())]
 def explored(found: Explored) -> None:
     """Several services work at once, and who is faster is not the same each time: a few points may not be met again."""
     assert found.killed
-    assert len(found.missed) * 10 <= len(found.killed), found.missed
+    assert len(found.missed) <= max(1, len(found.killed) // 10), found.missed
 
 
 def test_every_saga_of_payment_is_explored() -> None:

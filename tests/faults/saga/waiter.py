@@ -60,11 +60,18 @@ async def fly(state: Trip) -> dict[str, int]:
     return {"flight": 1}
 
 
-async def sleep_well(state: Trip) -> dict[str, int]:
+async def sleep_well(state: Trip, database: Database) -> dict[str, int]:
     passed("sleep")
-    await asyncio.sleep(0.3)  # the other branch has ended
+    while not await flown(database):
+        await asyncio.sleep(0.02)
     deadly("group")
     return {"hotel": 1}
+
+
+async def flown(database: Database) -> bool:
+    """Whether it is written down that the other branch has ended."""
+    story = await database.run(lambda tx: show_saga(tx, SAGA_ID), read_only=True)
+    return any(branch.place == "fly" and branch.status == "done" for branch in story.branches)
 
 
 async def note_paid(state: Trip, event: Paid, tx: Transaction) -> dict[str, int]:
@@ -81,7 +88,7 @@ trip = Saga(
     "trip",
     Trip,
     [
-        parallel(compensatable(fly, undo=NO_EFFECT, timeout=5), compensatable(sleep_well, undo=NO_EFFECT, timeout=5)),
+        parallel(compensatable(fly, undo=NO_EFFECT, timeout=30), compensatable(sleep_well, undo=NO_EFFECT, timeout=30)),
         compensatable(await_event(Paid, by="payment", then=note_paid, timeout=120), undo=NO_EFFECT, name="payment"),
         retriable(tell),
     ],
@@ -94,7 +101,7 @@ async def live(url: str) -> None:
     await database.start()
     await create_tables(database, [saga_tables, outbox_tables])
     await database.run(lambda tx: trip.start(tx, Trip(), saga_id=SAGA_ID))
-    engine = SagaEngine(database, telemetry, [trip], {}, lease=0.5, poll=0.05)
+    engine = SagaEngine(database, telemetry, [trip], {Database: database}, lease=3.0, poll=0.05)
     await engine.start()
     sent = FOLDER / "sent"
     async with asyncio.timeout(60):
