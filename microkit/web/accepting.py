@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 AT_ONCE: Final = 1024
 """Connections of one turn: whom a turn of a second has kept waiting, and the next one has to tell to come later."""
 AT_ONCE_OF_SEVERAL: Final = 16
+BACKLOG: Final = 2048
+"""Connections that the kernel may keep for a listener. It says 'connected' to each of them."""
 _PAUSE: Final = 1.0
 _LEFT: Final = frozenset(
     {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ETIMEDOUT, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
@@ -35,21 +37,28 @@ class Acceptor:
         self._listener = listener
         self._make = make
         self._at_once = AT_ONCE_OF_SEVERAL if shared else AT_ONCE
+        self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._greetings: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
-        self._loop.add_reader(listener, self._accept)
+        self._loop.add_reader(listener, self._accept, self._at_once)
 
     async def close(self) -> None:
-        """Takes no more, and gives the address back. Who was taken has a protocol then."""
+        """Takes no more, and gives the address back. Who was taken has a protocol then.
+
+        Who stands in the kernel's queue still is connected already and may have sent a request, which the end of the
+        listener would take away without a word: they are taken, too, where nobody else goes on to accept.
+        """
+        if not self._shared:
+            self._accept(BACKLOG)
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
         await asyncio.gather(*self._greetings, return_exceptions=True)
 
-    def _accept(self) -> None:
-        for _ in range(self._at_once):
+    def _accept(self, most: int) -> None:
+        for _ in range(most):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -76,4 +85,4 @@ class Acceptor:
         """A process without free descriptors, say, is asked by its listener without end."""
         _log.error("no connection can be taken for %g s: %s", _PAUSE, error.strerror)
         self._loop.remove_reader(self._listener)
-        self._pause = self._loop.call_later(_PAUSE, self._loop.add_reader, self._listener, self._accept)
+        self._pause = self._loop.call_later(_PAUSE, self._loop.add_reader, self._listener, self._accept, self._at_once)

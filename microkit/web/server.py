@@ -16,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from microkit.errors import ConfigurationError, Problem
-from microkit.web.accepting import Acceptor
+from microkit.web.accepting import BACKLOG, Acceptor
 from microkit.web.app import WebApp
 from microkit.web.limits import Limits
 from microkit.web.protocol import LimitedProtocol
@@ -26,8 +26,10 @@ WEBSOCKET_MESSAGE: Final = 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG: Final = 2048
 _LAST_WORDS: Final = 1.0
+_LAST_LOOK: Final = 5
+"""Turns of the event loop in which what clients had sent before the end is read. One would do for a connection that is
+being read from; one that was taken just now begins to be so a turn or two later."""
 
 
 class Server:
@@ -128,10 +130,15 @@ class Server:
         self._draining = True
 
     async def stop(self, timeout: float = 20.0) -> None:  # noqa: ASYNC109  seconds for all requests, not for one await
-        """Accepts nothing more, lets requests under way end for ``timeout`` seconds, and cancels the rest."""
+        """Accepts nothing more, lets requests under way end for ``timeout`` seconds, and cancels the rest.
+
+        Under way is what a client had sent before, read or not: a busy loop has requests in the kernel's buffers.
+        """
         self.drain()
         if self._acceptor is not None:
             await self._acceptor.close()
+            for _ in range(_LAST_LOOK):
+                await asyncio.sleep(0)
         elif self._socket is not None:
             self._socket.close()
         for connection in list(self._state.connections):
@@ -204,7 +211,7 @@ def listening(host: str, port: int) -> socket.socket:
         made.bind(address)
         made.setblocking(False)
         # Taken now and not with the first connection: a second program that binds it later must fail there.
-        made.listen(_BACKLOG)
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise ConfigurationError(_why(error, where, host, port)) from None
