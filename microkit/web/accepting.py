@@ -37,7 +37,6 @@ class Acceptor:
         self._listener = listener
         self._make = make
         self._at_once = AT_ONCE_OF_SEVERAL if shared else AT_ONCE
-        self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._greetings: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -47,10 +46,10 @@ class Acceptor:
         """Takes no more, and gives the address back. Who was taken has a protocol then.
 
         Who stands in the kernel's queue still is connected already and may have sent a request, which the end of the
-        listener would take away without a word: they are taken, too, where nobody else goes on to accept.
+        listener would take away without a word: they are taken, too. Of several processes the last to end must do so,
+        and none knows that it is the last.
         """
-        if not self._shared:
-            self._accept(BACKLOG)
+        self._accept(BACKLOG)
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)

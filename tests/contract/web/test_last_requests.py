@@ -12,6 +12,7 @@ import uvloop
 from microkit.contract import ANYONE
 from microkit.telemetry import Telemetry
 from microkit.web import InlineRoute, Server, Surface, WebApp
+from microkit.web.server import listening
 
 REQUEST = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 CLIENTS = 100
@@ -19,13 +20,18 @@ CLIENTS = 100
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
-def server() -> Server:
+def server(*, shared: bool = False) -> Server:
+    """``shared``: on a listener that it was given, as workers are."""
+
     async def order() -> str:
         await asyncio.sleep(0.05)
         return "ordered"
 
     surface = Surface("shop", routes=[InlineRoute("POST", "/orders", order, ANYONE)])
-    return Server(WebApp(surface, telemetry=Telemetry("shop", log_level="CRITICAL")))
+    return Server(
+        WebApp(surface, telemetry=Telemetry("shop", log_level="CRITICAL")),
+        listener=listening("127.0.0.1", 0) if shared else None,
+    )
 
 
 async def answer(client: socket.socket) -> bytes:
@@ -42,10 +48,11 @@ def answered(got: bytes) -> bool:
     return head.startswith(b"http/1.1 200") and b"connection: close" in head and body == b'"ordered"'
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "worker"])
 @both_loops
-def test_who_is_connected_and_not_accepted_yet_is_answered(run: Callable[..., list[bytes]]) -> None:
+def test_who_is_connected_and_not_accepted_yet_is_answered(run: Callable[..., list[bytes]], shared: bool) -> None:
     async def stop_in_the_turn_in_which_they_come() -> list[bytes]:
-        made = server()
+        made = server(shared=shared)
         await made.start()
         clients = [socket.create_connection(("127.0.0.1", made.port)) for _ in range(CLIENTS)]
         try:
